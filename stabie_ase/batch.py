@@ -1,0 +1,161 @@
+"""Many atomic systems as one set of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AtomsBatch:
+    """Atoms of several systems, concatenated; systems may differ in size, cell and composition.
+
+    Attributes
+    ----------
+    positions : Tensor, shape (n_atoms, 3)
+        Cartesian coordinates in Å, never wrapped into the cell.
+    numbers : Tensor of int64, shape (n_atoms,)
+        Atomic numbers.
+    masses : Tensor, shape (n_atoms,)
+        In amu.
+    cells : Tensor, shape (n_systems, 3, 3)
+        Lattice vectors in Å as rows, as in ASE; zero where there is no cell.
+    pbc : Tensor of bool, shape (n_systems, 3)
+        Periodic directions.
+    system : Tensor of int64, shape (n_atoms,)
+        The system each atom belongs to, sorted.
+    n_systems : int
+        Kept as a number, so that asking for it never waits for a device.
+    """
+
+    positions: Tensor
+    numbers: Tensor
+    masses: Tensor
+    cells: Tensor
+    pbc: Tensor
+    system: Tensor
+    n_systems: int
+
+    @classmethod
+    def from_atoms(
+        cls, atoms: Atoms | Sequence[Atoms], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64
+    ) -> AtomsBatch:
+        """Collect ASE atoms; one `Atoms` makes a batch of one system."""
+        images = [atoms] if isinstance(atoms, Atoms) else list(atoms)
+        if not images:
+            raise ValueError("a batch needs at least one Atoms object, got none")
+        sizes = [len(image) for image in images]
+
+        def real(arrays):
+            return torch.as_tensor(np.concatenate(arrays), dtype=dtype, device=device)
+
+        return cls(
+            positions=real([image.positions for image in images]).reshape(-1, 3),
+            numbers=torch.as_tensor(
+                np.concatenate([image.numbers for image in images]), dtype=torch.int64, device=device
+            ),
+            masses=real([image.get_masses() for image in images]),
+            cells=real([image.cell.array[None] for image in images]),
+            pbc=torch.as_tensor(np.stack([image.pbc for image in images]), device=device),
+            system=torch.as_tensor(np.repeat(np.arange(len(images)), sizes), dtype=torch.int64, device=device),
+            n_systems=len(images),
+        )
+
+    def to_atoms(self) -> list[Atoms]:
+        """Turn each system back into ASE atoms (numbers, positions, masses, cell, pbc)."""
+        numbers, positions, masses = (
+            np.split(x.detach().cpu().double().numpy(), np.cumsum(self.sizes)[:-1])
+            for x in (self.numbers, self.positions, self.masses)
+        )
+        cells, pbc = self.cells.detach().cpu().double().numpy(), self.pbc.cpu().numpy()
+        return [
+            Atoms(numbers=numbers[k].astype(int), positions=positions[k], masses=masses[k], cell=cells[k], pbc=pbc[k])
+            for k in range(self.n_systems)
+        ]
+
+    @property
+    def n_atoms(self) -> int:
+        return self.numbers.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.positions.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.positions.dtype
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Atoms in each system, shape (n_systems,)."""
+        return torch.bincount(self.system, minlength=self.n_systems)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Atoms in each system as plain numbers (waits for the device once)."""
+        return self.counts.tolist()
+
+    @property
+    def same_composition(self) -> bool:
+        """Whether all systems hold the same elements in the same order."""
+        if len(set(self.sizes)) != 1:
+            return False
+        numbers = self.numbers.view(self.n_systems, -1)
+        return bool((numbers == numbers[0]).all())
+
+    def replace(self, **changes) -> AtomsBatch:
+        """Copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> AtomsBatch:
+        """Move to a device and cast the real-valued fields; returns itself when nothing changes."""
+        device, dtype = self.device if device is None else torch.device(device), dtype or self.dtype
+        if device == self.device and dtype == self.dtype:
+            return self
+        moved = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, dtype if value.is_floating_point() else None)
+        return replace(self, **moved)
+
+    def sum_over_atoms(self, values: Tensor) -> Tensor:
+        """Sum per-atom values, shape (n_atoms, ...), into per-system ones, shape (n_systems, ...)."""
+        return values.new_zeros((self.n_systems, *values.shape[1:])).index_add(0, self.system, values)
+
+    def all_atoms(self, flags: Tensor) -> Tensor:
+        """Whether a per-atom flag, shape (n_atoms, ...), holds for every atom (and column) of each system."""
+        bad = (~flags).reshape(self.n_atoms, -1).any(dim=1)
+        return self.sum_over_atoms(bad.to(torch.int32)) == 0
+
+    def atom_index(self, systems: Tensor) -> Tensor:
+        """Indices of the atoms of the chosen systems, in the order the systems are given."""
+        starts = torch.cumsum(self.counts, 0) - self.counts
+        counts = self.counts[systems]
+        first = torch.repeat_interleave(starts[systems] - (torch.cumsum(counts, 0) - counts), counts)
+        return first + torch.arange(first.shape[0], device=self.device)
+
+    def select(self, systems: Tensor | Sequence[int]) -> AtomsBatch:
+        """Pick systems by index; an index may occur more than once."""
+        systems = torch.as_tensor(systems, dtype=torch.int64, device=self.device)
+        atoms = self.atom_index(systems)
+        n = systems.shape[0]
+        return AtomsBatch(
+            positions=self.positions[atoms],
+            numbers=self.numbers[atoms],
+            masses=self.masses[atoms],
+            cells=self.cells[systems],
+            pbc=self.pbc[systems],
+            system=torch.repeat_interleave(torch.arange(n, device=self.device), self.counts[systems]),
+            n_systems=n,
+        )
+
+    def repeat(self, n: int) -> AtomsBatch:
+        """The whole batch, n times over."""
+        return self.select(torch.arange(self.n_systems, device=self.device).repeat(n))

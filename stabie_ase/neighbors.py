@@ -1,0 +1,195 @@
+"""Neighbour lists for batches: uncapped, image-aware, symmetric.
+
+Every list is stored as one half, in which each pair occurs once, followed by the same pairs reversed. Models whose
+edge features depend on the distance alone evaluate the half and use it twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase.geometry import complete_cell
+from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
+from torch import Tensor
+
+from stabie_ase.batch import AtomsBatch
+
+ALL_PAIRS_MAX_ATOMS = 64
+"""Up to this size a molecule's list holds all its pairs and never goes out of date."""
+
+
+@dataclass(frozen=True)
+class NeighborList:
+    """Pairs (i, j) of atoms with r_ij = r_j - r_i + shift · cell.
+
+    Attributes
+    ----------
+    pairs : Tensor of int64, shape (2, n_pairs)
+        Both directions of every pair: the second half of the columns is the first half reversed, with the negative
+        shifts. No pair links two systems.
+    shifts : Tensor of int64, shape (n_pairs, 3)
+        Lattice images of atom j.
+    cutoff : float
+        Distance up to which the list was complete when built, in Å; infinite for all pairs.
+    periodic : bool
+        Whether any shift can differ from zero.
+    """
+
+    pairs: Tensor
+    shifts: Tensor
+    cutoff: float
+    periodic: bool
+
+    @property
+    def n_pairs(self) -> int:
+        return self.pairs.shape[1]
+
+    @property
+    def half(self) -> NeighborList:
+        """Each pair once."""
+        n = self.n_pairs // 2
+        return NeighborList(self.pairs[:, :n], self.shifts[:n], self.cutoff, self.periodic)
+
+    @property
+    def full(self) -> NeighborList:
+        """Both directions, from a list that is a half."""
+        return _mirror(self.pairs, self.shifts, self.cutoff, self.periodic)
+
+    def vectors(self, batch: AtomsBatch) -> Tensor:
+        """r_j - r_i with the image shift, shape (n_pairs, 3), in Å; differentiable in positions and cells."""
+        i, j = self.pairs
+        vectors = batch.positions[j] - batch.positions[i]
+        if self.periodic:
+            cells = batch.cells[batch.system[i]]
+            vectors = vectors + torch.einsum("pk,pkx->px", self.shifts.to(cells.dtype), cells)
+        return vectors
+
+    def select(self, keep: Tensor) -> NeighborList:
+        """The pairs (columns) that a boolean mask or an index keeps."""
+        return NeighborList(self.pairs[:, keep], self.shifts[keep], self.cutoff, self.periodic)
+
+    def within(self, batch: AtomsBatch, cutoff: float) -> NeighborList:
+        """Trim a full list to the pairs now closer than `cutoff`, both directions kept together."""
+        half = self.half
+        with torch.no_grad():
+            near = half.vectors(batch).square().sum(dim=1) < cutoff**2
+        return half.select(near.nonzero()[:, 0]).full
+
+
+def _mirror(pairs: Tensor, shifts: Tensor, cutoff: float, periodic: bool) -> NeighborList:
+    return NeighborList(torch.cat([pairs, pairs.flip(0)], dim=1), torch.cat([shifts, -shifts]), cutoff, periodic)
+
+
+def all_pairs(batch: AtomsBatch) -> NeighborList:
+    """Every pair within each system, no images; never goes out of date."""
+    halves = {n: torch.triu_indices(n, n, offset=1, device=batch.device) for n in set(batch.sizes)}
+    starts = np.cumsum([0, *batch.sizes[:-1]]).tolist()
+    pairs = torch.cat([halves[n] + start for n, start in zip(batch.sizes, starts)], dim=1)
+    return _mirror(pairs, pairs.new_zeros((pairs.shape[1], 3)), float("inf"), periodic=False)
+
+
+def _half_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+    """Each pair of one system once, with its shift, by matscipy; positions need not lie inside the cell."""
+    cell = complete_cell(cell)
+    scaled = np.linalg.solve(cell.T, positions.T).T
+    images = np.floor(scaled) * pbc
+    wrapped = positions - images @ cell
+    if not pbc.all():
+        # matscipy bins by the cell also where it is not periodic: there the atoms' own extent has to fit inside.
+        scaled = scaled - images
+        low, high = np.where(pbc, 0.0, scaled.min(axis=0)), np.where(pbc, 1.0, scaled.max(axis=0))
+        span = np.where(pbc, 1.0, np.maximum(high - low, 0.0) + 1.0 / np.linalg.norm(cell, axis=1))
+        wrapped = wrapped - low @ cell
+        cell_for_bins = cell * span[:, None]
+    else:
+        cell_for_bins = cell
+    i, j, shifts = matscipy_neighbour_list("ijS", positions=wrapped, cell=cell_for_bins, pbc=pbc, cutoff=float(cutoff))
+    positive = (shifts[:, 0] > 0) | (
+        (shifts[:, 0] == 0) & ((shifts[:, 1] > 0) | ((shifts[:, 1] == 0) & (shifts[:, 2] > 0)))
+    )
+    once = (i < j) | ((i == j) & positive)
+    i, j, shifts = i[once], j[once], shifts[once]
+    shifts = shifts + (images[i] - images[j]).astype(shifts.dtype)
+    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i))  # one order, whatever the binning was
+    return np.stack([i, j])[:, order], shifts[order]
+
+
+def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
+    """Neighbour list of a batch: all pairs for small molecules, matscipy for periodic or large systems.
+
+    Parameters
+    ----------
+    batch : AtomsBatch
+    cutoff : float
+        In Å.
+
+    Returns
+    -------
+    NeighborList
+        Complete at least up to `cutoff`; all pairs of small molecules are there whatever their distance.
+    """
+    pbc = batch.pbc.cpu().numpy()
+    if not pbc.any() and max(batch.sizes) <= ALL_PAIRS_MAX_ATOMS:
+        return all_pairs(batch)
+    positions, cells = batch.positions.detach().cpu().double().numpy(), batch.cells.detach().cpu().double().numpy()
+    starts = np.cumsum([0, *batch.sizes])
+    pairs, shifts = [], []
+    for k in range(batch.n_systems):
+        p, s = _half_list(positions[starts[k] : starts[k + 1]], cells[k], pbc[k], cutoff)
+        pairs.append(p + starts[k])
+        shifts.append(s)
+
+    def integers(arrays, axis):
+        return torch.as_tensor(np.concatenate(arrays, axis=axis), dtype=torch.int64, device=batch.device)
+
+    return _mirror(integers(pairs, 1), integers(shifts, 0), float(cutoff), bool(pbc.any()))
+
+
+class VerletList:
+    """A neighbour list that is kept while it is valid (Verlet, Phys. Rev. 159, 98, 1967).
+
+    A list built at `cutoff + skin` holds every pair within `cutoff` until an atom has moved by `skin / 2` from where
+    it was at the build, or the cell has changed.
+
+    Parameters
+    ----------
+    cutoff, skin : float
+        In Å.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 1.0):
+        if not cutoff > 0 or skin < 0:
+            raise ValueError(f"cutoff must be positive and skin not negative, got {cutoff} and {skin} Å")
+        self.cutoff, self.skin = cutoff, skin
+        self.n_builds = 0
+        self._list: NeighborList | None = None
+        self._built_for: AtomsBatch | None = None
+
+    def __call__(self, batch: AtomsBatch) -> NeighborList:
+        """The list for these positions, rebuilt only when it has to be."""
+        if not self._valid(batch):
+            self._list = neighbor_list(batch, self.cutoff + self.skin)
+            self._built_for = batch.replace(positions=batch.positions.detach().clone(), cells=batch.cells.detach())
+            self.n_builds += 1
+        return self._list
+
+    def _valid(self, batch: AtomsBatch) -> bool:
+        old = self._built_for
+        if old is None or not _same_topology(old, batch):
+            return False
+        if self._list.cutoff == float("inf"):
+            return True
+        moved = (batch.positions.detach() - old.positions).square().sum(dim=1).max()
+        same_cells = batch.cells is old.cells or bool((batch.cells == old.cells).all())
+        return same_cells and bool(moved <= (self.skin / 2) ** 2)
+
+
+def _same_topology(a: AtomsBatch, b: AtomsBatch) -> bool:
+    """Same atoms in the same systems with the same periodicity (cheap when the tensors are shared)."""
+    if a.n_systems != b.n_systems or a.n_atoms != b.n_atoms:
+        return False
+    return (a.system is b.system or torch.equal(a.system, b.system)) and (
+        a.pbc is b.pbc or torch.equal(a.pbc, b.pbc)
+    )

@@ -1,0 +1,155 @@
+"""The contract between a machine-learning force field and everything that uses one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.neighbors import NeighborList
+
+
+class Prediction(NamedTuple):
+    """What a potential says about a batch.
+
+    Attributes
+    ----------
+    energies : Tensor of float64, shape (n_systems,)
+        In eV.
+    forces : Tensor, shape (n_atoms, 3)
+        In eV/Å.
+    stress : Tensor or None, shape (n_systems, 3, 3)
+        In eV/Å³, positive under tension.
+    """
+
+    energies: Tensor
+    forces: Tensor
+    stress: Tensor | None
+
+
+class Potential(nn.Module):
+    """Base of all potentials. A subclass sets `cutoff` and `numbers` and implements one method.
+
+    Implement `atomic_energies(batch, neighbors) -> (n_atoms,)` where the model gives per-atom energies, else
+    `energies(batch, neighbors) -> (n_systems,)`. Both receive the batch in the model's own precision, work in eV and
+    Å, must be differentiable in positions, cells and parameters, and may be given pairs beyond the cutoff.
+
+    Attributes
+    ----------
+    cutoff : float
+        Range of the neighbour list the model needs, in Å.
+    numbers : tuple of int or None
+        Atomic numbers the model knows; None means any.
+    """
+
+    cutoff: float
+    numbers: tuple[int, ...] | None = None
+    family: str = "potential"
+
+    def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+        """Per-atom energies, shape (n_atoms,), in eV; they sum to the energies of the systems."""
+        raise PropertyNotImplementedError(f"the {self.family} potential gives no per-atom energies")
+
+    def energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+        """Potential energies, shape (n_systems,), in eV."""
+        return batch.sum_over_atoms(self.atomic_energies(batch, neighbors).double())
+
+    @property
+    def gives_atomic_energies(self) -> bool:
+        return type(self).atomic_energies is not Potential.atomic_energies
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._some_tensor().dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._some_tensor().device
+
+    def _some_tensor(self) -> Tensor:
+        parameters = (p for p in self.parameters() if p.is_floating_point())
+        return next(parameters, None) if any(True for _ in self.parameters()) else next(self.buffers())
+
+    def forward(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+        """Energies, shape (n_systems,), float64, in eV; keeps the graph of parameters and positions."""
+        return self.energies(batch.to(dtype=self.dtype), neighbors).double()
+
+    def compute(
+        self, batch: AtomsBatch, neighbors: NeighborList, stress: bool = False, create_graph: bool = False
+    ) -> Prediction:
+        """Energies, forces and, if asked for, stress.
+
+        Parameters
+        ----------
+        batch, neighbors
+            The systems, and a list complete up to `cutoff`.
+        stress : bool
+            Also the stress, as (1/V) dE/dε for a symmetric strain ε of positions and cell.
+        create_graph : bool
+            Keep the graph, to train on forces. Without it everything returned is detached.
+
+        Raises
+        ------
+        PropertyNotImplementedError
+            Stress of a system that is not periodic in three directions.
+        """
+        batch = batch.to(dtype=self.dtype)
+        with torch.enable_grad():
+            positions = batch.positions.detach().requires_grad_(True)
+            wanted, strained = [positions], batch.replace(positions=positions)
+            if stress:
+                strain = positions.new_zeros((batch.n_systems, 3, 3)).requires_grad_(True)
+                wanted.append(strain)
+                strained = _strain(strained, strain)
+            energies = self.energies(strained, neighbors).double()
+            # A system without pairs has no path from energy to positions: its force is zero, and that is physics.
+            gradients = torch.autograd.grad(
+                energies.sum() + 0.0 * positions.double().sum(), wanted, create_graph=create_graph, allow_unused=False
+            )
+        forces = -gradients[0]
+        virial_stress = gradients[1] / _volumes(batch)[:, None, None] if stress else None
+        if not create_graph:
+            energies = energies.detach()
+        return Prediction(energies, forces, virial_stress)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within this block no parameter asks for a gradient: for dynamics, entered once for a block of steps."""
+        training = [p for p in self.parameters() if p.requires_grad]
+        for p in training:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in training:
+                p.requires_grad_(True)
+
+    def check_numbers(self, numbers: Iterable[int]) -> None:
+        """Raise ValueError for elements the model was not made for."""
+        if self.numbers is None:
+            return
+        unknown = sorted({int(z) for z in numbers} - set(self.numbers))
+        if unknown:
+            raise ValueError(
+                f"the model does not know {', '.join(chemical_symbols[z] for z in unknown)}; "
+                f"it was made for {', '.join(chemical_symbols[z] for z in self.numbers)}"
+            )
+
+
+def _strain(batch: AtomsBatch, strain: Tensor) -> AtomsBatch:
+    symmetric = 0.5 * (strain + strain.transpose(1, 2))
+    positions = batch.positions + torch.einsum("nx,nxy->ny", batch.positions, symmetric[batch.system])
+    return batch.replace(positions=positions, cells=batch.cells + batch.cells @ symmetric)
+
+
+def _volumes(batch: AtomsBatch) -> Tensor:
+    volumes = torch.linalg.det(batch.cells).abs()
+    if not bool((batch.pbc.all(dim=1) & (volumes > 0)).all()):
+        raise PropertyNotImplementedError("stress needs a system that is periodic in all three directions")
+    return volumes

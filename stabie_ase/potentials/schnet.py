@@ -1,0 +1,160 @@
+"""SchNet (Schütt et al., J. Chem. Phys. 148, 241722, 2018), in torch-geometric's parametrisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.neighbors import NeighborList
+from stabie_ase.potentials.base import Potential
+
+FORMAT = "stabie_ase.schnet"
+VERSION = 1
+HYPER_PARAMETERS = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
+
+
+class SchNetPotential(Potential):
+    """torch-geometric's SchNet as a potential.
+
+    Its cosine envelope, ½ (cos(π r / r_c) + 1), is not masked and grows again beyond the cutoff, so the list is
+    trimmed to the cutoff at every call. Its graph builder's `max_num_neighbors` is not applied: a capped list is
+    not symmetric, and forces derived from it are not those of the energy. Filters depend on the distance alone and
+    are evaluated once for both directions of a pair.
+
+    Parameters
+    ----------
+    network : torch_geometric.nn.models.SchNet
+        With `readout="add"` and without dipole.
+    reference_energies : mapping of int to float
+        Energy of each element in eV, added in float64, so that large offsets cost no precision. Empty when the
+        network carries its own.
+    """
+
+    family = "schnet"
+
+    def __init__(self, network: nn.Module, reference_energies: Mapping[int, float] | None = None):
+        super().__init__()
+        if network.dipole or type(network.readout).__name__ != "SumAggregation":
+            raise ValueError("a SchNet potential needs readout='add' and dipole=False: its atomic energies are summed")
+        self.network = network
+        self.cutoff = float(network.cutoff)
+        self.numbers = tuple(sorted(reference_energies)) if reference_energies else None
+        table = torch.zeros(100, dtype=torch.float64)
+        for number, energy in (reference_energies or {}).items():
+            table[number] = energy
+        self.register_buffer("reference_energies", table)
+
+    @classmethod
+    def build(
+        cls,
+        reference_energies: Mapping[int, float],
+        hidden_channels: int = 64,
+        num_filters: int = 64,
+        num_interactions: int = 3,
+        num_gaussians: int = 50,
+        cutoff: float = 5.0,
+    ) -> SchNetPotential:
+        """A SchNet with random weights for the elements of `reference_energies`."""
+        from torch_geometric.nn.models import SchNet
+
+        network = SchNet(
+            hidden_channels=hidden_channels,
+            num_filters=num_filters,
+            num_interactions=num_interactions,
+            num_gaussians=num_gaussians,
+            cutoff=cutoff,
+        )
+        return cls(network, reference_energies)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.lin1.weight.dtype
+
+    def to(self, *args, **kwargs) -> SchNetPotential:
+        super().to(*args, **kwargs)
+        self.reference_energies = self.reference_energies.double()
+        return self
+
+    def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+        net = self.network
+        half = neighbors.half
+        distances = half.vectors(batch).norm(dim=1)
+        near = (distances.detach() < self.cutoff).nonzero()[:, 0]
+        distances = distances[near]
+        pairs = half.select(near).full.pairs
+        envelope = 0.5 * (torch.cos(distances * (torch.pi / self.cutoff)) + 1.0)
+        expansion = net.distance_expansion(distances)
+        h = net.embedding(batch.numbers)
+        for block in net.interactions:
+            filters = block.mlp(expansion) * envelope[:, None]
+            h = h + block.lin(block.act(_convolve(block.conv, h, pairs, filters)))
+        energies = net.lin2(net.act(net.lin1(h)))[:, 0].double()
+        if net.mean is not None and net.std is not None:
+            energies = energies * net.std + net.mean
+        if net.atomref is not None:
+            energies = energies + net.atomref(batch.numbers)[:, 0]
+        return energies + self.reference_energies[batch.numbers]
+
+
+def _convolve(conv: nn.Module, h: Tensor, pairs: Tensor, filters: Tensor) -> Tensor:
+    """Continuous-filter convolution with one filter for a pair and its reverse."""
+    x = conv.lin1(h)
+    receivers, senders = pairs
+    messages = x.index_select(0, senders) * filters.repeat(2, 1)
+    return conv.lin2(torch.zeros_like(x).index_add(0, receivers, messages))
+
+
+def to_data(potential: SchNetPotential) -> dict[str, Any]:
+    """What a SchNet checkpoint holds: tensors and plain values only."""
+    net = potential.network
+    numbers = potential.numbers or ()
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "hyper_parameters": {name: getattr(net, name) for name in HYPER_PARAMETERS}
+        | {"mean": net.mean, "std": net.std, "atomref": net.atomref is not None},
+        "reference_energies": {z: float(potential.reference_energies[z]) for z in numbers},
+        "state_dict": {name: t.detach().cpu() for name, t in net.state_dict().items()},
+    }
+
+
+def recognises(data: Any) -> bool:
+    """Whether a checkpoint's plain data are a SchNet's: ours, or a bare torch-geometric state dict."""
+    return isinstance(data, dict) and (data.get("format") == FORMAT or _bare_state_dict(data))
+
+
+def from_data(data: dict[str, Any]) -> SchNetPotential:
+    """Rebuild a potential from `to_data`'s dictionary or from a bare torch-geometric state dict."""
+    from torch_geometric.nn.models import SchNet
+
+    if _bare_state_dict(data):
+        data = {"hyper_parameters": _infer_hyper_parameters(data), "reference_energies": {}, "state_dict": data}
+    elif data.get("version") != VERSION:
+        raise ValueError(f"SchNet checkpoint of version {data.get('version')}, this package reads version {VERSION}")
+    hyper = dict(data["hyper_parameters"])
+    atomref = torch.zeros(100, 1) if hyper.pop("atomref", False) else None
+    state = data["state_dict"]
+    network = SchNet(**hyper, atomref=atomref).to(state["lin1.weight"].dtype)
+    network.load_state_dict(state)
+    return SchNetPotential(network, data["reference_energies"])
+
+
+def _bare_state_dict(data: dict[str, Any]) -> bool:
+    return "distance_expansion.offset" in data and "interactions.0.conv.lin1.weight" in data
+
+
+def _infer_hyper_parameters(state: dict[str, Tensor]) -> dict[str, Any]:
+    offset = state["distance_expansion.offset"]
+    blocks = {name.split(".")[1] for name in state if name.startswith("interactions.")}
+    return {
+        "hidden_channels": state["embedding.weight"].shape[1],
+        "num_filters": state["interactions.0.conv.lin1.weight"].shape[0],
+        "num_interactions": len(blocks),
+        "num_gaussians": offset.shape[0],
+        "cutoff": float(offset[-1]),
+        "atomref": "atomref.weight" in state,
+    }
