@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -46,11 +47,19 @@ class Potential(nn.Module):
         Range of the neighbour list the model needs, in Å.
     numbers : tuple of int or None
         Atomic numbers the model knows; None means any.
+    family : str
+        What this kind of potential is called.
+    heads : tuple of str
+        Names of the outputs of a model that was fitted to several data sets at once; usually none.
+    head : str or None
+        The one in use.
     """
 
     cutoff: float
     numbers: tuple[int, ...] | None = None
     family: str = "potential"
+    heads: tuple[str, ...] = ()
+    head: str | None = None
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Per-atom energies, shape (n_atoms,), in eV; they sum to the energies of the systems."""
@@ -73,8 +82,8 @@ class Potential(nn.Module):
         return self._some_tensor().device
 
     def _some_tensor(self) -> Tensor:
-        parameters = (p for p in self.parameters() if p.is_floating_point())
-        return next(parameters, None) if any(True for _ in self.parameters()) else next(self.buffers())
+        tensors = (t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
+        return next(tensors, torch.zeros((), dtype=torch.float64))
 
     def forward(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Energies, shape (n_systems,), float64, in eV; keeps the graph of parameters and positions."""
@@ -98,6 +107,8 @@ class Potential(nn.Module):
         ------
         PropertyNotImplementedError
             Stress of a system that is not periodic in three directions.
+        RuntimeError
+            The energy does not depend on the positions (or the cell) in a way that autograd can follow.
         """
         batch = batch.to(dtype=self.dtype)
         with torch.enable_grad():
@@ -108,15 +119,25 @@ class Potential(nn.Module):
                 wanted.append(strain)
                 strained = _strain(strained, strain)
             energies = self.energies(strained, neighbors).double()
-            # A system without pairs has no path from energy to positions: its force is zero, and that is physics.
-            gradients = torch.autograd.grad(
-                energies.sum() + 0.0 * positions.double().sum(), wanted, create_graph=create_graph, allow_unused=False
-            )
+            gradients = self._gradients(energies, wanted, create_graph)
         forces = -gradients[0]
         virial_stress = gradients[1] / _volumes(batch)[:, None, None] if stress else None
         if not create_graph:
             energies = energies.detach()
         return Prediction(energies, forces, virial_stress)
+
+    def _gradients(self, energies: Tensor, wanted: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+        gradients = (None,)
+        if energies.requires_grad:
+            gradients = torch.autograd.grad(energies.sum(), wanted, create_graph=create_graph, allow_unused=True)
+        # Even an empty neighbour list leaves a path from positions to energy; where there is none, atoms would fly free.
+        if any(g is None for g in gradients):
+            raise RuntimeError(
+                f"the energy of the {self.family} potential is not a differentiable function of the positions"
+                + (" and the cell" if len(wanted) > 1 else "")
+                + ": look for detach(), .item() or no_grad() on the way"
+            )
+        return gradients
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -129,6 +150,12 @@ class Potential(nn.Module):
         finally:
             for p in training:
                 p.requires_grad_(True)
+
+    def choose_head(self, head: str) -> None:
+        """Use another head from now on; ValueError for a name the model does not have."""
+        if head not in self.heads:
+            raise ValueError(f"the model has no head {head!r}; it has {', '.join(self.heads) or 'a single output'}")
+        self.head = head
 
     def check_numbers(self, numbers: Iterable[int]) -> None:
         """Raise ValueError for elements the model was not made for."""

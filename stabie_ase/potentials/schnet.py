@@ -14,6 +14,8 @@ from stabie_ase.potentials.base import Potential
 
 FORMAT = "stabie_ase.schnet"
 VERSION = 1
+CHECKPOINTS = "SchNet (this package's file, or a torch-geometric SchNet: its state dict or the pickled module)"
+PICKLED_CLASSES: tuple[str, ...] = ()
 HYPER_PARAMETERS = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
 
 
@@ -38,8 +40,10 @@ class SchNetPotential(Potential):
 
     def __init__(self, network: nn.Module, reference_energies: Mapping[int, float] | None = None):
         super().__init__()
-        if network.dipole or type(network.readout).__name__ != "SumAggregation":
-            raise ValueError("a SchNet potential needs readout='add' and dipole=False: its atomic energies are summed")
+        if network.dipole or network.scale is not None or type(network.readout).__name__ != "SumAggregation":
+            raise ValueError(
+                "a SchNet potential needs readout='add', dipole=False and no scale: its atomic energies are summed"
+            )
         self.network = network
         self.cutoff = float(network.cutoff)
         self.numbers = tuple(sorted(reference_energies)) if reference_energies else None
@@ -74,9 +78,11 @@ class SchNetPotential(Potential):
     def dtype(self) -> torch.dtype:
         return self.network.lin1.weight.dtype
 
-    def to(self, *args, **kwargs) -> SchNetPotential:
-        super().to(*args, **kwargs)
-        self.reference_energies = self.reference_energies.double()
+    def _apply(self, fn, recurse: bool = True) -> SchNetPotential:
+        table = self.reference_energies
+        super()._apply(fn, recurse)
+        # A cast of the model must not round the reference energies; only their device follows.
+        self.reference_energies = table.to(self.reference_energies.device)
         return self
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
@@ -123,12 +129,16 @@ def to_data(potential: SchNetPotential) -> dict[str, Any]:
 
 
 def recognises(data: Any) -> bool:
-    """Whether a checkpoint's plain data are a SchNet's: ours, or a bare torch-geometric state dict."""
-    return isinstance(data, dict) and (data.get("format") == FORMAT or _bare_state_dict(data))
+    """Whether this is a SchNet: our file's data, a bare torch-geometric state dict, or the module itself."""
+    if isinstance(data, dict):
+        return data.get("format") == FORMAT or _bare_state_dict(data)
+    return (type(data).__module__, type(data).__name__) == ("torch_geometric.nn.models.schnet", "SchNet")
 
 
-def from_data(data: dict[str, Any]) -> SchNetPotential:
-    """Rebuild a potential from `to_data`'s dictionary or from a bare torch-geometric state dict."""
+def from_data(data: Any) -> SchNetPotential:
+    """Make a potential of `to_data`'s dictionary, of a bare torch-geometric state dict, or around a module."""
+    if isinstance(data, nn.Module):
+        return SchNetPotential(data)
     from torch_geometric.nn.models import SchNet
 
     if _bare_state_dict(data):
@@ -140,7 +150,12 @@ def from_data(data: dict[str, Any]) -> SchNetPotential:
     state = data["state_dict"]
     network = SchNet(**hyper, atomref=atomref).to(state["lin1.weight"].dtype)
     network.load_state_dict(state)
+    offset = network.distance_expansion.offset
+    network.distance_expansion.coeff = -0.5 / float(offset[1] - offset[0]) ** 2  # in the checkpoint's precision
     return SchNetPotential(network, data["reference_energies"])
+
+
+CLASS = SchNetPotential
 
 
 def _bare_state_dict(data: dict[str, Any]) -> bool:
@@ -155,6 +170,6 @@ def _infer_hyper_parameters(state: dict[str, Tensor]) -> dict[str, Any]:
         "num_filters": state["interactions.0.conv.lin1.weight"].shape[0],
         "num_interactions": len(blocks),
         "num_gaussians": offset.shape[0],
-        "cutoff": float(offset[-1]),
+        "cutoff": round(float(offset[-1]), 5),  # 5.2 was stored as a float32
         "atomref": "atomref.weight" in state,
     }
