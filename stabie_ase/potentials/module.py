@@ -1,0 +1,74 @@
+"""Any torch module with torch-geometric's calling convention as a potential."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ase.calculators.calculator import PropertyNotImplementedError
+from torch import Tensor, nn
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.neighbors import NeighborList
+from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.checkpoint import FAMILIES, adopt
+
+
+class ModulePotential(Potential):
+    """A module called as `module(z, pos, batch)` that returns energies in eV, shape (n_systems,) or (n_systems, 1).
+
+    The module finds its neighbours itself and knows nothing of cells, so only isolated systems are possible, without
+    stress and without per-atom energies.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    cutoff : float
+        The module's range in Å.
+    """
+
+    family = "module"
+
+    def __init__(self, module: nn.Module, cutoff: float):
+        super().__init__()
+        self.module = module
+        self.cutoff = float(cutoff)
+
+    def energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+        if neighbors.periodic:
+            raise PropertyNotImplementedError(
+                "a bare module(z, pos, batch) knows no cell: give it isolated systems (pbc=False), "
+                "or write a Potential that uses the neighbour list"
+            )
+        energies = self.module(batch.numbers, batch.positions, batch.system)
+        if energies.shape not in ((batch.n_systems,), (batch.n_systems, 1)):
+            raise ValueError(
+                f"module(z, pos, batch) returned shape {tuple(energies.shape)} for {batch.n_systems} system(s); "
+                "expected one energy per system, shape (n_systems,) or (n_systems, 1)"
+            )
+        return energies.reshape(batch.n_systems)
+
+
+def as_potential(obj: Any, cutoff: float | None = None) -> Potential:
+    """Make a potential of what the user has: a `Potential`, a module of a known family, or any module and a cutoff.
+
+    The module is shared, not copied: training the potential trains it.
+
+    Parameters
+    ----------
+    obj : Potential or torch.nn.Module
+    cutoff : float, optional
+        Needed for modules of no known family, in Å.
+    """
+    if isinstance(obj, Potential):
+        return obj
+    if not isinstance(obj, nn.Module):
+        raise TypeError(f"expected a Potential or a torch module, got {type(obj).__name__}")
+    known = adopt(obj)
+    if known is not None:
+        return known
+    if cutoff is None:
+        raise ValueError(
+            f"{type(obj).__name__} is of no family known here ({', '.join(f.CLASS.family for f in FAMILIES)}); "
+            "to use it as module(z, pos, batch) -> energies in eV, give its cutoff in Å"
+        )
+    return ModulePotential(obj, cutoff)
