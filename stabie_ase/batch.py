@@ -109,9 +109,20 @@ class AtomsBatch:
         numbers = self.numbers.view(self.n_systems, -1)
         return bool((numbers == numbers[0]).all())
 
+    @cached_property
+    def index_in_system(self) -> Tensor:
+        """Running number of each atom within its system, shape (n_atoms,)."""
+        starts = torch.cumsum(self.counts, 0) - self.counts
+        return torch.arange(self.n_atoms, device=self.device) - starts[self.system]
+
     def replace(self, **changes) -> AtomsBatch:
-        """Copy with some fields changed."""
-        return replace(self, **changes)
+        """Copy with some fields changed; what was worked out from an unchanged `system` goes along."""
+        new = replace(self, **changes)
+        if not changes.keys() & {"system", "n_systems"}:
+            for name in ("counts", "sizes", "index_in_system"):
+                if name in self.__dict__:
+                    new.__dict__[name] = self.__dict__[name]
+        return new
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> AtomsBatch:
         """Move to a device and cast the real-valued fields; returns itself when nothing changes."""

@@ -1,0 +1,140 @@
+"""Boltzmann estimators: the gradient of an observable's mean with respect to a potential's parameters, from samples.
+
+For a g that does not itself contain θ, ∂⟨g⟩/∂θ = -β Cov(g, ∂U/∂θ). Contracted with the gradient of a loss in ⟨g⟩ this
+is a weighted sum of ∂U/∂θ over the samples, so it costs one backward pass and no backpropagation through dynamics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from ase import units
+from torch import Tensor
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.neighbors import neighbor_list
+from stabie_ase.potentials.base import Potential
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of an observable, its loss, and the sample weights whose ∇_θ Σ_i w_i U_θ(Γ_i) is the loss's gradient.
+
+    Attributes
+    ----------
+    mean : Tensor of float64, shape (d,)
+        ḡ under the present potential.
+    loss : Tensor of float64, scalar
+        L = Σ_k c_k (ḡ_k - g_k^ref)².
+    sample_weights : Tensor of float64, shape (n_samples,)
+        w_i, in units of the loss per eV.
+    effective_samples : float
+        Kish's effective sample size, 1 / Σ p_i².
+    """
+
+    mean: Tensor
+    loss: Tensor
+    sample_weights: Tensor
+    effective_samples: float
+
+
+def estimate(
+    values: Tensor,
+    reference: Tensor,
+    weights: Tensor,
+    temperature_K: float,
+    energy_change: Tensor | None = None,
+    fold: Tensor | None = None,
+) -> Estimate:
+    """Global Boltzmann estimator, reweighted if the potential has changed since the samples were drawn.
+
+    With ḡ = Σ_i p_i g_i and p_i ∝ exp(-β [U_θ(Γ_i) - U_θ0(Γ_i)]) (Zwanzig, J. Chem. Phys. 22, 1420, 1954; Thaler &
+    Zavadlav, Nat. Commun. 12, 6884, 2021),
+
+        ∇_θ L = Σ_i w_i ∇_θ U_θ(Γ_i),    w_i = -β p_i Σ_k 2 c_k (ḡ_k - g_k^ref) (g_k(Γ_i) - ḡ_k) · B.
+
+    B = N_eff / (N_eff - 1) is Bessel's correction with Kish's N_eff; without energy change it is N / (N - 1) and
+    w_i is that of Raja et al., eq. 3-4. β is written, never absorbed: the gradient may be added to another loss's.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n_samples, d)
+        g of every sample.
+    reference, weights : Tensor, shape (d,)
+        g^ref and c.
+    temperature_K : float
+    energy_change : Tensor, shape (n_samples,), optional
+        U_θ - U_θ0 in eV.
+    fold : Tensor of bool, shape (n_samples,), optional
+        Cross-fitting. The residual and the covariance from the same samples leave a bias of O(1/N). With a fold, each
+        half's residual meets the other half's covariance, and the mean of the two has no bias when the halves are
+        independent (choose halves of the replicas). The residual of half the samples is noisier: where the residual is
+        all noise the variance of the gradient doubles.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two samples, in a fold where there is one.
+    """
+    values, reference, weights = values.double(), reference.double(), weights.double()
+    beta = 1.0 / (units.kB * temperature_K)
+    log_p = values.new_zeros(len(values)) if energy_change is None else -beta * energy_change.double()
+    everything = torch.ones(len(values), dtype=torch.bool, device=values.device)
+    mean, p, ess = _weighted_mean(values, log_p, everything)
+    if fold is None:
+        sample_weights = _covariance_weights(values, 2.0 * weights * (mean - reference), mean, p, ess, beta)
+    else:
+        sample_weights = torch.zeros_like(p)
+        halves = [(half, *_weighted_mean(values, log_p, half)) for half in (fold, ~fold)]
+        for (_, other_mean, _, _), (_, own_mean, own_p, own_ess) in (halves, halves[::-1]):
+            residual = 2.0 * weights * (other_mean - reference)
+            sample_weights += 0.5 * _covariance_weights(values, residual, own_mean, own_p, own_ess, beta)
+    return Estimate(mean, (weights * (mean - reference).square()).sum(), sample_weights, ess)
+
+
+def _weighted_mean(values: Tensor, log_p: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean over the chosen samples, their normalised probabilities (zero elsewhere), and Kish's sample size."""
+    if int(chosen.sum()) < 2:
+        raise ValueError(f"a covariance needs two samples or more, got {int(chosen.sum())}")
+    p = torch.softmax(torch.where(chosen, log_p, -torch.inf), dim=0)
+    return p @ values, p, float(1.0 / p.square().sum())
+
+
+def _covariance_weights(values: Tensor, residual: Tensor, mean: Tensor, p: Tensor, ess: float, beta: float) -> Tensor:
+    bessel = ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0
+    return -beta * bessel * p * ((values - mean) @ residual)
+
+
+def potential_energies(potential: Potential, frames: AtomsBatch, chunk_size: int = 64) -> Tensor:
+    """U_θ of every frame without a graph, float64, shape (n_systems,), in eV."""
+    with torch.no_grad():
+        return torch.cat([potential(part, neighbor_list(part, potential.cutoff)) for part in _split(frames, chunk_size)])
+
+
+def accumulate_gradient(
+    potential: Potential, frames: AtomsBatch, sample_weights: Tensor, chunk_size: int = 64
+) -> Tensor:
+    """Add ∇_θ Σ_i w_i U_θ(Γ_i) to the parameters' `.grad`, chunk by chunk; returns U_θ of every frame.
+
+    Memory is that of one chunk, whatever the number of samples, and the observable does not occur in it.
+
+    Parameters
+    ----------
+    potential : Potential
+    frames : AtomsBatch
+    sample_weights : Tensor, shape (n_systems,)
+    chunk_size : int
+        Frames in one backward pass.
+    """
+    energies = []
+    for part, weights in zip(_split(frames, chunk_size), sample_weights.split(chunk_size)):
+        energy = potential(part, neighbor_list(part, potential.cutoff))
+        (weights * energy).sum().backward()
+        energies.append(energy.detach())
+    return torch.cat(energies)
+
+
+def _split(frames: AtomsBatch, chunk_size: int):
+    for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
+        yield frames.select(systems)

@@ -1,0 +1,82 @@
+"""Random numbers as a pure function of a replica's key and its step.
+
+A replica's stream is Philox4x32-10 (Salmon, Moraes, Dror & Shaw, SC'11) keyed by the replica and counted by step and
+atom. So the noise of a replica does not depend on the batch it runs in, rewinding a replica replays its noise, and an
+exact restart needs no generator state beyond two integers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from stabie_ase.batch import AtomsBatch
+
+_MASK = 0xFFFFFFFF
+
+MOMENTA, NOISE, RESETS = 1, 2, 3
+"""Purposes, kept apart by the counter: initial momenta, Langevin noise, and draws made once a replica and phase."""
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32 with ten rounds.
+
+    Parameters
+    ----------
+    counter : Tensor of int64, shape (..., 4)
+    key : Tensor of int64, shape (..., 2)
+        32-bit words held in int64.
+
+    Returns
+    -------
+    Tensor of int64, shape (..., 4)
+        32-bit words.
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        # Products wrap around in int64, which leaves both 32-bit halves right.
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return torch.stack([c0, c1, c2, c3], dim=-1)
+
+
+def _words(key: Tensor, purpose: int, step: Tensor, index: Tensor) -> Tensor:
+    counter = torch.stack([index, torch.full_like(index, purpose), step & _MASK, (step >> 32) & _MASK], dim=-1)
+    return philox(counter, torch.stack([key & _MASK, (key >> 32) & _MASK], dim=-1))
+
+
+def replica_keys(seed: int, n: int, first: int = 0, device: str | torch.device = "cpu") -> Tensor:
+    """Independent stream keys of replicas `first` to `first + n - 1`, int64, shape (n,)."""
+    index = torch.arange(first, first + n, device=device)
+    words = _words(torch.full_like(index, seed), 0, torch.zeros_like(index), index)
+    return words[:, 0] | ((words[:, 1] >> 1) << 32)
+
+
+def uniforms(keys: Tensor, step: Tensor, purpose: int) -> Tensor:
+    """One number in (0, 1) a replica, float64, shape (n_systems,)."""
+    return (_words(keys, purpose, step, torch.zeros_like(keys))[:, 0].double() + 0.5) / 2.0**32
+
+
+def normals(batch: AtomsBatch, keys: Tensor, step: Tensor, purpose: int) -> Tensor:
+    """Standard normal numbers for every atom by Box and Muller, shape (n_atoms, 3), in the dtype of the positions.
+
+    Parameters
+    ----------
+    batch : AtomsBatch
+    keys, step : Tensor of int64, shape (n_systems,)
+        Stream and counter of each replica.
+    purpose : int
+        Separates draws made at the same step.
+    """
+    words = _words(keys[batch.system], purpose, step[batch.system], batch.index_in_system)
+    u = (words.double() + 0.5) / 2.0**32
+    radius = torch.sqrt(-2.0 * torch.log(u[:, :2]))
+    angle = (2.0 * math.pi) * u[:, 2:]
+    return torch.stack(
+        [radius[:, 0] * torch.cos(angle[:, 0]), radius[:, 0] * torch.sin(angle[:, 0]), radius[:, 1] * torch.cos(angle[:, 1])],
+        dim=1,
+    ).to(batch.dtype)

@@ -1,0 +1,167 @@
+"""The simulation loop: advance replicas, look at them every few steps, record frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.dynamics.integrators import Integrator
+from stabie_ase.dynamics.state import ForceFunction, MDState
+from stabie_ase.neighbors import VerletList
+from stabie_ase.potentials.base import Potential
+from stabie_ase.stability import Criterion, Failures
+
+
+class PotentialForces:
+    """A potential as a force function, with a Verlet list of its own.
+
+    Parameters
+    ----------
+    potential : Potential
+    skin : float
+        Of the neighbour list, in Å.
+    """
+
+    def __init__(self, potential: Potential, skin: float = 1.0):
+        self.potential = potential
+        self.neighbors = VerletList(potential.cutoff, skin)
+
+    def __call__(self, batch: AtomsBatch) -> tuple[Tensor, Tensor]:
+        prediction = self.potential.compute(batch, self.neighbors(batch))
+        return prediction.energies, prediction.forces.to(batch.dtype)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Frames of a batch at equal intervals.
+
+    Attributes
+    ----------
+    batch : AtomsBatch
+        What does not change; its positions are those at the start.
+    positions : Tensor, shape (n_frames, n_atoms, 3)
+        In Å.
+    potential_energy : Tensor of float64, shape (n_frames, n_systems)
+        In eV, by the potential that drove the dynamics.
+    steps : Tensor of int64, shape (n_frames,)
+        Since the start.
+    valid : Tensor of bool, shape (n_frames, n_systems)
+        False once a replica has been stopped.
+    """
+
+    batch: AtomsBatch
+    positions: Tensor
+    potential_energy: Tensor
+    steps: Tensor
+    valid: Tensor
+
+    def frames(self) -> tuple[AtomsBatch, Tensor, Tensor]:
+        """All valid frames as one batch, with the frame and the replica each came from, shapes (n_samples,)."""
+        frame, replica = self.valid.nonzero(as_tuple=True)
+        picked = self.batch.select(replica)
+        n_systems = self.batch.n_systems
+        everything = self.batch.repeat(len(self.steps)).replace(positions=self.positions.reshape(-1, 3))
+        return picked.replace(positions=everything.select(frame * n_systems + replica).positions), frame, replica
+
+
+def quarantine(new: MDState, old: MDState) -> MDState:
+    """Keep a replica at its last finite frame when a step brings a number that is not finite, for good."""
+    finite = torch.isfinite(new.potential_energy) & new.batch.all_atoms(
+        torch.isfinite(new.momenta) & torch.isfinite(new.forces)
+    )
+    alive = old.alive & finite
+    return new.where(alive, old).replace(alive=alive)
+
+
+def advance(state: MDState, integrator: Integrator, force_function: ForceFunction, n_steps: int) -> MDState:
+    """Take `n_steps` steps without looking."""
+    for _ in range(n_steps):
+        state = quarantine(integrator.step(state, force_function), state)
+    return state
+
+
+def simulate(
+    state: MDState,
+    integrator: Integrator,
+    potential: Potential,
+    n_steps: int,
+    criteria: Sequence[Criterion] = (),
+    check_every: int = 10,
+    sample_every: int | None = None,
+    stop_unstable: bool = True,
+    on_block: Callable[[int, MDState, Failures], None] | None = None,
+) -> tuple[MDState, Trajectory | None, Failures]:
+    """Run a batch of replicas and note the first failure of each.
+
+    Parameters
+    ----------
+    state : MDState
+    integrator : Integrator
+    potential : Potential
+        Left as it was found; it takes no parameter gradients here.
+    n_steps : int
+    criteria : sequence of Criterion
+        Looked at every `check_every` steps. A number that is not finite is always a failure.
+    check_every, sample_every : int
+        In steps; without `sample_every` no frame is kept. Frames are those after `sample_every`, 2 `sample_every`, ...
+    stop_unstable : bool
+        Stop a replica at its first failure, so that it costs nothing more, or let it run on while it is finite.
+    on_block : callable, optional
+        Called as `on_block(steps_done, state, failures)` after every look.
+
+    Returns
+    -------
+    state : MDState
+        The last frame of every replica: for a stopped one, the frame at which it failed.
+    trajectory : Trajectory or None
+    failures : Failures
+    """
+    block = check_every if sample_every is None else math.gcd(check_every, sample_every)
+    failures = Failures.none(state.batch)
+    recorder = _Recorder(state, n_steps, sample_every) if sample_every else None
+    active = torch.arange(state.n_systems, device=state.batch.device)
+    running, forces = state, PotentialForces(potential)
+    with potential.frozen():
+        done = 0
+        while done < n_steps and len(active):
+            n = min(block - done % block, n_steps - done)
+            running = advance(running, integrator, forces, n)
+            done += n
+            if done % check_every == 0 or done == n_steps:
+                failures = failures.examine(running, active, criteria, done)
+            if recorder and done % sample_every == 0:
+                recorder.record(running, active)
+            stopped = ~running.alive | (failures.failed[active] if stop_unstable else False)
+            if stopped.any():
+                state = state.put(active, running)
+                active, running = active[~stopped], running.select((~stopped).nonzero()[:, 0])
+            if on_block:
+                on_block(done, running, failures)
+    return state.put(active, running), recorder.trajectory() if recorder else None, failures
+
+
+class _Recorder:
+    """Buffers for every frame to come, filled in place."""
+
+    def __init__(self, state: MDState, n_steps: int, sample_every: int):
+        n, batch = n_steps // sample_every, state.batch
+        self.batch, self.n_recorded = batch, 0
+        self.positions = batch.positions.new_zeros((n, batch.n_atoms, 3))
+        self.energies = state.potential_energy.new_zeros((n, batch.n_systems))
+        self.steps = sample_every * torch.arange(1, n + 1, device=batch.device)
+        self.valid = torch.zeros((n, batch.n_systems), dtype=torch.bool, device=batch.device)
+
+    def record(self, running: MDState, active: Tensor) -> None:
+        k = self.n_recorded
+        self.positions[k, self.batch.atom_index(active)] = running.batch.positions
+        self.energies[k, active] = running.potential_energy
+        self.valid[k, active] = running.alive
+        self.n_recorded += 1
+
+    def trajectory(self) -> Trajectory:
+        return Trajectory(self.batch, self.positions, self.energies, self.steps, self.valid)

@@ -1,0 +1,177 @@
+"""The state of a batch of replicas in molecular dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from ase import units
+from torch import Tensor
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.dynamics.random import MOMENTA, normals, replica_keys
+
+ForceFunction = Callable[[AtomsBatch], tuple[Tensor, Tensor]]
+"""Batch to potential energies, shape (n_systems,), and forces, shape (n_atoms, 3), detached."""
+
+N_THERMOSTAT = 6
+"""Thermostat variables of a replica: positions and momenta of a chain of three."""
+
+
+@dataclass(frozen=True)
+class MDState:
+    """Everything a step depends on; a step returns a new one.
+
+    Attributes
+    ----------
+    batch : AtomsBatch
+        Positions in Å, unwrapped.
+    momenta, forces : Tensor, shape (n_atoms, 3)
+        In amu Å / ASE time and eV/Å.
+    potential_energy : Tensor of float64, shape (n_systems,)
+        In eV.
+    temperature : Tensor, shape (n_systems,)
+        Of the heat bath, in K.
+    thermostat : Tensor, shape (n_systems, 6)
+        Thermostat positions (dimensionless) and momenta; unused by some ensembles.
+    key, step : Tensor of int64, shape (n_systems,)
+        Each replica's random stream and the steps it has taken since the stream began.
+    alive : Tensor of bool, shape (n_systems,)
+        False for a replica that met a number that is not finite: it stays at its last finite frame.
+    """
+
+    batch: AtomsBatch
+    momenta: Tensor
+    forces: Tensor
+    potential_energy: Tensor
+    temperature: Tensor
+    thermostat: Tensor
+    key: Tensor
+    step: Tensor
+    alive: Tensor
+
+    @property
+    def n_systems(self) -> int:
+        return self.batch.n_systems
+
+    def replace(self, **changes) -> MDState:
+        """Copy with some fields changed."""
+        return replace(self, **changes)
+
+    def move(self, **changes) -> MDState:
+        """Copy with new positions and other fields changed."""
+        return replace(self, batch=self.batch.replace(positions=changes.pop("positions")), **changes)
+
+    def select(self, systems: Tensor | Sequence[int]) -> MDState:
+        """Pick replicas by index."""
+        systems = torch.as_tensor(systems, dtype=torch.int64, device=self.batch.device)
+        atoms = self.batch.atom_index(systems)
+        return self._map(lambda name, x: x[atoms if name in _PER_ATOM else systems], self.batch.select(systems))
+
+    def put(self, systems: Tensor | Sequence[int], other: MDState) -> MDState:
+        """Copy in which the replicas `systems` are those of `other`, in order; they must have the same atoms."""
+        systems = torch.as_tensor(systems, dtype=torch.int64, device=self.batch.device)
+        atoms = self.batch.atom_index(systems)
+
+        def write(name, x, new):
+            return x.index_copy(0, atoms if name in _PER_ATOM else systems, new)
+
+        batch = self.batch.replace(
+            positions=write("momenta", self.batch.positions, other.batch.positions),
+            cells=write("cells", self.batch.cells, other.batch.cells),
+        )
+        return self._map(lambda name, x: write(name, x, getattr(other, name)), batch)
+
+    def where(self, chosen: Tensor, other: MDState) -> MDState:
+        """The chosen replicas, shape (n_systems,), from this state, all others from `other`, without a branch."""
+        atoms = chosen[self.batch.system]
+
+        def pick(name, x, old):
+            flags = atoms if name in _PER_ATOM else chosen
+            return torch.where(flags.view(-1, *[1] * (x.dim() - 1)), x, old)
+
+        batch = self.batch.replace(
+            positions=pick("momenta", self.batch.positions, other.batch.positions),
+            cells=pick("cells", self.batch.cells, other.batch.cells)
+            if self.batch.cells is not other.batch.cells
+            else self.batch.cells,
+        )
+        return self._map(lambda name, x: pick(name, x, getattr(other, name)), batch)
+
+    def _map(self, function: Callable[[str, Tensor], Tensor], batch: AtomsBatch) -> MDState:
+        changed = {f.name: function(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "batch"}
+        return MDState(batch=batch, **changed)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that changes during a run, by name, for a restart file (`restore` is the way back)."""
+        state = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
+        return state | {"positions": self.batch.positions, "cells": self.batch.cells}
+
+    def restore(self, tensors: dict[str, Tensor]) -> MDState:
+        """Copy with everything `tensors` returned put back."""
+        tensors = {name: x.to(self.batch.device) for name, x in tensors.items()}
+        batch = self.batch.replace(positions=tensors.pop("positions"), cells=tensors.pop("cells"))
+        return MDState(batch=batch, **tensors)
+
+
+_PER_ATOM = frozenset({"momenta", "forces"})
+
+
+def initial_state(
+    batch: AtomsBatch,
+    force_function: ForceFunction,
+    temperature_K: float | Sequence[float] | Tensor,
+    seed: int = 0,
+    keys: Tensor | None = None,
+    fix_com: bool = True,
+) -> MDState:
+    """Start replicas from positions, with momenta from the Maxwell-Boltzmann distribution.
+
+    Parameters
+    ----------
+    batch : AtomsBatch
+    force_function : ForceFunction
+    temperature_K : float or sequence of floats
+        One for all replicas or one each.
+    seed : int
+        Seed of the replicas' random streams.
+    keys : Tensor of int64, shape (n_systems,), optional
+        The streams themselves, instead of `seed`.
+    fix_com : bool
+        Take out each replica's centre-of-mass momentum, which leaves 3N - 3 degrees of freedom.
+    """
+    temperature = torch.as_tensor(temperature_K, dtype=batch.dtype, device=batch.device).expand(batch.n_systems)
+    keys = replica_keys(seed, batch.n_systems, device=batch.device) if keys is None else keys
+    step = torch.zeros_like(keys)
+    energy, forces = force_function(batch)
+    return MDState(
+        batch=batch,
+        momenta=maxwell_boltzmann(batch, temperature, keys, step, fix_com),
+        forces=forces,
+        potential_energy=energy,
+        temperature=temperature.clone(),
+        thermostat=batch.positions.new_zeros((batch.n_systems, N_THERMOSTAT)),
+        key=keys,
+        step=step,
+        alive=torch.isfinite(energy) & batch.all_atoms(torch.isfinite(forces)),
+    )
+
+
+def maxwell_boltzmann(batch: AtomsBatch, temperature: Tensor, keys: Tensor, step: Tensor, fix_com: bool) -> Tensor:
+    """Momenta with variance m k_B T, shape (n_atoms, 3), from the replicas' streams."""
+    sigma = torch.sqrt(batch.masses * units.kB * temperature[batch.system])
+    momenta = sigma[:, None] * normals(batch, keys, step, MOMENTA)
+    return remove_com_momentum(batch, momenta) if fix_com else momenta
+
+
+def remove_com_momentum(batch: AtomsBatch, momenta: Tensor) -> Tensor:
+    """Momenta without the centre-of-mass motion of each system, shape (n_atoms, 3)."""
+    velocity = batch.sum_over_atoms(momenta) / batch.sum_over_atoms(batch.masses)[:, None]
+    return momenta - batch.masses[:, None] * velocity[batch.system]
+
+
+def kinetic_energy(state: MDState) -> Tensor:
+    """Kinetic energies, shape (n_systems,), in eV."""
+    batch = state.batch
+    return batch.sum_over_atoms(0.5 * state.momenta.square().sum(dim=1) / batch.masses)

@@ -1,0 +1,109 @@
+"""Distributions of interatomic distances."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from stabie_ase.batch import AtomsBatch
+
+
+@dataclass(frozen=True)
+class DistanceDistribution:
+    """Distribution of all interatomic distances of a molecule, h(r), normalised to one.
+
+    h(r) = 1/(N(N-1)) Σ_{i≠j} δ(r - r_ij) (Raja et al., arXiv 2402.13984), every distance smeared by a normalised
+    Gaussian; a bin holds the mean of the smeared density over its width. A distance beyond the last bin is missing
+    from the integral.
+
+    Parameters
+    ----------
+    r_max : float
+        End of the grid in Å.
+    bin_width : float
+        In Å.
+    smearing : float
+        Standard deviation of the Gaussian in Å.
+    """
+
+    r_max: float
+    bin_width: float = 0.02
+    smearing: float = 0.02
+    name = "hr"
+    grid_label = "r (Å)"
+    value_label = "h(r) (1/Å)"
+
+    def __post_init__(self):
+        if not (self.bin_width > 0 and self.smearing > 0 and self.r_max > self.bin_width):
+            raise ValueError(
+                f"h(r) needs positive bin width and smearing and a longer range, got r_max={self.r_max}, "
+                f"bin_width={self.bin_width}, smearing={self.smearing} Å"
+            )
+
+    @classmethod
+    def from_reference(cls, frames: Sequence[Atoms], margin: float = 2.0, **settings) -> DistanceDistribution:
+        """A grid that reaches `margin` beyond the longest distance of the reference.
+
+        Raises
+        ------
+        ValueError
+            Periodic frames or several compositions: h(r) has no meaning there.
+        """
+        batch = AtomsBatch.from_atoms(frames)
+        if batch.pbc.any():
+            raise ValueError("h(r) is for isolated molecules, but the reference is periodic")
+        if not batch.same_composition or batch.sizes[0] < 2:
+            raise ValueError("h(r) needs reference frames of one molecule of two atoms or more, in one atom order")
+        longest = max(float(_distances(part).max()) for part in _chunks(batch))
+        return cls(r_max=math.ceil(longest + margin), **settings)
+
+    @property
+    def n_bins(self) -> int:
+        return round(self.r_max / self.bin_width)
+
+    @property
+    def grid(self) -> Tensor:
+        """Centres of the bins, in Å."""
+        return (torch.arange(self.n_bins, dtype=torch.float64) + 0.5) * self.bin_width
+
+    @property
+    def weights(self) -> Tensor:
+        """The bin width each, so that the loss does not depend on the number of bins."""
+        return torch.full((self.n_bins,), self.bin_width, dtype=torch.float64)
+
+    def __call__(self, batch: AtomsBatch) -> Tensor:
+        """h(r) of every frame, float64, shape (n_systems, n_bins), in 1/Å."""
+        return torch.cat([self._histogram(_distances(part)) for part in _chunks(batch)])
+
+    def _histogram(self, distances: Tensor) -> Tensor:
+        n_systems, n_distances = distances.shape
+        reach = math.ceil(5.0 * self.smearing / self.bin_width) + 1
+        distances = torch.nan_to_num(distances, nan=torch.inf).clamp(max=self.r_max + 2 * reach * self.bin_width)
+        centre = torch.floor(distances / self.bin_width).long()
+        bins = centre[..., None] + torch.arange(-reach, reach + 1, device=distances.device)
+        edges = torch.cat([bins, bins[..., -1:] + 1], dim=-1) * self.bin_width
+        cumulative = 0.5 * torch.erf((edges - distances[..., None]) / (math.sqrt(2.0) * self.smearing))
+        share = cumulative.diff(dim=-1) / (n_distances * self.bin_width)
+        share = torch.where((bins >= 0) & (bins < self.n_bins), share, 0.0)
+        histogram = share.new_zeros((n_systems, self.n_bins))
+        return histogram.scatter_add_(1, bins.clamp(0, self.n_bins - 1).view(n_systems, -1), share.view(n_systems, -1))
+
+
+def _distances(batch: AtomsBatch) -> Tensor:
+    """All distances i < j of every molecule, float64, shape (n_systems, N (N - 1) / 2), in Å."""
+    positions = batch.positions.double().view(batch.n_systems, -1, 3)
+    i, j = torch.triu_indices(positions.shape[1], positions.shape[1], offset=1, device=batch.device)
+    return (positions[:, j] - positions[:, i]).norm(dim=2)
+
+
+def _chunks(batch: AtomsBatch, n_distances: int = 200_000) -> list[AtomsBatch]:
+    """Parts of a batch whose distances fit into a few tens of megabytes."""
+    n_atoms = batch.n_atoms // batch.n_systems
+    size = max(1, n_distances // max(1, n_atoms * (n_atoms - 1) // 2))
+    systems = torch.arange(batch.n_systems, device=batch.device)
+    return [batch.select(part) for part in systems.split(size)]
