@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Trajectory:
     steps: Tensor
     valid: Tensor
 
+    def keep(self, chosen: Tensor) -> Trajectory:
+        """The same with only the chosen ones of its valid frames, shape (n_frames, n_systems)."""
+        return replace(self, valid=self.valid & chosen)
+
     def frames(self) -> tuple[AtomsBatch, Tensor, Tensor]:
         """All valid frames as one batch, with the frame and the replica each came from, shapes (n_samples,)."""
         frame, replica = self.valid.nonzero(as_tuple=True)
@@ -94,6 +98,7 @@ def simulate(
     check_every: int = 10,
     sample_every: int | None = None,
     stop_unstable: bool = True,
+    escaped: Sequence[Criterion] = (),
     on_block: Callable[[int, MDState, Failures], None] | None = None,
 ) -> tuple[MDState, Trajectory | None, Failures]:
     """Run a batch of replicas and note the first failure of each.
@@ -111,6 +116,8 @@ def simulate(
         In steps; without `sample_every` no frame is kept. Frames are those after `sample_every`, 2 `sample_every`, ...
     stop_unstable : bool
         Stop a replica at its first failure, so that it costs nothing more, or let it run on while it is finite.
+    escaped : sequence of Criterion
+        Stop a replica on these too, without calling it a failure: fragments far apart have nothing more to tell.
     on_block : callable, optional
         Called as `on_block(steps_done, state, failures)` after every look.
 
@@ -137,6 +144,8 @@ def simulate(
             if recorder and done % sample_every == 0:
                 recorder.record(running, active)
             stopped = ~running.alive | (failures.failed[active] if stop_unstable else False)
+            for criterion in escaped:
+                stopped = stopped | criterion(running.batch).unstable
             if stopped.any():
                 state = state.put(active, running)
                 active, running = active[~stopped], running.select((~stopped).nonzero()[:, 0])

@@ -11,11 +11,25 @@ from torch import Tensor, nn
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.inert import Recorded
 
 FORMAT = "stabie_ase.schnet"
 VERSION = 1
 CHECKPOINTS = "SchNet (this package's file, or a torch-geometric SchNet: its state dict or the pickled module)"
-PICKLED_CLASSES: tuple[str, ...] = ()
+PICKLED_CLASSES = (
+    "torch_geometric.inspector.Inspector",
+    "torch_geometric.inspector.Parameter",
+    "torch_geometric.inspector.Signature",
+    "torch_geometric.nn.aggr.basic.MeanAggregation",
+    "torch_geometric.nn.aggr.basic.SumAggregation",
+    "torch_geometric.nn.models.schnet.CFConv",
+    "torch_geometric.nn.models.schnet.GaussianSmearing",
+    "torch_geometric.nn.models.schnet.InteractionBlock",
+    "torch_geometric.nn.models.schnet.RadiusInteractionGraph",
+    "torch_geometric.nn.models.schnet.SchNet",
+    "torch_geometric.nn.models.schnet.ShiftedSoftplus",
+)
+"""Names in pickled torch-geometric models; they are recorded, never imported (see `inert`)."""
 HYPER_PARAMETERS = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
 
 
@@ -136,11 +150,13 @@ def recognises(data: Any) -> bool:
 
 
 def from_data(data: Any) -> SchNetPotential:
-    """Make a potential of `to_data`'s dictionary, of a bare torch-geometric state dict, or around a module."""
+    """Make a potential of `to_data`'s dictionary, of a bare torch-geometric state dict or pickle, or of a module."""
     if isinstance(data, nn.Module):
         return SchNetPotential(data)
     from torch_geometric.nn.models import SchNet
 
+    if isinstance(data, Recorded):
+        data = _data_of_pickle(data)
     if _bare_state_dict(data):
         data = {"hyper_parameters": _infer_hyper_parameters(data), "reference_energies": {}, "state_dict": data}
     elif data.get("version") != VERSION:
@@ -156,6 +172,18 @@ def from_data(data: Any) -> SchNetPotential:
 
 
 CLASS = SchNetPotential
+
+
+def _data_of_pickle(module: Recorded) -> dict[str, Any]:
+    if module.dipole or module.scale is not None or type(module.readout).__name__ != "SumAggregation":
+        raise ValueError("only SchNets with readout='add', dipole=False and no scale can be used")
+    names = (*HYPER_PARAMETERS, "mean", "std")
+    return {
+        "version": VERSION,
+        "hyper_parameters": {name: getattr(module, name) for name in names} | {"atomref": module.atomref is not None},
+        "reference_energies": {},
+        "state_dict": module.state_dict(),
+    }
 
 
 def _bare_state_dict(data: dict[str, Any]) -> bool:

@@ -1,0 +1,173 @@
+"""What a model is worth in dynamics: time to first failure, observables up to it, energy and force errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from torch import Tensor
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.dynamics import Integrator, Langevin, MDState, PotentialForces, initial_state, simulate
+from stabie_ase.observables import Observable
+from stabie_ase.potentials.base import Potential
+from stabie_ase.reference import Reference
+from stabie_ase.stability import Criterion, Failures, StabilityStatistics, stability_statistics
+from stabie_ase.training.qm import LabelledFrames, QMErrors, qm_errors
+
+
+@dataclass(frozen=True)
+class StabilityTest:
+    """How stability is measured.
+
+    Attributes
+    ----------
+    temperature_K : float
+    replicas : int
+    time_ps : float
+        Of every replica, unless it fails before.
+    timestep_fs, friction_per_fs : float
+        Of Langevin dynamics.
+    check_every_fs : float
+        Between two looks at the criterion.
+    sample_every_fs : float
+        Between two frames for the observable.
+    seed : int
+        Chooses starting frames, momenta and noise: equal for all models that are compared.
+    """
+
+    temperature_K: float
+    replicas: int = 64
+    time_ps: float = 5.0
+    timestep_fs: float = 0.5
+    friction_per_fs: float = 0.01
+    check_every_fs: float = 5.0
+    sample_every_fs: float = 50.0
+    seed: int = 0
+
+    @property
+    def integrator(self) -> Integrator:
+        return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
+
+    def steps(self, time_fs: float) -> int:
+        """A time as a number of steps, at least one."""
+        return max(1, round(time_fs / self.timestep_fs))
+
+
+@dataclass(frozen=True)
+class StabilityResult:
+    """Outcome of a `StabilityTest`.
+
+    Attributes
+    ----------
+    statistics : StabilityStatistics
+    failures : Failures
+    observable_mean : Tensor or None, shape (d,)
+        Mean over all frames before each replica's failure.
+    observable_error : float or None
+        Σ_k c_k |ḡ_k - g_k^ref|.
+    """
+
+    statistics: StabilityStatistics
+    failures: Failures
+    observable_mean: Tensor | None
+    observable_error: float | None
+
+
+def starting_frames(frames: Sequence[Atoms], n: int, seed: int) -> list[Atoms]:
+    """n frames in random order, each used about equally often."""
+    rng = np.random.default_rng([seed, 1])
+    rounds = -(-n // len(frames))
+    order = np.concatenate([rng.permutation(len(frames)) for _ in range(rounds)])[:n]
+    return [frames[k] for k in order]
+
+
+def start(
+    potential: Potential, frames: Sequence[Atoms], n: int, temperature_K: float, integrator: Integrator, seed: int
+) -> MDState:
+    """Replicas at random reference frames with Maxwell-Boltzmann momenta."""
+    batch = AtomsBatch.from_atoms(starting_frames(frames, n, seed), device=potential.device)
+    return initial_state(batch, PotentialForces(potential), temperature_K, seed=seed, fix_com=integrator.fix_com)
+
+
+def run_stability_test(
+    potential: Potential,
+    frames: Sequence[Atoms],
+    criterion: Criterion,
+    test: StabilityTest,
+    observable: Observable | None = None,
+    reference_mean: Tensor | None = None,
+    on_block: Callable[[int, MDState, Failures], None] | None = None,
+) -> StabilityResult:
+    """Run fresh replicas until each fails or the time is over."""
+    integrator = test.integrator
+    n_steps = test.steps(1000.0 * test.time_ps)
+    _, trajectory, failures = simulate(
+        start(potential, frames, test.replicas, test.temperature_K, integrator, test.seed),
+        integrator,
+        potential,
+        n_steps,
+        [criterion],
+        check_every=test.steps(test.check_every_fs),
+        sample_every=test.steps(test.sample_every_fs) if observable else None,
+        on_block=on_block,
+    )
+    mean = error = None
+    if observable is not None:
+        mean, error = _observable_before_failure(trajectory, failures, observable, reference_mean)
+    return StabilityResult(stability_statistics(failures, n_steps, integrator.timestep), failures, mean, error)
+
+
+def _observable_before_failure(trajectory, failures: Failures, observable: Observable, reference: Tensor | None):
+    first = torch.where(failures.failed, failures.step, torch.iinfo(torch.int64).max)
+    before = trajectory.valid & (trajectory.steps[:, None] < first)
+    if not before.any():
+        return None, None
+    frames, _, _ = trajectory.keep(before).frames()
+    mean = observable(frames).mean(dim=0).cpu()
+    error = None if reference is None else float((observable.weights * (mean - reference).abs()).sum())
+    return mean, error
+
+
+def reference_mean(observable: Observable, reference: Reference) -> Tensor:
+    """g^ref: the observable's mean over the reference frames, float64, shape (d,)."""
+    return observable(AtomsBatch.from_atoms(reference.frames)).mean(dim=0)
+
+
+def summarize(result: StabilityResult, errors: QMErrors) -> dict[str, object]:
+    """What `evaluate --output` writes of one model; plain values with units in the names."""
+    statistics = result.statistics
+    median, low, high = statistics.median_ps()
+    return {
+        "n_replicas": len(statistics.failed),
+        "n_failed": statistics.n_failed,
+        "stable_replica_ps": statistics.stable_replica_ps,
+        "hazard_per_ps": statistics.hazard_per_ps,
+        "hazard_per_ps_interval": list(statistics.hazard_interval()),
+        "median_stable_ps": median,
+        "median_stable_ps_interval": [low, high],
+        "force_mae_eV_per_A": errors.force_mae_eV_per_A,
+        "energy_mae_eV": errors.energy_mae_offset_removed_eV,
+        "energy_mae_with_offset_eV": errors.energy_mae_eV,
+        "hr_error": result.observable_error,
+    }
+
+
+def evaluate(
+    potential: Potential,
+    reference: Reference,
+    criterion: Criterion,
+    observable: Observable,
+    test: StabilityTest,
+    on_block: Callable[[int, MDState, Failures], None] | None = None,
+) -> tuple[dict[str, object], StabilityResult]:
+    """Stability from the reference's frames, observable against their mean, and errors on them."""
+    potential.check_numbers(z for atoms in reference.frames for z in set(atoms.numbers))
+    result = run_stability_test(
+        potential, reference.frames, criterion, test, observable, reference_mean(observable, reference), on_block
+    )
+    errors = qm_errors(potential, LabelledFrames.from_reference(reference, potential.device))
+    return summarize(result, errors), result
