@@ -106,6 +106,7 @@ class MACEPotential(Potential):
         super().__init__()
         if hasattr(network, "joint_embedding"):
             raise ValueError("MACE models that need a total charge or spin as input are not supported")
+        _replace_empty_parameters(network)
         self.network = network
         self.cutoff = float(network.r_max)
         self.numbers = tuple(network.atomic_numbers.tolist())
@@ -211,6 +212,14 @@ class MACEPotential(Potential):
 
 
 CLASS = MACEPotential
+
+
+def _replace_empty_parameters(network: nn.Module) -> None:
+    """Give MACE's fixed zeros the class they have after saving and opening; their own cannot be copied."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if type(parameter).__name__ == "EmptyParam":
+                module._parameters[name] = nn.Parameter(parameter.data, requires_grad=False)
 
 
 def recognises(data: Any) -> bool:
