@@ -107,6 +107,28 @@ class BondLengthDeviation:
         return f"a bond off its mean length by more than {self.tolerance:g} Å ({self.bonds.shape[1]} bonds)"
 
 
+CRITERIA = {BondLengthDeviation.name: BondLengthDeviation}
+"""By their names on the command line."""
+
+
+def criterion_from(spec: str, frames: Sequence[Atoms]) -> BondLengthDeviation:
+    """A criterion from KIND:TOLERANCE and the reference frames.
+
+    Raises
+    ------
+    ValueError
+        Unknown kind, or a tolerance that is no positive number.
+    """
+    kind, _, tolerance = spec.partition(":")
+    if kind not in CRITERIA:
+        raise ValueError(f"unknown criterion {kind!r}; known: {', '.join(CRITERIA)} (as in bonds:0.25)")
+    try:
+        value = float(tolerance)
+    except ValueError:
+        raise ValueError(f"criterion {spec!r} has no tolerance that is a number; write it as in bonds:0.25") from None
+    return CRITERIA[kind].from_reference(frames, value)
+
+
 @dataclass(frozen=True)
 class Failures:
     """First failure of each replica in one run.

@@ -17,113 +17,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from ase import Atoms, units
+from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import accumulate_gradient, estimate, potential_energies
-from stabie_ase.dynamics import Integrator, Langevin, MDState, NoseHooverChain, Trajectory, simulate
+from stabie_ase.dynamics import MDState, Trajectory, simulate
 from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
 from stabie_ase.evaluation import reference_mean, start
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
 from stabie_ase.stability import BondLengthDeviation, Failures
+from stabie_ase.training.config import FinetuneConfig
 from stabie_ase.training.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 
 logger = logging.getLogger(__name__)
 
 SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Every knob of the loop. Times are in fs and ps, temperatures in K, tolerances in Å.
-
-    Attributes
-    ----------
-    observable : str
-        Name of the observable that is matched.
-    temperature_K : float or None
-        None takes the reference's.
-    timestep_fs : float
-    thermostat : str
-        "langevin", whose noise is replayed after a rewind, or "nose-hoover".
-    friction_per_fs, damping_fs : float
-        Of the one and of the other.
-    replicas : int
-    window_fs, sample_every_fs, check_every_fs : float
-        Length of a window, and the time between frames for the estimator and between looks at the criterion.
-    criterion : str
-        KIND:TOLERANCE.
-    upper_share, lower_share : float
-        Unstable share that ends a simulation phase, and a learning phase.
-    max_simulation_windows, max_learning_windows : int
-        Windows after which a phase ends anyway.
-    random_resets : float
-        Share of the stable replicas put back to a reference frame at the start of a simulation phase.
-    observable_weight, qm_weight : float
-        W and λ of W L_obs + λ L_QM.
-    learning_rate : float
-        Of Adam.
-    updates_per_window : int
-        Optimiser steps at most on the samples of one window.
-    min_ess_share : float
-        Samples are reused while Kish's effective sample size is above this share of their number.
-    gradient_clip : float
-        Largest norm of a gradient.
-    qm_batch_size : int
-    cross_fit : bool
-        Unbiased estimator from two halves of the replicas, at the price of variance.
-    force_error_bound : float
-        A state whose force error on the reference exceeds the start's by more than this share is not kept.
-    max_time_min : float
-    max_cycles, max_updates : int or None
-    check_ps : float
-        Length of the final comparison with the starting model.
-    seed : int
-    """
-
-    observable: str = "hr"
-    temperature_K: float | None = None
-    timestep_fs: float = 0.5
-    thermostat: str = "langevin"
-    friction_per_fs: float = 0.01
-    damping_fs: float = 20.0
-    replicas: int = 32
-    window_fs: float = 500.0
-    sample_every_fs: float = 25.0
-    check_every_fs: float = 5.0
-    criterion: str = "bonds:0.25"
-    upper_share: float = 0.5
-    lower_share: float = 0.1
-    max_simulation_windows: int = 40
-    max_learning_windows: int = 8
-    random_resets: float = 0.05
-    observable_weight: float = 1.0
-    qm_weight: float = 1.0
-    learning_rate: float = 1e-4
-    updates_per_window: int = 5
-    min_ess_share: float = 0.5
-    gradient_clip: float = 1.0
-    qm_batch_size: int = 16
-    cross_fit: bool = False
-    force_error_bound: float = 0.05
-    max_time_min: float = 30.0
-    max_cycles: int | None = None
-    max_updates: int | None = None
-    check_ps: float = 4.0
-    seed: int = 0
-
-    def steps(self, time_fs: float) -> int:
-        """A time as a number of steps, at least one."""
-        return max(1, round(time_fs / self.timestep_fs))
-
-    @property
-    def integrator(self) -> Integrator:
-        if self.thermostat == "nose-hoover":
-            return NoseHooverChain(self.timestep_fs * units.fs, self.damping_fs * units.fs)
-        return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
 
 
 @dataclass
@@ -164,20 +75,26 @@ class StabieTraining:
         observable: Observable,
         criterion: BondLengthDeviation,
         config: FinetuneConfig,
+        validation: Reference | None = None,
     ):
         self.potential, self.reference, self.observable, self.config = potential, reference, observable, config
         self.criterion = criterion
         self.escaped = replace(criterion, tolerance=10.0 * criterion.tolerance)
         self.target = reference_mean(observable, reference).to(potential.device)
-        self.labelled = LabelledFrames.from_reference(reference, potential.device)
+        trained, held_out = reference.split(config.validation_share, config.seed) if validation is None else (reference, validation)
+        self.labelled, self.validation = (
+            LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out)
+        )
         self.loss = QMLoss()
         self.integrator = config.integrator
         self.progress = Progress(learning_rate=config.learning_rate)
         self.replicas = self._fresh(config.replicas)
         self.failed = torch.zeros(config.replicas, dtype=torch.bool, device=potential.device)
         self.optimizer = torch.optim.Adam(potential.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-        self.start_force_mae = qm_errors(potential, self.labelled).force_mae_eV_per_A
-        self.best = {"hazard": math.inf, "cycle": -1, "weights": self._weights()}
+        self.start_force_mae = self._force_mae()
+        self.start_weights = self._weights()
+        self.best = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
+        self.on_block: Callable[[int, MDState, Failures], None] | None = None
 
     # -- the two phases
 
@@ -213,7 +130,7 @@ class StabieTraining:
         unstable = self._unstable_frames(failures, going)
         if share >= config.upper_share or progress.window >= config.max_simulation_windows:
             self._remember_if_best()
-            self._enter(LEARNING if self.failed.any() else SIMULATION)
+            self._enter(LEARNING if self.failed.any() else FINISHED)
         return record, unstable
 
     def _learn(self) -> tuple[dict[str, object], list[Atoms]]:
@@ -250,6 +167,7 @@ class StabieTraining:
             sample_every=None if stop_unstable else config.steps(config.sample_every_fs),
             stop_unstable=stop_unstable,
             escaped=[self.escaped],
+            on_block=self.on_block,
         )
         self.progress.md_steps += n_steps * state.n_systems
         return result
@@ -259,27 +177,29 @@ class StabieTraining:
     def _update(self, trajectory: Trajectory) -> dict[str, object]:
         """Optimiser steps on one window's samples while their effective number holds."""
         config, frames, energies, values, fold = self.config, *self._samples(trajectory)
-        first_loss = last_ess = None
-        change = torch.zeros_like(energies)
-        for k in range(config.updates_per_window):
-            if k:
-                change = potential_energies(self.potential, frames) - energies
-            if not torch.isfinite(change).all():
-                break
-            result = estimate(
-                values, self.target, self.observable.weights.to(values), config.temperature_K, change, fold
-            )
-            last_ess = result.effective_samples / len(values)
-            if last_ess < config.min_ess_share:
-                break
-            first_loss = float(result.loss) if first_loss is None else first_loss
+        progress, weights = self.progress, self.observable.weights.to(values)
+        result = first = estimate(values, self.target, weights, config.temperature_K, None, fold)
+        for _ in range(config.updates_per_window):
+            before = self._weights()
             self._optimizer_step(frames, result.sample_weights)
+            change = potential_energies(self.potential, frames) - energies
+            if torch.isfinite(change).all():
+                result = estimate(values, self.target, weights, config.temperature_K, change, fold)
+                if result.effective_samples >= config.min_ess_share * len(values):
+                    continue
+            # Too far for these samples: they say nothing about the new weights, so take the step back.
+            self.potential.load_state_dict(before)
+            progress.learning_rate *= 0.5
+            break
+        else:
+            progress.learning_rate = min(progress.learning_rate * 1.2, 4.0 * config.learning_rate)
         return {
             "n_samples": len(values),
-            "observable_loss": first_loss,
-            "ess_share": last_ess,
+            "observable_loss": float(first.loss),
+            "ess_share": result.effective_samples / len(values),
             "updates": self.progress.updates,
-            "force_mae_eV_per_A": qm_errors(self.potential, self.labelled).force_mae_eV_per_A,
+            "force_mae_eV_per_A": self._force_mae(),
+            "learning_rate": self.progress.learning_rate,
         }
 
     def _samples(self, trajectory: Trajectory) -> tuple[AtomsBatch, Tensor, Tensor, Tensor | None]:
@@ -300,6 +220,9 @@ class StabieTraining:
         chosen = minibatch(len(self.labelled), config.qm_batch_size, config.seed, progress.updates)
         (config.qm_weight * self.loss(self.potential, self.labelled.select(chosen))).backward()
         torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
+        for group in self.optimizer.param_groups:
+            # Adam's first steps are as long in directions it knows nothing of as in any other: begin small.
+            group["lr"] = progress.learning_rate * min(1.0, (progress.updates + 1) / config.warmup_updates)
         self.optimizer.step()
         progress.updates += 1
 
@@ -336,10 +259,23 @@ class StabieTraining:
 
     def _remember_if_best(self) -> None:
         """The simulation phase has measured the hazard of the weights it ran with."""
-        error = qm_errors(self.potential, self.labelled).force_mae_eV_per_A
-        accurate = error <= (1.0 + self.config.force_error_bound) * self.start_force_mae
-        if accurate and self._hazard() < self.best["hazard"]:
+        if self._accurate() and self._hazard() < self.best["hazard"]:
             self.best = {"hazard": self._hazard(), "cycle": self.progress.cycle, "weights": self._weights()}
+
+    def candidates(self) -> dict[str, dict[str, Tensor]]:
+        """Weights worth a comparison: those at the start, the best measured in the loop, and the last if accurate."""
+        candidates = {"start": self.start_weights}
+        if self.best["cycle"] > 0:
+            candidates["best"] = self.best["weights"]
+        if self._accurate() and self.progress.updates:
+            candidates["last"] = self._weights()
+        return candidates
+
+    def _accurate(self) -> bool:
+        return self._force_mae() <= (1.0 + self.config.force_error_bound) * self.start_force_mae
+
+    def _force_mae(self) -> float:
+        return qm_errors(self.potential, self.validation).force_mae_eV_per_A
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: x.detach().clone() for name, x in self.potential.state_dict().items()}

@@ -1,0 +1,148 @@
+"""Options as typed dataclasses: one place for the schema, the defaults, the help text and the checks."""
+
+from __future__ import annotations
+
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from ase import units
+
+from stabie_ase.dynamics import Integrator, Langevin, NoseHooverChain
+
+
+class BadOption(ValueError):
+    """An option outside of what makes sense."""
+
+
+def knob(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
+    """A dataclass field with its help text and the values it may take, limits included."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+def check_options(config: Any) -> None:
+    """Hold every field of a dataclass against the limits of its `knob`.
+
+    Raises
+    ------
+    BadOption
+    """
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if value is not None:
+            _check(option, value)
+
+
+def _check(option: Field, value: Any) -> None:
+    low, high, choices = (option.metadata.get(key) for key in ("low", "high", "choices"))
+    if choices and value not in choices:
+        raise BadOption(f"{option.name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+    if low is None and high is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise BadOption(f"{option.name} is {value!r}, expected a number")
+    if not ((low is None or value >= low) and (high is None or value <= high)):
+        limits = f"between {low:g} and {high:g}" if high is not None else f"of at least {low:g}"
+        raise BadOption(f"{option.name} is {value:g}, expected a number {limits}")
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """A dataclass from a dictionary; an unknown key is an error that names the known ones.
+
+    Raises
+    ------
+    BadOption
+    """
+    known = [option.name for option in fields(cls)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise BadOption(f"unknown option {', '.join(map(repr, unknown))}; known: {', '.join(known)}")
+    return cls(**values)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Every knob of the StABIE loop; each field's metadata tell what it is. Units are in the names."""
+
+    observable: str = knob("hr", "observable that is matched")
+    temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
+    timestep_fs: float = knob(0.5, "time step of the dynamics", 1e-3, 20.0)
+    thermostat: str = knob(
+        "langevin", "langevin, whose noise is replayed after a rewind, or nose-hoover", choices=("langevin", "nose-hoover")
+    )
+    friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
+    damping_fs: float = knob(20.0, "characteristic time of the Nosé-Hoover chain", 0.1, 1e5)
+    replicas: int = knob(32, "replicas run in parallel", 2, 1_000_000)
+    window_fs: float = knob(500.0, "length of a window of dynamics", 1e-3, 1e7)
+    sample_every_fs: float = knob(25.0, "time between two frames for the estimator", 1e-3, 1e7)
+    check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
+    criterion: str = knob("bonds:0.25", "KIND:TOLERANCE (Å) that calls a replica unstable in training")
+    upper_share: float = knob(0.5, "unstable share that ends a simulation phase", 0.0, 1.0)
+    lower_share: float = knob(0.1, "unstable share that ends a learning phase", 0.0, 1.0)
+    max_simulation_windows: int = knob(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
+    max_learning_windows: int = knob(8, "windows after which a learning phase ends anyway", 1, 1_000_000)
+    random_resets: float = knob(
+        0.05, "share of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
+    )
+    observable_weight: float = knob(1.0, "weight of the observable's loss; 0 for a control without it", 0.0, 1e9)
+    qm_weight: float = knob(1.0, "weight of the energy/force loss", 0.0, 1e9)
+    learning_rate: float = knob(1e-4, "learning rate of Adam", 0.0, 1.0)
+    warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)
+    updates_per_window: int = knob(5, "optimiser steps at most on the samples of one window", 1, 1_000_000)
+    min_ess_share: float = knob(0.5, "effective share of the samples below which an update is taken back", 0.0, 1.0)
+    gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
+    qm_batch_size: int = knob(16, "frames in the energy/force term of an update", 1, 1_000_000)
+    validation_share: float = knob(
+        0.1, "part of the reference kept out of the energy/force term to judge accuracy by, as pretraining does", 0.0, 0.9
+    )
+    cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
+    force_error_bound: float = knob(
+        0.05, "states whose force error on the validation frames grew by more than this share are not kept", 0.0, 100.0
+    )
+    max_time_min: float = knob(30.0, "wall time of the loop", 0.0, 1e6)
+    max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
+    max_updates: int | None = knob(None, "optimiser steps at most", 1, 1_000_000_000)
+    check_criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) of the final comparison with the starting model")
+    check_replicas: int = knob(64, "fresh replicas of the final comparison", 2, 1_000_000)
+    check_ps: float = knob(3.0, "time of each replica in the final comparison", 1e-6, 1e9)
+    seed: int = knob(0, "seed of everything random", 0, 2**31 - 1)
+
+    def __post_init__(self):
+        check_options(self)
+        if self.lower_share >= self.upper_share:
+            raise BadOption(
+                f"lower_share is {self.lower_share:g} and upper_share {self.upper_share:g}, expected lower < upper"
+            )
+        for name in ("sample_every_fs", "check_every_fs"):
+            if not self.timestep_fs <= getattr(self, name) <= self.window_fs:
+                raise BadOption(
+                    f"{name} is {getattr(self, name):g}, expected a time from one step ({self.timestep_fs:g} fs) "
+                    f"to one window ({self.window_fs:g} fs)"
+                )
+
+    def steps(self, time_fs: float) -> int:
+        """A time as a number of steps, at least one."""
+        return max(1, round(time_fs / self.timestep_fs))
+
+    @property
+    def integrator(self) -> Integrator:
+        if self.thermostat == "nose-hoover":
+            return NoseHooverChain(self.timestep_fs * units.fs, self.damping_fs * units.fs)
+        return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to train on energies and forces."""
+
+    epochs: int = knob(5000, "passes over the training frames at most", 1, 1_000_000_000)
+    max_time_min: float = knob(60.0, "wall time at most", 0.0, 1e6)
+    batch_size: int = knob(10, "frames in one step", 1, 1_000_000)
+    learning_rate: float = knob(1e-3, "learning rate of Adam at the start; halved on a plateau", 1e-12, 1.0)
+    patience: int = knob(50, "epochs without a better validation error that make a plateau", 1, 1_000_000)
+    min_learning_rate: float = knob(1e-5, "learning rate below which training has converged", 0.0, 1.0)
+    ema_decay: float = knob(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)
+    validation_share: float = knob(0.1, "part of the reference kept out of training", 0.0, 0.9)
+    seed: int = knob(0, "seed of the weights, the split and the order of the frames", 0, 2**31 - 1)
+
+    def __post_init__(self):
+        check_options(self)
