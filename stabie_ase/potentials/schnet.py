@@ -107,7 +107,7 @@ class SchNetPotential(Potential):
         distances = distances[near]
         pairs = half.select(near).full.pairs
         envelope = 0.5 * (torch.cos(distances * (torch.pi / self.cutoff)) + 1.0)
-        expansion = net.distance_expansion(distances)
+        expansion = _gaussians(net.distance_expansion, distances)
         h = net.embedding(batch.numbers)
         for block in net.interactions:
             filters = block.mlp(expansion) * envelope[:, None]
@@ -118,6 +118,12 @@ class SchNetPotential(Potential):
         if net.atomref is not None:
             energies = energies + net.atomref(batch.numbers)[:, 0]
         return energies + self.reference_energies[batch.numbers]
+
+
+def _gaussians(expansion: nn.Module, distances: Tensor) -> Tensor:
+    """torch-geometric's Gaussian smearing without denormal numbers, which slow a CPU down several times."""
+    exponents = expansion.coeff * (distances[:, None] - expansion.offset).square()
+    return torch.exp(exponents.clamp(min=-60.0))
 
 
 def _convolve(conv: nn.Module, h: Tensor, pairs: Tensor, filters: Tensor) -> Tensor:
