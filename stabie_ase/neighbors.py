@@ -19,6 +19,9 @@ from stabie_ase.batch import AtomsBatch
 ALL_PAIRS_MAX_ATOMS = 64
 """Up to this size a molecule's list holds all its pairs and never goes out of date."""
 
+FAR_AWAY = 1e6
+"""In Å; where an atom further from the origin than this is does not matter any more."""
+
 
 @dataclass(frozen=True)
 class NeighborList:
@@ -90,30 +93,35 @@ def all_pairs(batch: AtomsBatch) -> NeighborList:
     return _mirror(pairs, pairs.new_zeros((pairs.shape[1], 3)), float("inf"), periodic=False)
 
 
-def _half_list(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray]:
+def _half_list(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Each pair of one system once, with its shift, by matscipy; positions need not lie inside the cell."""
+    if not np.isfinite(cell).all():
+        return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
+    # An atom that has flown away would be wrapped for seconds. Its pairs may be wrong: they are longer than any cutoff.
+    positions = np.where(np.abs(positions) < FAR_AWAY, positions, 0.0)
     cell = complete_cell(cell)
-    scaled = np.linalg.solve(cell.T, positions.T).T
-    images = np.floor(scaled) * pbc
-    wrapped = positions - images @ cell
-    if not pbc.all():
-        # matscipy bins by the cell also where it is not periodic: there the atoms' own extent has to fit inside.
-        scaled = scaled - images
-        low, high = np.where(pbc, 0.0, scaled.min(axis=0)), np.where(pbc, 1.0, scaled.max(axis=0))
-        span = np.where(pbc, 1.0, np.maximum(high - low, 0.0) + 1.0 / np.linalg.norm(cell, axis=1))
-        wrapped = wrapped - low @ cell
-        cell_for_bins = cell * span[:, None]
-    else:
-        cell_for_bins = cell
-    i, j, shifts = matscipy_neighbour_list("ijS", positions=wrapped, cell=cell_for_bins, pbc=pbc, cutoff=float(cutoff))
+    i, j, shifts = matscipy_neighbour_list("ijS", positions=positions, cell=cell, pbc=pbc, cutoff=float(cutoff))
     positive = (shifts[:, 0] > 0) | (
         (shifts[:, 0] == 0) & ((shifts[:, 1] > 0) | ((shifts[:, 1] == 0) & (shifts[:, 2] > 0)))
     )
     once = (i < j) | ((i == j) & positive)
     i, j, shifts = i[once], j[once], shifts[once]
-    shifts = shifts + (images[i] - images[j]).astype(shifts.dtype)
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i))  # one order, whatever the binning was
     return np.stack([i, j])[:, order], shifts[order]
+
+
+def _check_cells(cells: np.ndarray, pbc: np.ndarray) -> None:
+    lengths = np.linalg.norm(cells, axis=2)
+    flat = np.abs(np.linalg.det(cells)) < 1e-10 * lengths.prod(axis=1)
+    bad = (pbc & (lengths == 0)).any(axis=1) | (flat & (lengths > 0).all(axis=1))
+    if bad.any():
+        k = int(bad.argmax())
+        raise ValueError(
+            f"system {k} has pbc={pbc[k].tolist()} and the cell {cells[k].tolist()}: every periodic direction needs a "
+            "lattice vector, and three vectors must span a volume"
+        )
 
 
 def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
@@ -123,7 +131,7 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
     ----------
     batch : AtomsBatch
     cutoff : float
-        In Å.
+        In Å; may be infinite where nothing is periodic.
 
     Returns
     -------
@@ -131,9 +139,13 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
         Complete at least up to `cutoff`; all pairs of small molecules are there whatever their distance.
     """
     pbc = batch.pbc.cpu().numpy()
-    if not pbc.any() and max(batch.sizes) <= ALL_PAIRS_MAX_ATOMS:
+    infinite = not np.isfinite(cutoff)
+    if not pbc.any() and (infinite or max(batch.sizes) <= ALL_PAIRS_MAX_ATOMS):
         return all_pairs(batch)
+    if infinite:
+        raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
     positions, cells = batch.positions.detach().cpu().double().numpy(), batch.cells.detach().cpu().double().numpy()
+    _check_cells(cells, pbc)
     starts = np.cumsum([0, *batch.sizes])
     pairs, shifts = [], []
     for k in range(batch.n_systems):
@@ -171,7 +183,8 @@ class VerletList:
         """The list for these positions, rebuilt only when it has to be."""
         if not self._valid(batch):
             self._list = neighbor_list(batch, self.cutoff + self.skin)
-            self._built_for = batch.replace(positions=batch.positions.detach().clone(), cells=batch.cells.detach())
+            cells = batch.cells.detach() if batch.cells.requires_grad else batch.cells
+            self._built_for = batch.replace(positions=batch.positions.detach().clone(), cells=cells)
             self.n_builds += 1
         return self._list
 
@@ -181,7 +194,8 @@ class VerletList:
             return False
         if self._list.cutoff == float("inf"):
             return True
-        moved = (batch.positions.detach() - old.positions).square().sum(dim=1).max()
+        # An atom at nan has no neighbours before a new list and none after it: no reason to build one.
+        moved = (batch.positions.detach() - old.positions).square().sum(dim=1).nan_to_num(nan=0.0).max()
         same_cells = batch.cells is old.cells or bool((batch.cells == old.cells).all())
         return same_cells and bool(moved <= (self.skin / 2) ** 2)
 

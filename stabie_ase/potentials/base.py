@@ -130,7 +130,7 @@ class Potential(nn.Module):
         gradients = (None,)
         if energies.requires_grad:
             gradients = torch.autograd.grad(energies.sum(), wanted, create_graph=create_graph, allow_unused=True)
-        # Even an empty neighbour list leaves a path from positions to energy; where there is none, atoms would fly free.
+        # Even an empty neighbour list leaves a path from positions to energy; without one, atoms would fly free.
         if any(g is None for g in gradients):
             raise RuntimeError(
                 f"the energy of the {self.family} potential is not a differentiable function of the positions"
