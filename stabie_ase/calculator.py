@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ase.calculators.calculator import (
     CalculationFailed,
     Calculator,
     CalculatorSetupError,
+    InputError,
     PropertyNotImplementedError,
     all_changes,
 )
@@ -62,9 +64,8 @@ class StABIECalculator(Calculator):
         trust: bool = False,
         skin: float = 1.0,
         cutoff: float | None = None,
-        **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__()
         if isinstance(model, (str, os.PathLike)):
             self.potential = load_potential(model, device or "cpu", dtype, trust, head)
             self.potential.requires_grad_(False)
@@ -72,16 +73,26 @@ class StABIECalculator(Calculator):
             self.potential = _own(as_potential(model, cutoff), device, dtype, head)
         self._neighbors = VerletList(self.potential.cutoff, skin)
         self._stress_wanted = False
+        self._batch: AtomsBatch | None = None
+        self._kind: tuple[bytes, bytes] | None = None
         if not self.potential.gives_atomic_energies:
             self.implemented_properties = [p for p in self.implemented_properties if p != "energies"]
 
     def calculate(
-        self, atoms: Atoms | None = None, properties: tuple[str, ...] = ("energy",), system_changes=all_changes
+        self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes=all_changes
     ) -> None:
         super().calculate(atoms, properties, system_changes)
         self._check(properties)
-        potential = self.potential
-        batch = AtomsBatch.from_atoms(self.atoms, device=potential.device)
+        try:
+            results = self._evaluate(per_atom="energies" in properties)
+        except ValueError as error:
+            raise CalculatorSetupError(str(error)) from error
+        _check_finite(results)
+        self.results = results
+
+    def _evaluate(self, per_atom: bool) -> dict:
+        potential, batch = self.potential, self._current_batch()
+        potential.check_numbers(self.atoms.numbers)
         neighbors = self._neighbors(batch)
         with_stress = self._stress_wanted and bool(self.atoms.pbc.all())
         prediction = potential.compute(batch, neighbors, stress=with_stress)
@@ -89,20 +100,27 @@ class StABIECalculator(Calculator):
         results = {"energy": energy, "free_energy": energy, "forces": _array(prediction.forces)}
         if with_stress:
             results["stress"] = full_3x3_to_voigt_6_stress(_array(prediction.stress)[0])
-        if "energies" in properties:
+        if per_atom:
             with torch.no_grad():
                 results["energies"] = _array(potential.atomic_energies(batch.to(dtype=potential.dtype), neighbors))
-        _check_finite(results)
-        self.results = results
+        return results
 
-    def _check(self, properties: tuple[str, ...]) -> None:
+    def _current_batch(self) -> AtomsBatch:
+        """The atoms as tensors; those that did not change stay the same objects, which others take for granted."""
+        new = AtomsBatch.from_atoms(self.atoms, device=self.potential.device)
+        # Not told by system_changes, which leave out what changed in a call that failed.
+        kind = (self.atoms.numbers.tobytes(), self.atoms.pbc.tobytes())
+        if kind == self._kind:
+            new = self._batch.replace(positions=new.positions, cells=new.cells)
+        self._batch, self._kind = new, kind
+        return new
+
+    def _check(self, properties: Sequence[str]) -> None:
         """Refuse what cannot be computed before computing."""
         if len(self.atoms) == 0:
             raise CalculatorSetupError("there are no atoms to calculate")
-        try:
-            self.potential.check_numbers(self.atoms.numbers)
-        except ValueError as error:
-            raise CalculatorSetupError(str(error)) from error
+        if not np.isfinite(self.atoms.positions).all():
+            raise InputError("positions that are not finite: has the simulation blown up?")
         if "stress" in properties:
             if not self.atoms.pbc.all():
                 raise PropertyNotImplementedError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ase.calculators.calculator import PropertyNotImplementedError
 from torch import Tensor, nn
 
 from stabie_ase.batch import AtomsBatch
@@ -35,7 +34,7 @@ class ModulePotential(Potential):
 
     def energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         if neighbors.periodic:
-            raise PropertyNotImplementedError(
+            raise ValueError(
                 "a bare module(z, pos, batch) knows no cell: give it isolated systems (pbc=False), "
                 "or write a Potential that uses the neighbour list"
             )
