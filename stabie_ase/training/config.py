@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from ase import units
-
-from stabie_ase.dynamics import Integrator, Langevin, NoseHooverChain
+if TYPE_CHECKING:
+    from stabie_ase.dynamics import Integrator
 
 
 class BadOption(ValueError):
@@ -20,29 +20,34 @@ def knob(default: Any, help: str, low: float | None = None, high: float | None =
 
 
 def check_options(config: Any) -> None:
-    """Hold every field of a dataclass against the limits of its `knob`.
+    """Hold every field of a dataclass against its type and the limits of its `knob`.
 
     Raises
     ------
     BadOption
     """
+    types = get_type_hints(type(config))
     for option in fields(config):
-        value = getattr(config, option.name)
-        if value is not None:
-            _check(option, value)
+        kinds = get_args(types[option.name]) or (types[option.name],)
+        _check(option, kinds, getattr(config, option.name))
 
 
-def _check(option: Field, value: Any) -> None:
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _check(option: Field, kinds: tuple[type, ...], value: Any) -> None:
+    if value is None and NoneType in kinds:
+        return
+    kind = next(k for k in kinds if k is not NoneType)
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):  # to Python, true is a whole number
+        raise BadOption(f"{option.name} is {value!r}, expected {_KINDS[kind]}")
     low, high, choices = (option.metadata.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
         raise BadOption(f"{option.name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
-    if low is None and high is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadOption(f"{option.name} is {value!r}, expected a number")
-    if not ((low is None or value >= low) and (high is None or value <= high)):
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
         limits = f"between {low:g} and {high:g}" if high is not None else f"of at least {low:g}"
-        raise BadOption(f"{option.name} is {value:g}, expected a number {limits}")
+        raise BadOption(f"{option.name} is {value:g}, expected {_KINDS[kind]} {limits}")
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
@@ -125,6 +130,11 @@ class FinetuneConfig:
 
     @property
     def integrator(self) -> Integrator:
+        # Late, so that the schema and with it the command line's help do not wait for torch.
+        from ase import units
+
+        from stabie_ase.dynamics import Langevin, NoseHooverChain
+
         if self.thermostat == "nose-hoover":
             return NoseHooverChain(self.timestep_fs * units.fs, self.damping_fs * units.fs)
         return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
