@@ -497,3 +497,13 @@ def test_drawing_changes_no_global_state():
     before = dict(matplotlib.rcParams)
     assert png(stable_time_figure(a_result()["curves"])).startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_legend_lies_within_the_figure(n):
+    curves = {name: a_result()["curves"]["start"] for name in ("start", "stabie", "control", "b", "c")[:n]}
+    models = {name: summary(statistics(0.6)) for name in curves}
+    for figure in (stable_time_figure(curves, models), observable_figure(a_result()["reference"], curves, models)):
+        figure.draw_without_rendering()
+        box, canvas = figure.legends[0].get_window_extent(), figure.bbox
+        assert canvas.x0 <= box.x0 and box.x1 <= canvas.x1 and box.y1 <= canvas.y1

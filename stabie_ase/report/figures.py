@@ -126,7 +126,8 @@ def phases_figure(records: Sequence[Mapping], config: Mapping | None = None) -> 
     times = _numbers([record["md_replica_ps"] for record in ends])
     hazards = _numbers([record.get("hazard_per_ps") for record in ends])
     lower.plot(times, hazards, color="black", marker="o", markersize=4.5, linewidth=1.2)
-    lower.set_ylim(0, 1.15 * np.fmax.reduce(hazards, initial=0.0) or 1.0)
+    if not _logarithmic_if_wide(lower, hazards):
+        lower.set_ylim(0, 1.15 * np.fmax.reduce(hazards, initial=0.0) or 1.0)
     lower.set(xlabel="simulated time of all replicas (replica-ps)", ylabel="failures per\nreplica-ps")
     handles = [
         Patch(label="simulation: failed so far", **SHADES["simulation"] | {"edgecolor": "0.6"}),
@@ -156,10 +157,7 @@ def learning_figure(records: Sequence[Mapping], config: Mapping | None = None) -
         axes.plot(updates, values, markersize=size, linewidth=1.3, **style)
         axes.set_ylabel(label)
         axes.grid(color="0.9")
-    losses = panels[1].lines[0].get_ydata()
-    losses = losses[np.isfinite(losses)]
-    if len(losses) and losses.min() > 0 and losses.max() > 20 * losses.min():
-        panels[1].set_yscale("log")
+    _logarithmic_if_wide(panels[1], panels[1].lines[0].get_ydata())
     panels[2].set_ylim(0, 1.04)
     panels[2].yaxis.set_major_formatter(PercentFormatter(1.0))
     if (config or {}).get("min_ess_share") is not None:
@@ -180,6 +178,15 @@ def _numbers(values: Sequence[float | None]) -> np.ndarray:
     array = np.array([np.nan if value is None else value for value in values], dtype=float)
     array[~np.isfinite(array)] = np.nan
     return array
+
+
+def _logarithmic_if_wide(axes, values: np.ndarray) -> bool:
+    """A logarithmic axis for positive values that differ by more than a factor of 20."""
+    values = values[np.isfinite(values)]
+    wide = bool(len(values) and values.min() > 0 and values.max() > 20 * values.min())
+    if wide:
+        axes.set_yscale("log")
+    return wide
 
 
 def _styles(curves: Mapping[str, Mapping]) -> list[tuple[str, dict]]:
@@ -213,4 +220,5 @@ def _runs(records: Sequence[Mapping]) -> list[tuple[str, list[Mapping]]]:
 
 def _legend_above(figure: Figure, axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    columns = len(labels) if sum(map(len, labels)) < 60 else 2
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
