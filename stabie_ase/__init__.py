@@ -1,1 +1,38 @@
+"""StABIE for ASE: machine-learning force fields that stay stable in molecular dynamics."""
+
+from importlib import import_module
+
 __version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "AtomsBatch": "batch",
+    "NeighborList": "neighbors",
+    "VerletList": "neighbors",
+    "Potential": "potentials.base",
+    "load_potential": "potentials.checkpoint",
+    "save_potential": "potentials.checkpoint",
+    "StABIECalculator": "calculator",
+    "Langevin": "dynamics",
+    "NoseHooverChain": "dynamics",
+    "VelocityVerlet": "dynamics",
+    "PotentialForces": "dynamics",
+    "initial_state": "dynamics",
+    "simulate": "dynamics",
+    "DistanceDistribution": "observables",
+    "BondLengthDeviation": "stability",
+    "estimate": "boltzmann",
+    "accumulate_gradient": "boltzmann",
+    "read_reference": "reference",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    """Public names are looked up when first used, so that `stabie-ase --help` need not wait for torch."""
+    if name in _HOMES:
+        return getattr(import_module(f"stabie_ase.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'stabie_ase' has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -242,7 +243,8 @@ class StabilityStatistics:
             ends = np.array([0.0, self.times_ps.max()])
             return ends, np.ones(2), np.ones(2), np.ones(2)
         curve = stats.ecdf(stats.CensoredData.right_censored(self.times_ps, ~self.failed)).sf
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+            warnings.simplefilter("ignore")  # where nobody is left the log-log band is undefined: [0, 1] below
             band = curve.confidence_interval(method="log-log")
         low, high = np.nan_to_num(band.low.probabilities), np.nan_to_num(band.high.probabilities, nan=1.0)
         return (

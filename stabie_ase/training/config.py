@@ -88,7 +88,7 @@ class FinetuneConfig:
     random_resets: float = knob(
         0.05, "share of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )
-    observable_weight: float = knob(1.0, "weight of the observable's loss; 0 for a control without it", 0.0, 1e9)
+    observable_weight: float = knob(1.0, "norm of the observable's gradient relative to the energy/force gradient; 0 for a control without it", 0.0, 1e9)
     qm_weight: float = knob(1.0, "weight of the energy/force loss", 0.0, 1e9)
     learning_rate: float = knob(1e-4, "learning rate of Adam", 0.0, 1.0)
     warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)

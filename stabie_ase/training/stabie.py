@@ -214,11 +214,14 @@ class StabieTraining:
 
     def _optimizer_step(self, frames: AtomsBatch, sample_weights: Tensor) -> None:
         config, progress = self.config, self.progress
-        self.optimizer.zero_grad()
-        if config.observable_weight:
-            accumulate_gradient(self.potential, frames, config.observable_weight * sample_weights)
+        parameters = [p for p in self.potential.parameters() if p.requires_grad]
         chosen = minibatch(len(self.labelled), config.qm_batch_size, config.seed, progress.updates)
+        self.optimizer.zero_grad()
         (config.qm_weight * self.loss(self.potential, self.labelled.select(chosen))).backward()
+        if config.observable_weight:
+            qm_gradient = _take_gradient(parameters)
+            accumulate_gradient(self.potential, frames, sample_weights)
+            _add_balanced(parameters, qm_gradient, config.observable_weight)
         torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
         for group in self.optimizer.param_groups:
             # Adam's first steps are as long in directions it knows nothing of as in any other: begin small.
@@ -355,6 +358,23 @@ class StabieTraining:
 
     def _restore_replicas(self, tensors: dict[str, Tensor]) -> MDState:
         return self.replicas.restore(tensors)
+
+
+def _take_gradient(parameters: list[Tensor]) -> list[Tensor]:
+    """The gradients, zero where there is none; the parameters are left without."""
+    taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    return taken
+
+
+def _add_balanced(parameters: list[Tensor], other: list[Tensor], ratio: float) -> None:
+    """Scale the parameters' gradient to `ratio` times the norm of another, and add that."""
+    own = _take_gradient(parameters)
+    norms = [torch.linalg.vector_norm(torch.stack([x.double().norm() for x in g])) for g in (own, other)]
+    scale = float(ratio * norms[1] / norms[0].clamp(min=1e-300))
+    for p, x, y in zip(parameters, own, other):
+        p.grad = scale * x + y
 
 
 def train(training: StabieTraining, on_window: Callable[[dict[str, object], list[Atoms]], None] | None = None) -> None:

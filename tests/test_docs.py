@@ -1,0 +1,57 @@
+"""README's snippets, its two commands, and every example run as they are written."""
+
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.rst").read_text()
+DATA = files("stabie_ase") / "data"
+
+
+def snippets(language):
+    blocks = re.findall(rf"\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)", README)
+    return ["\n".join(line[4:] for line in block.splitlines()) for block in blocks]
+
+
+def test_python_snippets_run_in_the_order_they_are_read(tmp_path, monkeypatch, capsys):
+    (tmp_path / "aspirin.xyz").write_bytes((DATA / "aspirin_xtb_train.xyz").read_bytes())
+    (tmp_path / "aspirin_schnet.pt").write_bytes((DATA / "aspirin_schnet.pt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert len(snippets("python")) == 3
+    names = {}
+    for snippet in snippets("python"):
+        exec(compile(snippet, "README.rst", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "failed within 50 fs" in printed and "1/Å from" in printed
+
+
+def test_readme_tells_the_test_command_that_ci_runs():
+    assert README.count("python -m pytest -q") == 1
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("python -m pytest -q")
+
+
+def test_every_command_of_the_readme_exists():
+    from stabie_ase.cli import main
+
+    used = set(re.findall(r"^    (?:.*&& )?stabie-ase ([a-z]+)", README, flags=re.M))
+    assert used == set(main.commands)
+    shown = README[README.index("The command line\n====") :]
+    for name, command in main.commands.items():
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        usage = re.search(rf"^    stabie-ase {name} (?!--resume).*(?:\n {{20,}}.*)*", shown, flags=re.M)[0]
+        assert set(re.findall(r"--[a-z-]+", usage)) <= flags, name
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: path.stem)
+def test_example_runs(script, tmp_path):
+    extra = {"make_aspirin_schnet": ["--epochs", "1", "--output", str(tmp_path / "model.pt")],
+             "make_aspirin_xtb": ["--quick", "--output", str(tmp_path)]}
+    arguments = extra.get(script.stem, ["--quick"])
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip()
