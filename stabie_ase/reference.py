@@ -10,15 +10,20 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io import read
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import neighbor_list
 
-ENERGY_KEYS = ("energy", "REF_energy", "ref_energy", "dft_energy", "DFT_energy")
-FORCES_KEYS = ("forces", "REF_forces", "ref_forces", "dft_forces", "DFT_forces", "force")
-"""Tried in this order where the user names none."""
+KEYS = (
+    ("energy", "forces"),
+    ("REF_energy", "REF_forces"),
+    ("ref_energy", "ref_forces"),
+    ("dft_energy", "dft_forces"),
+    ("DFT_energy", "DFT_forces"),
+    ("energy", "force"),
+)
+"""Tried in this order where the user names none; both of a pair, so that they come from the same calculation."""
 
 MAX_FORCE = 300.0
 """Component in eV/Å above which a reference force is taken for a mistake of units or a broken calculation."""
@@ -86,18 +91,26 @@ def read_reference(
     frames = _read_frames(path)
     if len(frames) < min_frames:
         raise UnusableReference(f"{path}: {len(frames)} frames, at least {min_frames} are needed")
-    energy_key, energies = _pick(path, frames, energy_key, ENERGY_KEYS, _energy, "energy", "--energy-key")
-    forces_key, forces = _pick(path, frames, forces_key, FORCES_KEYS, _forces, "forces", "--forces-key")
+    energy_key, forces_key = _choose_keys(path, frames, energy_key, forces_key)
+    energies = [_energy(atoms, energy_key) for atoms in frames]
+    forces = [_forces(atoms, forces_key) for atoms in frames]
     for k, (atoms, energy, force) in enumerate(zip(frames, energies, forces)):
         _check_frame(path, k, atoms, energy, force)
-    formulas = Counter(atoms.get_chemical_formula() for atoms in frames)
+    formulas = list(Counter(atoms.get_chemical_formula() for atoms in frames))
+    shown = ", ".join(formulas[:5]) + (f" and {len(formulas) - 5} other compositions" if len(formulas) > 5 else "")
     temperature = _temperature(frames)
     source = (
-        f"{len(frames)} frames of {', '.join(formulas)} from {Path(path).name} "
+        f"{len(frames)} frames of {shown} from {Path(path).name} "
         f"(energies from {energy_key!r}, forces from {forces_key!r}"
-        + (f", {temperature:g} K)" if temperature else ", no temperature given)")
+        + (f", {temperature:g} K)" if temperature is not None else ", no single temperature given)")
     )
-    return Reference(frames, np.array(energies, dtype=float), forces, temperature, source)
+    return Reference(
+        frames,
+        np.array([float(energy) for energy in energies]),
+        [np.array(force, dtype=float) for force in forces],
+        temperature,
+        source,
+    )
 
 
 def _read_frames(path: str | os.PathLike) -> list[Atoms]:
@@ -132,30 +145,41 @@ def _forces(atoms: Atoms, key: str) -> np.ndarray | None:
 
 
 def _calculated(atoms: Atoms, name: str):
-    if atoms.calc is None:
-        return None
-    try:
-        return atoms.calc.get_property(name, atoms, allow_calculation=False)
-    except PropertyNotImplementedError:
-        return None
+    """From the results as they are: asked properly, a calculator forgets them where a position is not a number."""
+    return None if atoms.calc is None else atoms.calc.results.get(name)
 
 
-def _pick(path, frames, key, candidates, getter, what, flag):
-    """The first key that every frame has, with its values."""
-    for candidate in [key] if key else candidates:
-        values = [getter(atoms, candidate) for atoms in frames]
-        if all(value is not None for value in values):
-            return candidate, values
-        missing = sum(value is None for value in values)
-        if missing < len(frames):
-            raise UnusableReference(f"{path}: {missing} of {len(frames)} frames have no {candidate!r}; remove or complete them")
-    first = frames[0]
-    found = [*first.info, *(name for name in first.arrays if name not in ("numbers", "positions"))]
-    found += sorted(first.calc.results) if first.calc is not None else []
+def _choose_keys(path, frames, energy_key: str | None, forces_key: str | None) -> tuple[str, str]:
+    """The first pair of keys that every frame has, the ones given by the user taken as they are."""
+    pairs = [(energy_key or e, forces_key or f) for e, f in KEYS]
+    lacking = [_lacking(frames, *pair) for pair in pairs]
+    for pair, (no_energy, no_forces) in zip(pairs, lacking):
+        if not no_energy and not no_forces:
+            return pair
+    pair, (no_energy, no_forces) = min(zip(pairs, lacking), key=lambda entry: sum(entry[1]))
+    n = len(frames)
+    if no_energy < n and no_forces < n:
+        missing, key = max((no_energy, pair[0]), (no_forces, pair[1]))
+        raise UnusableReference(f"{path}: {missing} of {n} frames have no {key!r}; remove or complete them")
+    what, key, flag = ("energy", energy_key, "--energy-key") if no_energy == n else ("forces", forces_key, "--forces-key")
     asked = f"no {what} under {key!r}" if key else f"no {what}"
     raise UnusableReference(
-        f"{path}: {asked} in the reference; keys found: {', '.join(sorted(set(found))) or 'none'}. Name the right one with {flag}"
+        f"{path}: {asked} in the reference; keys found: {', '.join(_keys_found(frames[0])) or 'none'}. "
+        f"Name the right one with {flag}"
     )
+
+
+def _lacking(frames, energy_key: str, forces_key: str) -> tuple[int, int]:
+    """How many frames are without energy and without forces."""
+    return (
+        sum(_energy(atoms, energy_key) is None for atoms in frames),
+        sum(_forces(atoms, forces_key) is None for atoms in frames),
+    )
+
+
+def _keys_found(atoms: Atoms) -> list[str]:
+    found = {*atoms.info, *atoms.arrays} - {"numbers", "positions", "masses", "momenta", "tags"}
+    return sorted(found | set(atoms.calc.results if atoms.calc is not None else ()))
 
 
 def _check_frame(path, k: int, atoms: Atoms, energy, force) -> None:
@@ -173,14 +197,21 @@ def _check_frame(path, k: int, atoms: Atoms, energy, force) -> None:
             f"{where}: a force of {np.abs(force).max():.3g} eV/Å, more than {MAX_FORCE:g}; check its units or remove the frame"
         )
     batch = AtomsBatch.from_atoms(atoms)
-    distances = neighbor_list(batch, MIN_DISTANCE).half.vectors(batch).norm(dim=1)
+    try:
+        near = neighbor_list(batch, MIN_DISTANCE).half
+    except ValueError as error:  # a cell that spans no volume
+        raise UnusableReference(f"{where}: {error}") from error
+    distances = near.vectors(batch).norm(dim=1)
     if len(distances) and float(distances.min()) < MIN_DISTANCE:
         raise UnusableReference(f"{where}: two atoms are {float(distances.min()):.3f} Å apart; remove the frame")
 
 
 def _temperature(frames: list[Atoms]) -> float | None:
     for key in ("temperature_K", "temperature"):
-        values = {float(atoms.info[key]) for atoms in frames if np.isscalar(atoms.info.get(key))}
-        if len(values) == 1 and all(key in atoms.info for atoms in frames):
+        try:
+            values = {float(atoms.info[key]) for atoms in frames}
+        except (KeyError, TypeError, ValueError):
+            continue
+        if len(values) == 1:
             return values.pop()
     return None

@@ -1,0 +1,167 @@
+"""A molecule, a ground truth and a bad model that need seconds: four carbon atoms that all attract each other.
+
+The truth is a Morse potential between all pairs, sampled at 600 K. The model is a SchNet of eight channels whose training
+was broken off: its bonds fail within some tens of femtoseconds.
+"""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from click.testing import CliRunner
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
+from stabie_ase.neighbors import neighbor_list
+from stabie_ase.potentials.analytic import Morse
+from stabie_ase.potentials.checkpoint import load_potential, save_potential
+from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.reference import Reference, read_reference
+from stabie_ase.training.config import FinetuneConfig, PretrainConfig
+from stabie_ase.training.pretrain import Pretraining, pretrain, reference_energies
+
+TEMPERATURE = 600.0
+BOND = 1.5
+TETRAHEDRON = BOND / np.sqrt(8.0) * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=float)
+ROOT = Path(__file__).parents[1]
+
+FAST = {
+    "timestep_fs": 1.0,
+    "replicas": 12,
+    "window_fs": 30.0,
+    "sample_every_fs": 5.0,
+    "criterion": "bonds:0.3",
+    "updates_per_window": 2,
+    "qm_batch_size": 8,
+    "warmup_updates": 2,
+    "max_simulation_windows": 4,
+    "max_learning_windows": 2,
+    "check_replicas": 8,
+    "check_ps": 0.03,
+    "check_criterion": "bonds:0.3",
+    "max_time_min": 10.0,
+}
+"""Options of a loop whose cycles take about a second."""
+
+
+def truth() -> Morse:
+    """U of every pair: 3 eV deep, minimum at 1.5 Å."""
+    return Morse(depth=3.0, a=1.8, r0=BOND)
+
+
+def label(frames: list[Atoms]) -> list[Atoms]:
+    """Put the truth's energies and forces on frames, as a file from a quantum code would have them."""
+    batch = AtomsBatch.from_atoms(frames)
+    exact = truth().compute(batch, neighbor_list(batch, np.inf))
+    forces = np.split(exact.forces.numpy(), np.cumsum(batch.sizes)[:-1])
+    for atoms, energy, force in zip(frames, exact.energies.tolist(), forces):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=force)
+    return frames
+
+
+@cache
+def _equilibrated(n: int, seed: int) -> AtomsBatch:
+    batch = AtomsBatch.from_atoms([Atoms("C4", TETRAHEDRON)] * n)
+    state = initial_state(batch, PotentialForces(truth()), TEMPERATURE, seed=seed)
+    integrator = Langevin(2.0 * units.fs, 0.02 / units.fs)
+    return simulate(state, integrator, truth(), 150)[0].batch
+
+
+def frames(n: int = 40, seed: int = 1) -> list[Atoms]:
+    """Frames at 600 K with energies, forces and the temperature."""
+    images = label(_equilibrated(n, seed).to_atoms())
+    for atoms in images:
+        atoms.info["temperature_K"] = TEMPERATURE
+    return images
+
+
+@cache
+def folder() -> Path:
+    """A folder for files that many tests share; none may change them."""
+    path = Path(tempfile.mkdtemp(prefix="stabie-tiny-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@cache
+def reference_path() -> Path:
+    path = folder() / "ref.xyz"
+    write(path, frames())
+    return path
+
+
+@cache
+def model_path() -> Path:
+    """The unstable SchNet as a file."""
+    path = folder() / "model.pt"
+    save_potential(_badly_trained(), path)
+    return path
+
+
+def reference() -> Reference:
+    return read_reference(reference_path())
+
+
+def model() -> SchNetPotential:
+    """The unstable SchNet, a fresh one at each call."""
+    return load_potential(model_path())
+
+
+def new_schnet(seed: int = 0, elements: Reference | None = None) -> SchNetPotential:
+    """Random weights."""
+    torch.manual_seed(seed)
+    return SchNetPotential.build(
+        reference_energies(elements or reference()),
+        hidden_channels=8,
+        num_filters=8,
+        num_interactions=1,
+        num_gaussians=12,
+        cutoff=4.0,
+    )
+
+
+def _badly_trained() -> SchNetPotential:
+    potential = new_schnet()
+    pretrain(Pretraining(potential, reference(), PretrainConfig(epochs=30, learning_rate=5e-3)))
+    return potential
+
+
+def config(**changes) -> FinetuneConfig:
+    """Options of a loop that takes a second or two."""
+    return FinetuneConfig(**({"temperature_K": TEMPERATURE} | FAST | changes))
+
+
+def flags(**changes) -> list[str]:
+    """The same options on the command line."""
+    from stabie_ase.cli.options import flag
+
+    return [text for name, value in (FAST | changes).items() for text in (flag(name), str(value))]
+
+
+def run(*arguments, **settings):
+    """The command line in this process; the result has exit_code, stdout, stderr and output."""
+    from stabie_ase.cli import main
+
+    return CliRunner().invoke(main, [str(a) for a in arguments], **settings)
+
+
+def command(*arguments) -> list[str]:
+    """The command line as a process of its own."""
+    return [sys.executable, "-m", "stabie_ase", *map(str, arguments)]
+
+
+def start(*arguments, **settings) -> subprocess.Popen:
+    """Start it, with its output in pipes."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment} | settings
+    return subprocess.Popen(command(*arguments), **settings)
