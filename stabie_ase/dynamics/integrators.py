@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from typing import Protocol
 
 import torch
 from ase import units
 from torch import Tensor
 
-from stabie_ase.dynamics.random import NOISE, normals
+from stabie_ase.dynamics.random import NOISE, normals, normals_ahead
 from stabie_ase.dynamics.state import ForceFunction, MDState, kinetic_energy
 
 
 class Integrator(Protocol):
     """Anything with a timestep that advances a state by one step.
 
-    `fix_com` says whether the centre-of-mass momentum is conserved, and so has to start at zero.
+    `fix_com` says whether the centre-of-mass momentum is conserved, and so has to start at zero. A stochastic integrator
+    may also have `steps(state, n_steps)`, which yields `step` for each step to come with its noise at hand.
     """
 
     timestep: float
     fix_com: bool
 
     def step(self, state: MDState, force_function: ForceFunction) -> MDState: ...
+
+
+Step = Callable[[MDState, ForceFunction], MDState]
+
+
+def steps_of(integrator: Integrator, state: MDState, n_steps: int) -> Iterable[Step]:
+    """The next steps of an integrator, to be applied one after the other."""
+    if hasattr(integrator, "steps"):
+        return integrator.steps(state, n_steps)
+    return repeat(integrator.step, n_steps)
 
 
 def kick(state: MDState, dt: float) -> MDState:
@@ -87,21 +101,26 @@ class Langevin:
     friction: float
     fix_com: bool = False
 
-    def step(self, state: MDState, force_function: ForceFunction) -> MDState:
+    def step(self, state: MDState, force_function: ForceFunction, noise: Tensor | None = None) -> MDState:
         dt = self.timestep
         state = kick(state, dt / 2)
         state = drift(state, dt / 2)
-        state = self.heat_bath(state, dt)
+        state = self.heat_bath(state, dt, noise)
         state = drift(state, dt / 2)
         state = update_forces(state, force_function)
         state = kick(state, dt / 2)
         return count(state)
 
-    def heat_bath(self, state: MDState, dt: float) -> MDState:
+    def steps(self, state: MDState, n_steps: int) -> Iterator[Step]:
+        """The next steps, their noise drawn together: it is a function of key and step only, and far cheaper so."""
+        for noise in normals_ahead(state.batch, state.key, state.step, NOISE, n_steps):
+            yield partial(self.step, noise=noise)
+
+    def heat_bath(self, state: MDState, dt: float, noise: Tensor | None = None) -> MDState:
         """Ornstein-Uhlenbeck step: p := e^(-γ dt) p + sqrt((1 - e^(-2γ dt)) m k_B T) ξ."""
         batch, decay = state.batch, math.exp(-self.friction * dt)
         sigma = torch.sqrt((1.0 - decay**2) * batch.masses * units.kB * state.temperature[batch.system])
-        noise = normals(batch, state.key, state.step, NOISE)
+        noise = normals(batch, state.key, state.step, NOISE) if noise is None else noise
         return state.replace(momenta=decay * state.momenta + sigma[:, None] * noise)
 
 
@@ -137,40 +156,42 @@ class NoseHooverChain:
         return count(state)
 
     def degrees_of_freedom(self, state: MDState) -> Tensor:
-        """Per replica, shape (n_systems,)."""
-        return 3.0 * state.batch.counts - (3.0 if self.fix_com else 0.0)
+        """N_f per replica, shape (n_systems,)."""
+        return (3.0 * state.batch.counts - (3.0 if self.fix_com else 0.0)).to(state.momenta.dtype)
 
     def heat_bath(self, state: MDState, dt: float) -> MDState:
-        """Evolve the chain by dt and scale the momenta with it."""
-        kT, n_f, masses = self._chain(state)
-        eta, p = list(state.thermostat[:, :3].unbind(1)), list(state.thermostat[:, 3:].unbind(1))
-        twice_kinetic = 2.0 * kinetic_energy(state)
-        p[2] = p[2] + dt / 2 * (p[1].square() / masses[1] - kT)
-        p[1] = _damped(p[1], p[0].square() / masses[0] - kT, p[2] / masses[2], dt)
-        p[0] = _damped(p[0], twice_kinetic - n_f * kT, p[1] / masses[1], dt)
-        scale = torch.exp(-dt * p[0] / masses[0])
-        eta = [x + dt * q / m for x, q, m in zip(eta, p, masses)]
-        p[0] = _damped(p[0], twice_kinetic * scale.square() - n_f * kT, p[1] / masses[1], dt)
-        p[1] = _damped(p[1], p[0].square() / masses[0] - kT, p[2] / masses[2], dt)
-        p[2] = p[2] + dt / 2 * (p[1].square() / masses[1] - kT)
+        """Evolve the chain by dt and scale the momenta with it.
+
+        In terms of the rates v_k = dη_k/dt = p_k/Q_k,
+
+            dv_1/dt = [2K/(N_f k_B T) - 1]/τ² - v_1 v_2
+            dv_2/dt = N_f v_1² - 1/τ² - v_2 v_3
+            dv_3/dt = v_2² - 1/τ².
+        """
+        n_f, w = self.degrees_of_freedom(state), self.damping**-2
+        heat = 2.0 * kinetic_energy(state) / (n_f * units.kB * state.temperature)
+        eta, (v1, v2, v3) = state.thermostat[:, :3], state.thermostat[:, 3:].unbind(1)
+        v3 = v3 + dt / 2 * (v2.square() - w)
+        v2 = _damped(v2, n_f * v1.square() - w, v3, dt)
+        v1 = _damped(v1, w * (heat - 1.0), v2, dt)
+        scale = torch.exp(-dt * v1)
+        eta = eta + dt * torch.stack([v1, v2, v3], dim=1)
+        v1 = _damped(v1, w * (heat * scale.square() - 1.0), v2, dt)
+        v2 = _damped(v2, n_f * v1.square() - w, v3, dt)
+        v3 = v3 + dt / 2 * (v2.square() - w)
         return state.replace(
-            momenta=state.momenta * scale[state.batch.system, None], thermostat=torch.stack([*eta, *p], dim=1)
+            momenta=state.momenta * scale[state.batch.system, None],
+            thermostat=torch.cat([eta, torch.stack([v1, v2, v3], dim=1)], dim=1),
         )
 
     def conserved_energy(self, state: MDState) -> Tensor:
-        """H + Σ p_k²/2Q_k + N_f k_B T η_1 + k_B T (η_2 + η_3), shape (n_systems,), in eV: constant along a path."""
-        kT, n_f, masses = self._chain(state)
-        eta, p = state.thermostat[:, :3], state.thermostat[:, 3:]
-        chain = 0.5 * (p.square() / torch.stack(masses, dim=1)).sum(dim=1)
-        return state.potential_energy + kinetic_energy(state) + chain + kT * (n_f * eta[:, 0] + eta[:, 1] + eta[:, 2])
-
-    def _chain(self, state: MDState) -> tuple[Tensor, Tensor, list[Tensor]]:
-        kT, n_f = units.kB * state.temperature, self.degrees_of_freedom(state).to(state.momenta.dtype)
-        link = kT * self.damping**2
-        return kT, n_f, [n_f * link, link, link]
+        """H + Σ Q_k v_k²/2 + N_f k_B T η_1 + k_B T (η_2 + η_3), shape (n_systems,), in eV: constant along a path."""
+        links = state.thermostat[:, :3] + 0.5 * (self.damping * state.thermostat[:, 3:]).square()
+        chain = self.degrees_of_freedom(state) * links[:, 0] + links[:, 1] + links[:, 2]
+        return state.potential_energy + kinetic_energy(state) + units.kB * state.temperature * chain
 
 
-def _damped(p: Tensor, force: Tensor, rate: Tensor, h: float) -> Tensor:
-    """Half a step of a thermostat momentum under its own force and the friction of the next link."""
-    damping = torch.exp(-h / 4 * rate)
-    return damping * (damping * p + h / 2 * force)
+def _damped(v: Tensor, force: Tensor, next_rate: Tensor, h: float) -> Tensor:
+    """Half a step of h for a thermostat's rate under its own force and the friction of the next link."""
+    damping = torch.exp(-h / 4 * next_rate)
+    return damping * (damping * v + h / 2 * force)

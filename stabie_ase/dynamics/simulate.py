@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.dynamics.integrators import Integrator
+from stabie_ase.dynamics.integrators import Integrator, steps_of
 from stabie_ase.dynamics.state import ForceFunction, MDState
 from stabie_ase.neighbors import VerletList
 from stabie_ase.potentials.base import Potential
@@ -75,17 +75,16 @@ class Trajectory:
 
 def quarantine(new: MDState, old: MDState) -> MDState:
     """Keep a replica at its last finite frame when a step brings a number that is not finite, for good."""
-    finite = torch.isfinite(new.potential_energy) & new.batch.all_atoms(
-        torch.isfinite(new.momenta) & torch.isfinite(new.forces)
-    )
-    alive = old.alive & finite
+    # Zero times what is not finite is not a number, and stays so in the sum.
+    nothing = new.batch.sum_over_atoms(0.0 * (new.momenta + new.forces)).sum(dim=1)
+    alive = old.alive & torch.isfinite(new.potential_energy + nothing)
     return new.where(alive, old).replace(alive=alive)
 
 
 def advance(state: MDState, integrator: Integrator, force_function: ForceFunction, n_steps: int) -> MDState:
     """Take `n_steps` steps without looking."""
-    for _ in range(n_steps):
-        state = quarantine(integrator.step(state, force_function), state)
+    for step in steps_of(integrator, state, n_steps):
+        state = quarantine(step(state, force_function), state)
     return state
 
 

@@ -16,7 +16,7 @@ ForceFunction = Callable[[AtomsBatch], tuple[Tensor, Tensor]]
 """Batch to potential energies, shape (n_systems,), and forces, shape (n_atoms, 3), detached."""
 
 N_THERMOSTAT = 6
-"""Thermostat variables of a replica: positions and momenta of a chain of three."""
+"""Thermostat variables of a replica: positions and rates of a chain of three."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class MDState:
     temperature : Tensor, shape (n_systems,)
         Of the heat bath, in K.
     thermostat : Tensor, shape (n_systems, 6)
-        Thermostat positions (dimensionless) and momenta; unused by some ensembles.
+        Thermostat positions η (dimensionless) and rates dη/dt; unused by some ensembles.
     key, step : Tensor of int64, shape (n_systems,)
         Each replica's random stream and the steps it has taken since the stream began.
     alive : Tensor of bool, shape (n_systems,)
@@ -88,14 +88,14 @@ class MDState:
         atoms = chosen[self.batch.system]
 
         def pick(name, x, old):
+            if x is old:
+                return x
             flags = atoms if name in _PER_ATOM else chosen
             return torch.where(flags.view(-1, *[1] * (x.dim() - 1)), x, old)
 
         batch = self.batch.replace(
             positions=pick("momenta", self.batch.positions, other.batch.positions),
-            cells=pick("cells", self.batch.cells, other.batch.cells)
-            if self.batch.cells is not other.batch.cells
-            else self.batch.cells,
+            cells=pick("cells", self.batch.cells, other.batch.cells),
         )
         return self._map(lambda name, x: pick(name, x, getattr(other, name)), batch)
 
