@@ -118,7 +118,7 @@ def simulate(
     escaped : sequence of Criterion
         Stop a replica on these too, without calling it a failure: fragments far apart have nothing more to tell.
     on_block : callable, optional
-        Called as `on_block(steps_done, state, failures)` after every look.
+        Called as `on_block(steps_done, state, failures)` after every look, with the replicas that run on.
 
     Returns
     -------
@@ -138,10 +138,11 @@ def simulate(
             n = min(block - done % block, n_steps - done)
             running = advance(running, integrator, forces, n)
             done += n
-            if done % check_every == 0 or done == n_steps:
-                failures = failures.examine(running, active, criteria, done)
             if recorder and done % sample_every == 0:
                 recorder.record(running, active)
+            if done % check_every and done < n_steps:
+                continue
+            failures = failures.examine(running, active, criteria, done)
             stopped = ~running.alive | (failures.failed[active] if stop_unstable else False)
             for criterion in escaped:
                 stopped = stopped | criterion(running.batch).unstable

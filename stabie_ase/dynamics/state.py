@@ -145,16 +145,17 @@ def initial_state(
     keys = replica_keys(seed, batch.n_systems, device=batch.device) if keys is None else keys
     step = torch.zeros_like(keys)
     energy, forces = force_function(batch)
+    alive = torch.isfinite(energy) & batch.all_atoms(torch.isfinite(batch.positions) & torch.isfinite(forces))
     return MDState(
         batch=batch,
         momenta=maxwell_boltzmann(batch, temperature, keys, step, fix_com),
-        forces=forces,
+        forces=torch.where(alive[batch.system, None], forces, 0.0),  # a step must not bring bad positions to a potential
         potential_energy=energy,
         temperature=temperature.clone(),
         thermostat=batch.positions.new_zeros((batch.n_systems, N_THERMOSTAT)),
         key=keys,
         step=step,
-        alive=torch.isfinite(energy) & batch.all_atoms(torch.isfinite(forces)),
+        alive=alive,
     )
 
 
