@@ -77,7 +77,9 @@ class DistanceDistribution:
         return torch.full((self.n_bins,), self.bin_width, dtype=torch.float64)
 
     def __call__(self, batch: AtomsBatch) -> Tensor:
-        """h(r) of every frame, float64, shape (n_systems, n_bins), in 1/Å."""
+        """h(r) of every frame of one molecule, float64, shape (n_systems, n_bins), in 1/Å."""
+        if len(set(batch.sizes)) > 1:
+            raise ValueError(f"h(r) is for frames of one molecule, got systems of {sorted(set(batch.sizes))} atoms")
         return torch.cat([self._histogram(_distances(part)) for part in _chunks(batch)])
 
     def _histogram(self, distances: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class DistanceDistribution:
         distances = torch.nan_to_num(distances, nan=torch.inf).clamp(max=self.r_max + 2 * reach * self.bin_width)
         centre = torch.floor(distances / self.bin_width).long()
         bins = centre[..., None] + torch.arange(-reach, reach + 1, device=distances.device)
-        edges = torch.cat([bins, bins[..., -1:] + 1], dim=-1) * self.bin_width
+        edges = torch.cat([bins, bins[..., -1:] + 1], dim=-1).to(distances.dtype) * self.bin_width
         cumulative = 0.5 * torch.erf((edges - distances[..., None]) / (math.sqrt(2.0) * self.smearing))
         share = cumulative.diff(dim=-1) / (n_distances * self.bin_width)
         share = torch.where((bins >= 0) & (bins < self.n_bins), share, 0.0)
