@@ -98,6 +98,8 @@ class BondLengthDeviation:
         return cls(torch.stack([i, j])[:, bonded], distances[bonded], tolerance)
 
     def __call__(self, batch: AtomsBatch) -> Verdict:
+        if len(set(batch.sizes)) > 1:
+            raise ValueError(f"the bond criterion is for one molecule, got systems of {sorted(set(batch.sizes))} atoms")
         bonds, lengths = self.bonds.to(batch.device), self.lengths.to(batch.device, batch.dtype)
         positions = batch.positions.view(batch.n_systems, -1, 3)
         deviations = ((positions[:, bonds[1]] - positions[:, bonds[0]]).norm(dim=2) - lengths).abs()
@@ -246,7 +248,9 @@ class StabilityStatistics:
         with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
             warnings.simplefilter("ignore")  # where nobody is left the log-log band is undefined: [0, 1] below
             band = curve.confidence_interval(method="log-log")
-        low, high = np.nan_to_num(band.low.probabilities), np.nan_to_num(band.high.probabilities, nan=1.0)
+        # The band has no width where all or none survive: there it is what it was before.
+        low = np.where(curve.probabilities == 1.0, 1.0, np.nan_to_num(band.low.probabilities))
+        high = np.minimum.accumulate(np.nan_to_num(band.high.probabilities, nan=1.0))
         return (
             np.concatenate([[0.0], curve.quantiles]),
             np.concatenate([[1.0], curve.probabilities]),
@@ -259,7 +263,7 @@ class StabilityStatistics:
         times, share, low, high = self.survival()
 
         def crossing(curve):
-            below = np.flatnonzero(curve <= 0.5)
+            below = np.flatnonzero(curve <= 0.5 + 1e-12)
             return float(times[below[0]]) if len(below) else None
 
         return crossing(share), crossing(low), crossing(high)
