@@ -114,7 +114,8 @@ def _half_list(
 
 def _check_cells(cells: np.ndarray, pbc: np.ndarray) -> None:
     lengths = np.linalg.norm(cells, axis=2)
-    flat = np.abs(np.linalg.det(cells)) < 1e-10 * lengths.prod(axis=1)
+    with np.errstate(invalid="ignore"):  # a cell that is not finite is no error here: its list will be empty
+        flat = np.abs(np.linalg.det(cells)) < 1e-10 * lengths.prod(axis=1)
     bad = (pbc & (lengths == 0)).any(axis=1) | (flat & (lengths > 0).all(axis=1))
     if bad.any():
         k = int(bad.argmax())

@@ -61,6 +61,8 @@ def load_potential(
     potential = _build(data, path)
     if head is not None:
         potential.choose_head(head)
+    elif potential.heads and potential.head is None:
+        raise CheckpointError(f"{path}: the model has several heads: choose one of {', '.join(potential.heads)}")
     return potential.to(device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 

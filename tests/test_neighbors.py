@@ -1,0 +1,222 @@
+"""Neighbour lists: against brute force and ASE, symmetric, confined to their system, rebuilt in time."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.neighborlist import primitive_neighbor_list
+from helpers import METHANOL, WATER, brute_force_pairs, crystal
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.neighbors import VerletList, all_pairs, neighbor_list
+from stabie_ase.potentials.analytic import LennardJones
+
+
+def as_set(neighbors) -> set[tuple[int, ...]]:
+    columns = torch.cat([neighbors.pairs.T, neighbors.shifts], dim=1).tolist()
+    pairs = set(map(tuple, columns))
+    assert len(pairs) == len(columns), "a pair occurs twice"
+    return pairs
+
+
+@st.composite
+def periodic_systems(draw):
+    """Few atoms, inside or far outside of small skew cells, periodic in one to three directions."""
+    pbc = np.array(draw(st.sampled_from([(1, 0, 0), (0, 1, 0), (0, 1, 1), (1, 1, 0), (1, 1, 1)])), dtype=bool)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    cell = np.diag(rng.uniform(1.5, 7.0, 3)) + rng.normal(0.0, draw(st.sampled_from([0.0, 0.5, 1.5])), (3, 3))
+    cell[~pbc & (rng.random(3) < 0.4)] = 0.0
+    n_atoms = draw(st.integers(1, 6))
+    positions = rng.uniform(-1.0, 2.0, (n_atoms, 3)) @ cell + rng.normal(0.0, draw(st.sampled_from([0.5, 8.0])), 3)
+    return Atoms("H" * n_atoms, positions=positions, cell=cell, pbc=pbc)
+
+
+@settings(deadline=None, max_examples=150)
+@given(periodic_systems(), st.floats(0.5, 6.0))
+def test_every_pair_and_no_other(atoms, cutoff):
+    full_cell = atoms.cell.complete()
+    assume(full_cell.volume > 2.0)
+    found = neighbor_list(AtomsBatch.from_atoms(atoms), cutoff)
+    assert as_set(found) == brute_force_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+
+
+@pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 0, 1), (0, 0, 1)])
+@pytest.mark.parametrize("cutoff", [2.0, 5.5, 9.0])
+def test_same_pairs_as_ase(pbc, cutoff):
+    atoms = crystal()
+    atoms.pbc = pbc
+    atoms.positions += np.random.default_rng(0).integers(-2, 3, (len(atoms), 3)) * pbc @ atoms.cell
+    i, j, shifts = primitive_neighbor_list("ijS", atoms.pbc, atoms.cell, atoms.positions, cutoff)
+    expected = set(map(tuple, np.column_stack([i, j, shifts]).tolist()))
+    assert as_set(neighbor_list(AtomsBatch.from_atoms(atoms), cutoff)) == expected
+
+
+def test_vectors_point_from_i_to_the_image_of_j():
+    batch = AtomsBatch.from_atoms(Atoms("H2", positions=[[0.5, 0, 0], [3.5, 0, 0]], cell=[4, 9, 9], pbc=True))
+    found = neighbor_list(batch, 1.5)
+    vectors = dict(zip(map(tuple, found.pairs.T.tolist()), found.vectors(batch).tolist()))
+    assert vectors == {(0, 1): [-1.0, 0.0, 0.0], (1, 0): [1.0, 0.0, 0.0]}
+
+
+@pytest.mark.parametrize("atoms", [WATER, crystal(), [WATER, METHANOL], [crystal(3), WATER, crystal(5)]])
+def test_second_half_is_the_first_reversed(atoms):
+    found = neighbor_list(AtomsBatch.from_atoms(atoms), 4.0)
+    n = found.n_pairs // 2
+    assert n > 0 and found.n_pairs == 2 * n
+    assert torch.equal(found.pairs[:, n:], found.pairs[:, :n].flip(0))
+    assert torch.equal(found.shifts[n:], -found.shifts[:n])
+    again = found.half.full
+    assert torch.equal(again.pairs, found.pairs) and torch.equal(again.shifts, found.shifts)
+
+
+def test_batch_holds_the_pairs_of_each_system_and_none_between_them():
+    systems = [crystal(3), WATER, crystal(5, seed=2), Atoms("H", cell=[9, 9, 9], pbc=True)]
+    together = neighbor_list(AtomsBatch.from_atoms(systems), 4.5)
+    expected, start = set(), 0
+    for atoms in systems:
+        alone = neighbor_list(AtomsBatch.from_atoms(atoms), 4.5)
+        if not atoms.pbc.any():  # alone, a small molecule's list holds all its pairs; here all are near anyway
+            alone = alone.within(AtomsBatch.from_atoms(atoms), 4.5)
+        expected |= {(i + start, j + start, *shift) for i, j, *shift in as_set(alone)}
+        start += len(atoms)
+    assert as_set(together) == expected
+
+
+def test_within_trims_to_the_cutoff_and_keeps_both_directions():
+    atoms = crystal()
+    batch = AtomsBatch.from_atoms(atoms)
+    trimmed = neighbor_list(batch, 6.0).within(batch, 3.0)
+    assert as_set(trimmed) == brute_force_pairs(atoms.positions, atoms.cell.array, atoms.pbc, 3.0)
+    n = trimmed.n_pairs // 2
+    assert torch.equal(trimmed.pairs[:, n:], trimmed.pairs[:, :n].flip(0))
+
+
+def test_many_neighbors_are_not_capped():
+    batch = AtomsBatch.from_atoms(bulk("Ar", "fcc", 3.0))
+    # fcc shells up to 2.1 nearest-neighbour distances: 12 + 6 + 24 + 12
+    assert neighbor_list(batch, 2.1 * 3.0 / np.sqrt(2)).n_pairs == 54
+
+
+def test_large_molecule_is_searched_and_small_one_is_not():
+    rng = np.random.default_rng(0)
+    large = Atoms("H65", positions=rng.uniform(0, 12, (65, 3)))
+    found = neighbor_list(AtomsBatch.from_atoms(large), 3.0)
+    assert as_set(found) == brute_force_pairs(large.positions, np.zeros((3, 3)), large.pbc, 3.0)
+    assert neighbor_list(AtomsBatch.from_atoms(large[:64]), 3.0).n_pairs == 64 * 63
+
+
+@pytest.mark.parametrize("cell", [[5, 5, 0], [[5, 0, 0], [5, 0, 0], [0, 0, 5]]])
+def test_flat_periodic_cell_is_refused(cell):
+    batch = AtomsBatch.from_atoms([crystal(), Atoms("H2", positions=[[0, 0, 0], [1, 0, 0]], cell=cell, pbc=True)])
+    with pytest.raises(ValueError, match="system 1 .* lattice vector"):
+        neighbor_list(batch, 2.0)
+
+
+def test_infinite_cutoff_means_all_pairs_of_what_is_not_periodic():
+    batch = AtomsBatch.from_atoms(Atoms("H70", positions=np.arange(210.0).reshape(70, 3)))
+    assert neighbor_list(batch, float("inf")).n_pairs == 70 * 69
+    with pytest.raises(ValueError, match="infinite cutoff in a periodic system"):
+        neighbor_list(AtomsBatch.from_atoms(crystal()), float("inf"))
+
+
+@pytest.mark.parametrize("nowhere", [1e9, 1e30, np.inf, np.nan])
+def test_atom_that_flew_away_costs_no_time_and_leaves_the_others_alone(nowhere):
+    atoms = Atoms("H3", positions=[[0, 0, 0], [1, 0, 0], [nowhere, 0, 0]], cell=[5, 5, 5], pbc=True)
+    batch = AtomsBatch.from_atoms(atoms)
+    verlet = VerletList(2.0, skin=0.5)
+    near = verlet(batch).within(batch, 2.0)
+    assert as_set(near) == {(0, 1, 0, 0, 0), (1, 0, 0, 0, 0)}
+    verlet(batch)
+    assert verlet.n_builds == 1, "rebuilt although nothing moved"
+
+
+def test_cell_that_is_not_finite_gives_an_empty_list():
+    good, bad = crystal(), crystal()
+    bad.cell[0, 0] = np.nan
+    found = neighbor_list(AtomsBatch.from_atoms([good, bad]), 3.0)
+    assert as_set(found) == as_set(neighbor_list(AtomsBatch.from_atoms(good), 3.0))
+
+
+def moved(batch, distance):
+    step = torch.zeros_like(batch.positions)
+    step[1, 0] = distance
+    return batch.replace(positions=batch.positions + step)
+
+
+def test_verlet_list_is_rebuilt_just_beyond_half_the_skin():
+    batch = AtomsBatch.from_atoms(Atoms("H3", positions=np.diag([1.0, 2.0, 3.0]), cell=[8, 8, 8], pbc=True))
+    verlet = VerletList(3.0, skin=0.5)
+    first = verlet(batch)
+    assert verlet(moved(batch, 0.25)) is first
+    assert verlet(moved(batch, -0.25)) is first
+    assert verlet(moved(batch, 0.2500001)) is not first
+    assert verlet.n_builds == 2
+
+
+def test_verlet_list_is_rebuilt_when_cell_or_atoms_change():
+    batch = AtomsBatch.from_atoms(crystal())
+    verlet = VerletList(3.0)
+    verlet(batch)
+    verlet(batch.replace(cells=batch.cells.clone()))
+    assert verlet.n_builds == 1
+    verlet(batch.replace(cells=batch.cells * 1.001))
+    assert verlet.n_builds == 2
+    verlet(batch.replace(pbc=~batch.pbc))
+    assert verlet.n_builds == 3
+    verlet(AtomsBatch.from_atoms(crystal(4)))
+    assert verlet.n_builds == 4
+
+
+def test_all_pairs_of_a_molecule_never_go_out_of_date():
+    batch = AtomsBatch.from_atoms(METHANOL)
+    verlet = VerletList(3.0)
+    assert verlet(batch) is verlet(moved(batch, 50.0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_verlet_list_misses_no_pair_while_it_is_kept(seed):
+    rng = np.random.default_rng(seed)
+    atoms = crystal(seed=3)
+    verlet = VerletList(2.5, skin=0.6)
+    verlet(AtomsBatch.from_atoms(atoms))
+    for _ in range(4):
+        directions = rng.normal(size=(len(atoms), 3))
+        atoms.positions += 0.1 * directions / np.linalg.norm(directions, axis=1)[:, None]
+        batch = AtomsBatch.from_atoms(atoms)
+        kept = verlet(batch).within(batch, 2.5)
+        assert as_set(kept) == brute_force_pairs(atoms.positions, atoms.cell.array, atoms.pbc, 2.5)
+    assert verlet.n_builds <= 2
+
+
+@pytest.mark.parametrize("cutoff, skin", [(0.0, 1.0), (-1.0, 1.0), (float("nan"), 1.0), (3.0, -0.1)])
+def test_impossible_cutoff_or_skin_is_refused(cutoff, skin):
+    with pytest.raises(ValueError, match="cutoff must be positive and skin not negative"):
+        VerletList(cutoff, skin)
+
+
+def test_gradients_reach_positions_and_cells_through_the_vectors():
+    batch = AtomsBatch.from_atoms(crystal())
+    found = neighbor_list(batch, 4.0)
+    positions, cells = batch.positions.clone().requires_grad_(), batch.cells.clone().requires_grad_()
+    weights = torch.arange(found.n_pairs, dtype=torch.float64)[:, None]
+    (found.vectors(batch.replace(positions=positions, cells=cells)) * weights).sum().backward()
+    i, j = found.pairs
+    expected = torch.zeros_like(positions).index_add(0, j, weights.expand(-1, 3)).index_add(0, i, -weights.expand(-1, 3))
+    assert torch.allclose(positions.grad, expected)
+    assert torch.allclose(cells.grad[0], (found.shifts.double() * weights).sum(0)[:, None].expand(3, 3))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_list_on_the_device_equals_that_on_the_cpu():
+    batch = AtomsBatch.from_atoms([crystal(), WATER])
+    there = neighbor_list(batch.to(device="cuda"), 4.0)
+    assert there.pairs.is_cuda and as_set(there) == as_set(neighbor_list(batch, 4.0))
+    molecules = AtomsBatch.from_atoms([WATER, METHANOL])
+    assert as_set(all_pairs(molecules.to(device="cuda"))) == as_set(all_pairs(molecules))
+    energy = LennardJones().to("cuda").compute(batch.to(device="cuda"), there).energies
+    assert torch.allclose(energy.cpu(), LennardJones().compute(batch, neighbor_list(batch, 4.0)).energies)
