@@ -6,19 +6,20 @@ import click
 
 from stabie_ase.cli.finetune import run_to_end
 from stabie_ase.cli.main import main, packaged
+from stabie_ase.cli.options import build
+from stabie_ase.training.config import FinetuneConfig
 
 
-@main.command()
-@click.option("--output", default="stabie-demo", show_default=True, metavar="RUN")
-@click.option("--max-time", "max_time_min", type=click.FloatRange(min=0), default=5.0, show_default=True, metavar="MIN")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@main.command(short_help="Fine-tune a packaged SchNet and compare.")
+@click.option("--output", default="stabie-demo", show_default=True, metavar="RUN", help="Run directory")
+@click.option("--max-time", "max_time_min", type=float, default=5.0, show_default=True, metavar="MIN", help="Wall time of the loop")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of everything random")
 @click.pass_context
-def demo(context, output, **options):
+def demo(context, output, **given):
     """Fine-tune the packaged SchNet, trained on 45 frames of aspirin, and compare before and after."""
-    from stabie_ase.training.config import FinetuneConfig
+    config, quiet = build(FinetuneConfig, given), context.obj["quiet"]
+
     from stabie_ase.training.run import Inputs, prepare
 
     inputs = Inputs(packaged("aspirin_schnet.pt"), packaged("aspirin_xtb_train.xyz"))
-    quiet = context.obj["quiet"]
-    finetuning = prepare(output, inputs, FinetuneConfig(**options), None if quiet else click.echo)
-    run_to_end(finetuning, quiet)
+    run_to_end(prepare(output, inputs, config, None if quiet else click.echo), quiet)

@@ -2,129 +2,174 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from stabie_ase.cli.main import check_device, common_options, main
-from stabie_ase.cli.options import build, changed, options_from
+from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.training.config import FinetuneConfig
 
+SECTIONS = {
+    "Files": ("reference", "validation", "output", "resume", "config_file", "energy_key", "forces_key"),
+    "What to match and how long": ("observable", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed"),
+    "Model": ("device", "dtype", "head", "trust_checkpoint"),
+    "Dynamics": (
+        "temperature_K", "timestep_fs", "thermostat", "friction_per_fs", "damping_fs", "replicas", "window_fs", "sample_every_fs",
+        "check_every_fs", "criterion",
+    ),
+    "Final comparison": ("check_criterion", "check_replicas", "check_ps"),
+    "Phases and learning": (),
+}  # fmt: skip
 
-@main.command()
+
+@main.command(cls=Sectioned, sections=SECTIONS)
 @click.argument("model", required=False)
-@click.option("--ref", "reference", metavar="FILE", help="Reference frames with energies and forces.")
-@click.option("--valid", "validation", metavar="FILE", help="Unseen frames to judge accuracy by.")
+@click.option("--ref", "reference", metavar="FILE", help="Reference frames with energies and forces")
+@click.option("--valid", "validation", metavar="FILE", help="Unseen frames to judge accuracy by")
 @click.option("--output", metavar="RUN", help="Run directory [default: MODEL's name with -stabie]")
-@click.option("--resume", metavar="RUN", help="Go on with an interrupted run.")
-@click.option("--config", "config_file", metavar="FILE", help="Options as JSON; flags win.")
+@click.option("--resume", metavar="RUN", help="Go on with an interrupted run")
+@click.option("--config", "config_file", metavar="FILE", help="Options as JSON, such as a run's config.json; flags win")
 @common_options
 @options_from(FinetuneConfig)
 @click.pass_context
-def finetune(context, model, reference, output, resume, config_file, **given):
-    """Make MODEL stable without new quantum calculations."""
+def finetune(context, model, reference, validation, output, resume, config_file, **given):
+    """Make MODEL stable without new quantum calculations.
+
+    Give MODEL and --ref FILE to begin a run, or --resume RUN to go on with one.
+    """
+    names = {"device", "dtype", "energy_key", "forces_key", "head", "trust_checkpoint"}
+    inputs = {name: given.pop(name) for name in names} | {"validation": validation}
+    typed = {name for name in inputs if context.get_parameter_source(name).name == "COMMANDLINE"}
+    if resume:
+        files = {"MODEL": model, "--ref": reference, "--output": output, "--config": config_file, "--valid": validation}
+        _go_on(context, resume, files, {name: inputs[name] for name in typed if name != "validation"}, given)
+    else:
+        _begin(context, model, reference, output, config_file, inputs, typed, given)
+
+
+def _begin(context, model, reference, output, config_file, inputs, typed, given) -> None:
+    if not model or not reference:
+        raise click.UsageError("give MODEL and --ref FILE, or --resume RUN", context)
+    options, saved_inputs = read_config(config_file) if config_file else ({}, {})
+    # Another run's files are not this one's, and trust is given anew each time.
+    inputs |= {name: saved_inputs[name] for name in inputs.keys() - typed - {"validation", "trust_checkpoint"} if name in saved_inputs}
+    config = build(FinetuneConfig, given, options)
+
     from stabie_ase.training.run import Inputs, prepare
+
+    check_device(inputs["device"])
+    output = output or f"{Path(model).parent / Path(model).stem}-stabie"
+    finetuning = prepare(output, Inputs(model, reference, **inputs), config, _read_line(context.obj["quiet"]))
+    run_to_end(finetuning, context.obj["quiet"])
+
+
+def _go_on(context, path, files, inputs, given) -> None:
+    from stabie_ase.training.run import model_path, open_run
     from stabie_ase.training.run import resume as take_up
 
-    quiet = context.obj["quiet"]
-    inputs = {name: given.pop(name) for name in list(given) if name in Inputs.__dataclass_fields__}
-    check_device(inputs["device"])
-
-    def on_read(text):
-        if not quiet:
-            click.echo(f"Reference: {text}")
-
-    if resume:
-        finetuning = take_up(resume, on_read)
-        _refuse_changes(context, finetuning, model, reference, output, config_file, inputs, given)
-        if finetuning.complete:
-            click.echo(f"{resume} is finished; its result is {finetuning.model_path}")
-            return
-    else:
-        if not model or not reference:
-            raise click.UsageError("give MODEL and --ref FILE, or --resume RUN")
-        config = build(FinetuneConfig, given, config_file)
-        output = output or str(Path(model).with_suffix("")) + "-stabie"
-        finetuning = prepare(output, Inputs(model, reference, **inputs), config, on_read)
-    run_to_end(finetuning, quiet)
-
-
-def _refuse_changes(context, finetuning, model, reference, output, config_file, inputs, given) -> None:
-    parameters = {name for name in inputs if context.get_parameter_source(name).name == "COMMANDLINE"}
-    different = changed(finetuning.config, given)
-    different += [f"--{name.replace('_', '-')}" for name in parameters if inputs[name] != getattr(finetuning.inputs, name)]
-    different += [name for name, value in {"MODEL": model, "--ref": reference, "--output": output, "--config": config_file}.items() if value]
+    directory, saved_inputs, config, _ = open_run(path)
+    different = [name for name, value in files.items() if value] + changed(saved_inputs, inputs) + changed(config, given)
     if different:
         raise click.UsageError(
-            f"--resume goes on with the options the run began with; leave out {', '.join(different)}, or begin a new run"
+            f"--resume goes on with the options the run began with; leave out {', '.join(different)}, or begin a new run", context
         )
+    if directory.complete:
+        _report(directory)
+        click.echo(f"{path} is finished; its model is {model_path(directory, saved_inputs)}")
+        return
+    if saved_inputs.trust_checkpoint and not inputs.get("trust_checkpoint"):
+        raise click.UsageError(f"{path} was begun with --trust-checkpoint; give it again if you still trust the model", context)
+    check_device(saved_inputs.device)
+    run_to_end(take_up(path, _read_line(context.obj["quiet"])), context.obj["quiet"])
 
 
-def run_to_end(finetuning, quiet: bool) -> dict:
+def _read_line(quiet: bool):
+    return None if quiet else lambda text: click.echo(f"Reference: {text}")
+
+
+def run_to_end(finetuning, quiet: bool) -> None:
     """Run with progress, write the report, print the table."""
-    from stabie_ase.report.html import write_report
     from stabie_ase.report.table import format_table
 
-    directory, training, config = finetuning.directory, finetuning.training, finetuning.config
+    directory = finetuning.directory
+    resume_command = directory.resume_command + (" --trust-checkpoint" if finetuning.inputs.trust_checkpoint else "")
     if not quiet:
-        click.echo(f"Run directory: {directory.path} (ctrl-C is safe: stabie-ase finetune --resume {directory.path})")
-    rate = Rate()
-    try:
-        with Progress(_budget(config), "stabie", quiet=quiet) as progress:
-
-            def on_block(steps, state, failures):
-                live = training.progress
-                done = live.md_steps + steps * config.replicas
-                share = max(failures.share, float(training.failed.double().mean())) if live.phase == "simulation" else failures.share
-                progress.show(
-                    _used(training),
-                    f"cycle {live.cycle} {live.phase} {live.window + 1}, unstable {100 * share:.0f} %, {rate.update(done)}",
-                )
-
-            training.on_block = on_block
-            finetuning.run(on_check=_checker(quiet, config))
-    except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; go on with: stabie-ase finetune --resume {directory.path}", err=True)
-        raise click.exceptions.Exit(130) from None
-    import json
-
-    result = json.loads((directory.path / "result.json").read_text())
-    report = write_report(directory.path)
-    click.echo(format_table(result["models"]))
+        click.echo(f"Run directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
+    with _told_how_to_go_on(resume_command):
+        _loop(finetuning, quiet)
+        result = _comparison(finetuning, quiet)
+    report = _report(directory)
+    click.echo(format_table(result["models"], result["test"]["time_ps"]))
     click.echo(result["message"])
     click.echo(f"Model: {finetuning.model_path}\nReport: {report}")
     if directory.unstable_path.exists():
         click.echo(f"Unstable frames: stabie-ase view {directory.path}")
-    return result
 
 
-def _budget(config) -> float:
-    return 60.0 * config.max_time_min
+@contextmanager
+def _told_how_to_go_on(resume_command: str):
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; go on with: {resume_command}", err=True)
+        raise click.exceptions.Exit(130) from None
+
+
+def _loop(finetuning, quiet: bool) -> None:
+    training, config = finetuning.training, finetuning.config
+    rate, log = Rate(), logging.getLogger("stabie_ase")
+    with Progress(60.0 * config.max_time_min, "stabie", quiet) as progress:
+
+        def on_block(steps, state, failures):
+            live = training.progress
+            share = failures.share
+            if live.phase == "simulation":  # those that failed in earlier windows are not in this one
+                n_before = int(training.failed.sum())
+                share = (n_before + int(failures.failed.sum())) / config.replicas
+            speed = rate.update(live.md_steps + steps * len(failures.step))
+            progress.show(_used(training), f"cycle {live.cycle + 1} {live.phase}, unstable {100 * share:.0f} %, {speed}")
+
+        training.on_block = on_block
+        finetuning.train(lambda record: log.info("%s", _window_line(record)))
+        progress.done = progress.total
+
+
+def _window_line(record: dict) -> str:
+    skip = ("phase", "cycle", "window")
+    values = (f"{name} {value:.4g}" for name, value in record.items() if name not in skip and isinstance(value, (int, float)))
+    return f"cycle {record['cycle'] + 1} {record['phase']} {record['window']}: {', '.join(values)}"
+
+
+def _comparison(finetuning, quiet: bool) -> dict:
+    """The final comparison with its own progress."""
+    config, n = finetuning.config, len(finetuning.training.candidates())
+    steps_each = 1000.0 * config.check_ps / config.timestep_fs
+    with Progress(n * steps_each, "comparison", quiet) as progress:
+
+        def on_check(k, steps, state, failures):
+            progress.show(k * steps_each + steps, f"model {k + 1} of {n}, unstable {100 * failures.share:.0f} %")
+
+        return finetuning.finish(on_check)
+
+
+def _report(directory) -> Path:
+    """Write the report, unless an earlier call has."""
+    from stabie_ase.report.html import write_report
+
+    return directory.report_path if directory.report_path.exists() else write_report(directory.path)
 
 
 def _used(training) -> float:
     """Seconds of the budget used, or their equal in cycles or updates where those run out first."""
     config, live = training.config, training.progress
-    shares = [live.seconds / (60.0 * config.max_time_min)] if config.max_time_min else [1.0]
+    budget = 60.0 * config.max_time_min
+    shares = [live.seconds / budget] if budget else [1.0]
     if config.max_cycles:
         shares.append(live.cycle / config.max_cycles)
     if config.max_updates:
         shares.append(live.updates / config.max_updates)
-    return max(shares) * _budget(config)
-
-
-def _checker(quiet: bool, config):
-    """Progress of the final comparison, one line each half minute."""
-    total = config.check_ps * 1000.0 / config.timestep_fs
-    holder = {}
-
-    def on_block(steps, state, failures):
-        if "bar" not in holder or steps < holder["last"]:
-            holder["bar"] = Progress(total, "comparison", quiet=quiet)
-        holder["last"] = steps
-        holder["bar"].show(steps, f"unstable {100 * failures.share:.0f} %")
-        if steps >= total and holder["bar"].bar:
-            holder["bar"].bar.close()
-
-    return on_block
+    return max(shares) * budget

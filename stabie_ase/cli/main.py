@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import logging
-import sys
+import warnings
 from importlib.resources import files
 
 import click
 
 import stabie_ase
+from stabie_ase.cli.progress import LogLines
+
+
+class OneLine(click.ClickException):
+    """A usage error without the usage."""
+
+    def __init__(self, error: click.UsageError):
+        command = error.ctx.command_path if error.ctx else "stabie-ase"
+        text = " ".join(error.format_message().split())
+        super().__init__(f"{text}{'' if text.endswith(('.', '?')) else '.'} See {command} --help")
+        self.exit_code = error.exit_code
 
 
 class OneLineErrors(click.Group):
@@ -17,10 +28,12 @@ class OneLineErrors(click.Group):
     def invoke(self, context: click.Context):
         try:
             return super().invoke(context)
+        except click.UsageError as error:
+            raise OneLine(error) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
-            click.echo("\ninterrupted; nothing is lost", err=True)
+            click.echo("\ninterrupted", err=True)
             context.exit(130)
         except Exception as error:
             if context.params.get("verbose", 0) >= 2:
@@ -30,34 +43,44 @@ class OneLineErrors(click.Group):
 
 def explain(error: Exception) -> str:
     """One line for the person at the keyboard."""
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # torch's zip writer hides what the file system said
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
     expected = (ValueError, OSError, NotImplementedError, ImportError)
-    return text if isinstance(error, expected) else f"{type(error).__name__}: {text} (run with -vv before the command for details)"
+    return text if isinstance(error, expected) else f"{type(error).__name__}: {text} (stabie-ase -vv ... shows where)"
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(stabie_ase.__version__)
+@click.version_option(stabie_ase.__version__, prog_name="stabie-ase")
 @click.option("-q", "--quiet", is_flag=True, help="Errors and results only.")
 @click.option("-v", "--verbose", count=True, help="More about what happens; -vv for tracebacks.")
 @click.pass_context
 def main(context: click.Context, quiet: bool, verbose: int) -> None:
     """Make machine-learning force fields stable in molecular dynamics (StABIE)."""
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    if not verbose:
+        warnings.simplefilter("ignore")  # of libraries, about themselves
+    log = logging.getLogger("stabie_ase")
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, LogLines)] + [LogLines()]
+    log.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
     context.obj = {"quiet": quiet}
 
 
-def check_device(device: str) -> str:
-    """The device, or one line about why it cannot be used."""
+def check_device(device: str) -> None:
+    """One line about why a device cannot be used."""
     import torch
 
     try:
-        kind = torch.device(device).type
+        chosen = torch.device(device)
     except RuntimeError:
-        raise click.BadParameter(f"unknown device {device!r}; expected cpu, cuda or cuda:N", param_hint="--device") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"unknown device {device!r}, expected cpu, cuda or cuda:N", param_hint="--device")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("CUDA was asked for, but torch finds none here; use --device cpu", param_hint="--device")
-    return device
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise click.BadParameter(f"there is no {device}, only {torch.cuda.device_count()} of them", param_hint="--device")
 
 
 def common_options(command):
@@ -66,10 +89,10 @@ def common_options(command):
         [
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N"),
             click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Precision [default: the model's]"),
-            click.option("--energy-key", help="Name of the energies in the reference [default: found by itself]"),
-            click.option("--forces-key", help="Name of the forces in the reference [default: found by itself]"),
-            click.option("--head", help="Head of a multi-head model."),
-            click.option("--trust-checkpoint", is_flag=True, help="Run code that a pickled checkpoint carries."),
+            click.option("--energy-key", metavar="NAME", help="Energies in the reference [default: found by itself]"),
+            click.option("--forces-key", metavar="NAME", help="Forces in the reference [default: found by itself]"),
+            click.option("--head", metavar="NAME", help="Head of a multi-head model"),
+            click.option("--trust-checkpoint", is_flag=True, help="Run code that a pickled checkpoint carries"),
         ]
     ):
         command = option(command)
@@ -79,6 +102,21 @@ def common_options(command):
 def packaged(name: str) -> str:
     """Path of a file that ships with the package."""
     return str(files("stabie_ase") / "data" / name)
+
+
+def check_new_file(path) -> None:
+    """Raise unless a file can be made there that does not exist yet."""
+    import os
+    from pathlib import Path
+
+    path = Path(path)
+    folder = path.absolute().parent
+    if path.exists():
+        raise click.ClickException(f"{path} exists and is not overwritten; remove it or choose another --output")
+    if not folder.is_dir():
+        raise click.ClickException(f"{folder} is no folder; make it or choose another --output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise click.ClickException(f"{folder} cannot be written to; choose another --output")
 
 
 from stabie_ase.cli import demo, evaluate, finetune, pretrain, view  # noqa: E402,F401  (they register themselves)

@@ -2,75 +2,106 @@
 
 from __future__ import annotations
 
+import json
 import re
-import typing
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import click
 
 from stabie_ase.training.config import BadOption, from_dict
 
-UNITS = {"K": "K", "fs": "fs", "ps": "ps", "min": "min"}
+FLAGS = {"max_time_min": "--max-time", "check_ps": "--check-time"}
+"""Flags that are not the field's name without its unit."""
 
 
 def flag(name: str) -> str:
     """The flag of a field: its name without the unit at the end."""
-    stem = re.sub(r"_(per_fs|K|fs|ps)$", "", name)
-    return "--" + ("max-time" if stem == "max_time_min" else stem.replace("_", "-"))
+    return FLAGS.get(name, "--" + re.sub(r"_(per_fs|K|fs|ps)$", "", name).replace("_", "-"))
 
 
-def options_from(cls: type, only: tuple[str, ...] = ()):
+def options_from(cls: type):
     """Decorator: one option for each field of a dataclass, absent (None) unless given."""
-    types = typing.get_type_hints(cls)
+    types = get_type_hints(cls)
 
     def decorate(command):
         for option in reversed(fields(cls)):
-            if only and option.name not in only:
-                continue
-            kind = next((t for t in typing.get_args(types[option.name]) if t is not type(None)), types[option.name])
-            default = "" if option.default in (None, MISSING) else f" [default: {option.default}]"
-            unit = re.search(r"_(per_fs|K|fs|ps|min)$", option.name)
-            help = option.metadata["help"] + (f", in {unit[1].replace('per_fs', '1/fs')}" if unit else "") + default
-            names = [flag(option.name), option.name]
-            if kind is bool:
-                names[0] += "/--no-" + names[0][2:]
-                command = click.option(*names, default=None, help=help)(command)
-            else:
-                command = click.option(*names, type=kind, default=None, help=help, metavar=_metavar(kind, unit))(command)
+            kind = next(t for t in get_args(types[option.name]) or (types[option.name],) if t is not NoneType)
+            command = _option(option, kind)(command)
         return command
 
     return decorate
 
 
-def _metavar(kind: type, unit: re.Match | None) -> str:
-    if unit and unit[1] in UNITS:
-        return UNITS[unit[1]].upper() if unit[1] != "K" else "K"
-    return {int: "N", float: "X", str: "TEXT"}[kind]
+def _option(option: Field, kind: type):
+    unit = re.search(r"_(per_fs|K|fs|ps|min)$", option.name)
+    unit = unit[1].replace("per_fs", "1/fs") if unit else None
+    default = "" if option.default in (None, MISSING) or kind is bool else f" [default: {option.default}]"
+    help = option.metadata["help"]
+    help = help[0].upper() + help[1:] + (f", in {unit}" if unit else "") + default
+    name, choices = flag(option.name), option.metadata["choices"]
+    if kind is bool:
+        return click.option(f"{name}/--no-{name[2:]}", option.name, default=None, help=help)
+    kind = click.Choice(choices) if choices else kind
+    metavar = None if choices else unit.upper() if unit in ("K", "fs", "ps", "min") else {int: "N", float: "X", str: "TEXT"}[kind]
+    return click.option(name, option.name, type=kind, default=None, help=help, metavar=metavar)
 
 
-def build(cls: type, given: dict, config_file: str | None = None):
-    """A dataclass from a config file (JSON, as config.json's "config") and the flags that were given, which win."""
-    values = {}
-    if config_file:
-        values = _read_config(config_file)
-    return from_dict(cls, values | {name: value for name, value in given.items() if value is not None})
+class Sectioned(click.Command):
+    """A command whose help lists its options under headings.
+
+    Parameters
+    ----------
+    sections : dict of str to sequence of str
+        Heading to names of parameters; what is in none of them comes under the last.
+    """
+
+    def __init__(self, *args, sections: Mapping[str, Sequence[str]], **settings):
+        super().__init__(*args, **settings)
+        self.sections = sections
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        heading_of = {name: heading for heading, names in self.sections.items() for name in names}
+        rest = list(self.sections)[-1]
+        rows = {heading: [] for heading in self.sections}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            if record and isinstance(parameter, click.Option):
+                rows[heading_of.get(parameter.name, rest)].append(record)
+        for heading, records in rows.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
-def changed(config, given: dict) -> list[str]:
-    """Flags that were given with another value than a config holds."""
-    values = asdict(config)
+def build(cls: type, given: Mapping[str, Any], saved: Mapping[str, Any] | None = None):
+    """A dataclass from the options of a config file and the flags that were given, which win."""
+    return from_dict(cls, dict(saved or {}) | {name: value for name, value in given.items() if value is not None})
+
+
+def changed(saved: Any, given: Mapping[str, Any]) -> list[str]:
+    """Flags that were given with another value than a dataclass holds."""
+    values = asdict(saved)
     return [flag(name) for name, value in given.items() if value is not None and values.get(name) != value]
 
 
-def _read_config(path: str) -> dict:
-    import json
+def read_config(path: str) -> tuple[dict, dict]:
+    """The options of a JSON file and, if it is a run's config.json, what else that run was given.
 
+    Raises
+    ------
+    BadOption
+        Not a file of options.
+    """
     try:
         data = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadOption(f"--config {path}: not a JSON file that can be read ({error})") from error
-    data = data.get("config", data) if isinstance(data, dict) else data
-    if not isinstance(data, dict):
-        raise BadOption(f"--config {path}: expected an object of options, got {type(data).__name__}")
-    return data
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
+        raise BadOption(f"--config {path}: {reason}") from error
+    whole = isinstance(data, dict) and "config" in data
+    options, inputs = (data["config"], data.get("inputs", {})) if whole else (data, {})
+    if not isinstance(options, dict) or not isinstance(inputs, dict):
+        raise BadOption(f"--config {path}: expected an object of options, as the \"config\" in a run's config.json")
+    return options, inputs

@@ -2,68 +2,74 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from stabie_ase.cli.main import check_device, main
+from stabie_ase.cli.main import check_device, check_new_file, main
 from stabie_ase.cli.options import build, options_from
 from stabie_ase.cli.progress import Progress
 from stabie_ase.training.config import PretrainConfig
 
+SAVE_EVERY = 5.0
+"""Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""
+
 
 @main.command()
-@click.option("--model", "family", type=click.Choice(["schnet", "mace"]), required=True, help="Family of the model.")
-@click.option("--ref", "reference", required=True, metavar="FILE", help="Frames with energies and forces.")
-@click.option("-o", "--output", required=True, metavar="MODEL", help="Checkpoint to write.")
+@click.option("--model", "family", type=click.Choice(["schnet", "mace"]), required=True, help="Family of the model")
+@click.option("--ref", "reference", required=True, metavar="FILE", help="Frames with energies and forces")
+@click.option("-o", "--output", required=True, metavar="MODEL", help="Checkpoint to write")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
-@click.option("--energy-key", help="Name of the energies in the reference.")
-@click.option("--forces-key", help="Name of the forces in the reference.")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Precision")
+@click.option("--energy-key", metavar="NAME", help="Energies in the reference [default: found by itself]")
+@click.option("--forces-key", metavar="NAME", help="Forces in the reference [default: found by itself]")
 @options_from(PretrainConfig)
 @click.pass_context
 def pretrain(context, family, reference, output, device, dtype, energy_key, forces_key, **given):
     """Train a new model on energies and forces.
 
-    The same command goes on where an interrupted one stopped.
+    The same command goes on where an interrupted one stopped, from MODEL.pretrain.
     """
+    config, quiet = build(PretrainConfig, given), context.obj["quiet"]
+    check_new_file(output)
+
     import torch
 
     from stabie_ase.potentials.checkpoint import save_potential, write_atomically
     from stabie_ase.reference import read_reference
     from stabie_ase.training.pretrain import BUILDERS, Pretraining
-    from stabie_ase.training.pretrain import pretrain as run
 
-    config, quiet = build(PretrainConfig, given), context.obj["quiet"]
     check_device(device)
-    output, state_path = Path(output), Path(output + ".pretrain")
-    _check_output(output)
     frames = read_reference(reference, energy_key, forces_key, min_frames=10)
     torch.manual_seed(config.seed)
     potential = BUILDERS[family](frames).to(device=device, dtype=getattr(torch, dtype))
     training = Pretraining(potential, frames, config)
-    fixed = asdict(config) | {"family": family, "reference": frames.source, "dtype": dtype}
-    fixed = {name: value for name, value in fixed.items() if name not in ("epochs", "max_time_min")}
-    if state_path.exists():
-        saved = torch.load(state_path, weights_only=True)
-        if saved["options"] != fixed:
-            raise click.ClickException(f"{state_path} is of a run with other options; remove it to begin anew")
-        training.restore(saved["training"])
-    elif output.exists():
-        raise click.ClickException(f"{output} exists; remove it or choose another --output")
+    options = _options(config, family, dtype, reference, energy_key, forces_key)
+    state_path = Path(output + ".pretrain")
+    resumed = _restore(training, state_path, options)
     if not quiet:
         click.echo(f"Reference: {frames.source}")
         click.echo(f"Training {family} on {len(training.train)} frames, validating on {len(training.validation)}")
+        if resumed:
+            click.echo(f"Going on after epoch {training.epoch}")
 
-    with Progress(60 * config.max_time_min, "pretrain", quiet=quiet) as progress:
-
-        def on_epoch(record):
-            write_atomically({"options": fixed, "training": training.state()}, state_path)
-            used = max(training.seconds, 60 * config.max_time_min * training.epoch / config.epochs)
-            progress.show(used, f"epoch {record['epoch']}, force MAE {1000 * record['force_mae_eV_per_A']:.1f} meV/Å")
-
-        run(training, on_epoch)
+    saved = time.monotonic()
+    with Progress(60.0 * config.max_time_min, "pretrain", quiet) as progress:
+        try:
+            while not training.finished:
+                record = training.run_epoch()
+                used = max(training.seconds, 60.0 * config.max_time_min * training.epoch / config.epochs)
+                progress.show(used, f"epoch {record['epoch']}, force MAE {1000 * record['force_mae_eV_per_A']:.1f} meV/Å")
+                if time.monotonic() - saved > SAVE_EVERY:
+                    write_atomically({"options": options, "training": training.state()}, state_path)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            kept = f"the same command goes on from {state_path}" if state_path.exists() else "nothing was saved yet"
+            raise Interrupted(kept) from None
+    training.take_best()
     save_potential(potential, output)
     state_path.unlink(missing_ok=True)
     click.echo(
@@ -72,6 +78,35 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     )
 
 
-def _check_output(output: Path) -> None:
-    if not output.parent.is_dir():
-        raise click.ClickException(f"{output.parent} is no directory; make it or choose another --output")
+class Interrupted(click.ClickException):
+    """Ctrl-C, with what became of the work."""
+
+    exit_code = 130
+
+    def show(self, file=None) -> None:
+        click.echo(f"\ninterrupted; {self.message}", err=True)
+
+
+def _options(config: PretrainConfig, family: str, dtype: str, reference: str, energy_key, forces_key) -> dict:
+    """What must be the same for a state to be gone on with; the budget may be raised."""
+    options = {name: value for name, value in asdict(config).items() if name not in ("epochs", "max_time_min")}
+    digest = hashlib.sha256(Path(reference).read_bytes()).hexdigest()
+    return options | {"family": family, "dtype": dtype, "reference": digest, "energy_key": energy_key, "forces_key": forces_key}
+
+
+def _restore(training, path: Path, options: dict) -> bool:
+    """Go on from a saved state if there is one."""
+    import torch
+
+    if not path.exists():
+        return False
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        different = sorted(name for name in options if saved["options"].get(name) != options[name])
+        if not different:
+            training.restore(saved["training"])
+    except Exception as error:  # a damaged file ends in whatever the bytes lead to
+        raise click.ClickException(f"{path} is damaged ({type(error).__name__}); remove it to begin anew") from error
+    if different:
+        raise click.ClickException(f"{path} is of a run with another {', '.join(different)}; remove it to begin anew")
+    return True

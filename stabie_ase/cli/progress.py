@@ -2,72 +2,88 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
 import click
 from tqdm import tqdm
 
+REFRESH = 0.1
+"""Seconds between two looks of a bar."""
+
 
 class Progress:
-    """Shows how much of the budget is used, the rate and a note.
+    """Shows how much of the budget is used, the time left and a note; to be used in a `with` statement.
 
     Parameters
     ----------
     total : float
-        The budget in units of `unit`.
-    title, unit : str
+        The budget, in any unit.
+    title : str
     quiet : bool
         Show nothing.
     every : float
         Seconds between two plain lines where there is no terminal.
     """
 
-    def __init__(self, total: float, title: str, unit: str = "s", quiet: bool = False, every: float = 30.0):
-        self.total, self.title, self.unit, self.every = max(total, 1e-9), title, unit, every
-        self.done, self.note, self.quiet = 0.0, "", quiet
-        self.began = self.last_line = time.monotonic()
-        self.last_rate_time, self.replica_steps, self.counted = self.began, 0, 0
+    def __init__(self, total: float, title: str, quiet: bool = False, every: float = 30.0):
+        self.total, self.title, self.every, self.quiet = max(total, 1e-9), title, every, quiet
+        self.done, self.note = 0.0, ""
+        self.began = self.last = time.monotonic()
         self.bar = None
         if not quiet and sys.stderr.isatty():
-            layout = "{desc} {percentage:3.0f}%|{bar}| {elapsed} left {remaining}{postfix}"
-            self.bar = tqdm(total=self.total, desc=title, bar_format=layout, file=sys.stderr)
+            layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
+            self.bar = tqdm(total=self.total, desc=title, bar_format=layout, file=sys.stderr, dynamic_ncols=True)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *exception) -> None:
-        if self.bar:
+        if self.bar is not None:
+            self._draw()
             self.bar.close()
-        elif not self.quiet and exception[0] is None:
+        elif not self.quiet and self.note and exception[0] is None:
             self._line()
 
     def show(self, done: float, note: str) -> None:
         """Set the part of the budget that is used, and what to say."""
         self.done, self.note = min(done, self.total), note
-        if self.bar:
-            self.bar.n = self.done
-            self.bar.set_postfix_str(note)
-        elif not self.quiet and time.monotonic() - self.last_line > self.every:
-            self._line()
+        if self.quiet or time.monotonic() - self.last < (self.every if self.bar is None else REFRESH):
+            return
+        self.last = time.monotonic()
+        self._line() if self.bar is None else self._draw()
+
+    def _draw(self) -> None:
+        self.bar.n = self.done
+        self.bar.set_postfix_str(self.note)
 
     def _line(self) -> None:
-        self.last_line = time.monotonic()
-        elapsed = self.last_line - self.began
+        elapsed = time.monotonic() - self.began
         share = self.done / self.total
-        left = f"{elapsed * (1 - share) / share:.0f} s left" if share > 0 else "time left unknown"
-        click.echo(f"{self.title} {100 * share:3.0f} % after {elapsed:.0f} s, {left}, {self.note}", err=True)
+        left = f", {elapsed * (1 - share) / share:.0f} s left" if 0 < share < 1 else ""
+        click.echo(f"{self.title}: {100 * share:.0f} % after {elapsed:.0f} s{left}; {self.note}", err=True)
 
 
 class Rate:
     """Replica-steps per second over the last looks."""
 
     def __init__(self):
-        self.before, self.when, self.value = 0, time.monotonic(), 0.0
+        self.before, self.when, self.value = None, time.monotonic(), 0.0
 
     def update(self, replica_steps: int) -> str:
         """Tell the total so far; returns the rate in words."""
         now = time.monotonic()
-        if now - self.when > 0.5:
-            self.value, self.before, self.when = (replica_steps - self.before) / (now - self.when), replica_steps, now
+        if self.before is None:  # a resumed run does not begin at zero
+            self.before, self.when = replica_steps, now
+        elif now - self.when > 0.5:
+            self.value = max(0.0, (replica_steps - self.before) / (now - self.when))
+            self.before, self.when = replica_steps, now
         return f"{self.value:.0f} replica-steps/s"
+
+
+class LogLines(logging.Handler):
+    """Log records as lines on stderr that leave a bar in one piece."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)

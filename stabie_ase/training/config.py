@@ -81,6 +81,9 @@ class FinetuneConfig:
     sample_every_fs: float = knob(25.0, "time between two frames for the estimator", 1e-3, 1e7)
     check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
     criterion: str = knob("bonds:0.25", "KIND:TOLERANCE (Å) that calls a replica unstable in training")
+    escape_factor: float = knob(
+        10.0, "in learning, replicas beyond this many times the criterion's tolerance are stopped", 1.0, 1e6
+    )
     upper_share: float = knob(0.5, "unstable share that ends a simulation phase", 0.0, 1.0)
     lower_share: float = knob(0.1, "unstable share that ends a learning phase", 0.0, 1.0)
     max_simulation_windows: int = knob(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
@@ -93,7 +96,8 @@ class FinetuneConfig:
     learning_rate: float = knob(1e-4, "learning rate of Adam", 0.0, 1.0)
     warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)
     updates_per_window: int = knob(5, "optimiser steps at most on the samples of one window", 1, 1_000_000)
-    min_ess_share: float = knob(0.5, "effective share of the samples below which an update is taken back", 0.0, 1.0)
+    divergence: float = knob(0.5, "Kullback-Leibler divergence that the updates on one window aim at", 1e-6, 1e6)
+    min_ess_share: float = knob(0.25, "effective share of the samples below which an update is taken back", 0.0, 1.0)
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
     qm_batch_size: int = knob(16, "frames in the energy/force term of an update", 1, 1_000_000)
     validation_share: float = knob(
@@ -153,6 +157,24 @@ class PretrainConfig:
     ema_decay: float = knob(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)
     validation_share: float = knob(0.1, "part of the reference kept out of training", 0.0, 0.9)
     seed: int = knob(0, "seed of the weights, the split and the order of the frames", 0, 2**31 - 1)
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How `stabie-ase evaluate` measures stability."""
+
+    time_ps: float = knob(5.0, "time of each replica", 1e-6, 1e9)
+    replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
+    temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
+    timestep_fs: float = knob(0.5, "time step of the Langevin dynamics", 1e-3, 20.0)
+    friction_per_fs: float = knob(0.01, "friction of the Langevin dynamics", 0.0, 10.0)
+    check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
+    criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) that calls a replica unstable")
+    observable: str = knob("hr", "observable that is compared with the reference's")
+    seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):
         check_options(self)

@@ -78,6 +78,10 @@ class Pretraining:
             "energy_mae_eV": errors.energy_mae_eV,
         }
 
+    def take_best(self) -> None:
+        """Leave the best weights in the potential."""
+        self.potential.load_state_dict(self.best)
+
     def _update_average(self) -> None:
         for name, x in self.potential.state_dict().items():
             if x.is_floating_point():
@@ -147,4 +151,4 @@ def pretrain(training: Pretraining, on_epoch: Callable[[dict[str, float]], None]
         record = training.run_epoch()
         if on_epoch:
             on_epoch(record)
-    training.potential.load_state_dict(training.best)
+    training.take_best()

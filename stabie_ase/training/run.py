@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -16,17 +20,24 @@ from ase import Atoms
 from ase.io.trajectory import Trajectory as TrajectoryFile
 from scipy.stats import poisson_means_test
 
+import stabie_ase
+from stabie_ase.dynamics import MDState
 from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate, reference_mean
 from stabie_ase.observables import OBSERVABLES, Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential, save_potential, write_atomically
 from stabie_ase.reference import Reference, read_reference
-from stabie_ase.stability import BondLengthDeviation, criterion_from
+from stabie_ase.stability import Failures, criterion_from
 from stabie_ase.training.config import BadOption, FinetuneConfig, from_dict
 from stabie_ase.training.stabie import StabieTraining
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 """Version of the run directory's layout."""
+
+UNFINISHED = ".config.json.tmp"
+"""All that a run leaves that was killed before it began."""
 
 
 class UnusableRun(ValueError):
@@ -61,8 +72,16 @@ class Inputs:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files, so that a resumed run works on what it began with."""
+        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.paths().items()}
+
+    def paths(self) -> dict[str, Path]:
+        """The files by the names of the fields."""
         paths = {"model": self.model, "reference": self.reference, "validation": self.validation}
-        return {name: hashlib.sha256(Path(p).read_bytes()).hexdigest() for name, p in paths.items() if p}
+        return {name: Path(path) for name, path in paths.items() if path}
+
+    def absolute(self) -> Inputs:
+        """The same with absolute paths, so that a run can be resumed from another folder."""
+        return replace(self, **{name: str(path.absolute()) for name, path in self.paths().items()})
 
 
 class RunDirectory:
@@ -74,29 +93,46 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.state_path, self.config_path = self.path / "state.pt", self.path / "config.json"
+        self.config_path, self.state_path = self.path / "config.json", self.path / "state.pt"
         self.metrics_path, self.unstable_path = self.path / "metrics.jsonl", self.path / "unstable.traj"
+        self.result_path, self.report_path = self.path / "result.json", self.path / "report.html"
         self.n_metrics = self.n_unstable = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run has its result already."""
+        return self.result_path.exists()
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        return f"stabie-ase finetune --resume {shlex.quote(str(self.path))}"
 
     @classmethod
     def check_free(cls, path: str | os.PathLike) -> None:
         """Raise UnusableRun if a new run cannot begin there; leaves nothing behind."""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(p.name != UNFINISHED for p in path.iterdir())):
+            resumable = path.is_dir() and (path / "config.json").exists()
             raise UnusableRun(
-                f"{path} exists and is not an empty directory; choose another --output, "
-                f"or continue it with: stabie-ase finetune --resume {path}"
+                f"{path} exists and is not an empty directory; choose another --output"
+                + (f", or go on with the run in it: {cls(path).resume_command}" if resumable else "")
             )
         parent = next(p for p in [path, *path.absolute().parents] if p.exists())
-        if not os.access(parent, os.W_OK):
-            raise UnusableRun(f"{parent} is not writable; choose another --output")
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise UnusableRun(f"cannot make {path}: {parent} is not a folder that can be written to; choose another --output")
 
     @classmethod
     def create(cls, path: str | os.PathLike, config: dict) -> RunDirectory:
         """Begin a run in an empty or new directory."""
         run = cls(path)
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.write_json("config.json", config)
+        with run._writing():
+            run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            run.write_json("config.json", config)
+        except UnusableRun:
+            run.path.rmdir()  # it was empty
+            raise
         return run
 
     @classmethod
@@ -104,70 +140,121 @@ class RunDirectory:
         """An existing run and its config.json."""
         run = cls(path)
         if not run.config_path.is_file():
-            raise UnusableRun(f"{run.path} is no run directory: it has no config.json")
+            what = "it has no config.json" if run.path.is_dir() else "no such directory"
+            raise UnusableRun(f"{run.path} is no run directory: {what}")
         try:
             config = json.loads(run.config_path.read_text())
-            found = config.get("format")
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise UnusableRun(f"{run.config_path} is damaged ({error})") from error
+            found = config["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnusableRun(f"{run.config_path} is damaged ({_in_words(error)})") from error
         if found != FORMAT:
             raise UnusableRun(
                 f"{run.path} was written in format {found}, this version of stabie_ase resumes format {FORMAT}"
             )
         return run, config
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the file system refuses is told with the way to go on; torch's zip writer hides it behind its own error."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            reason = cause.strerror or str(cause)
+            onwards = f"; nothing saved is lost, go on later with: {self.resume_command}" if self.config_path.exists() else ""
+            raise UnusableRun(f"cannot write to {self.path}: {reason}{onwards}") from error
+
     def write_json(self, name: str, data: dict) -> None:
         """Write a JSON file whole or not at all."""
         temporary = self.path / f".{name}.tmp"
-        with open(temporary, "w") as file:
-            json.dump(data, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+        try:
+            with self._writing():
+                with open(temporary, "w") as file:
+                    json.dump(data, file, indent=1)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def append(self, record: dict, unstable: list[Atoms]) -> None:
         """One line of metrics, and the frames that failed."""
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(record) + "\n")
-        if unstable:
-            with TrajectoryFile(self.unstable_path, "a") as trajectory:
-                for atoms in unstable:
-                    trajectory.write(atoms)
+        with self._writing():
+            with open(self.metrics_path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+            if unstable:
+                with TrajectoryFile(self.unstable_path, "a") as trajectory:
+                    for atoms in unstable:
+                        trajectory.write(atoms)
         self.n_metrics += 1
         self.n_unstable += len(unstable)
 
     def save(self, state: dict) -> None:
         """State to resume from."""
-        write_atomically(
-            {"training": state, "n_metrics": self.n_metrics, "n_unstable": self.n_unstable}, self.state_path
-        )
+        with self._writing():
+            write_atomically(
+                {"training": state, "n_metrics": self.n_metrics, "n_unstable": self.n_unstable}, self.state_path
+            )
+
+    def save_model(self, potential: Potential, name: str) -> None:
+        """The result in its native format."""
+        with self._writing():
+            save_potential(potential, self.path / name)
 
     def load(self) -> dict | None:
         """The last state, with everything written after it cut off; None if there is none yet."""
+        for left_over in self.path.glob(".*.tmp"):  # of a process that was killed
+            left_over.unlink(missing_ok=True)
         if not self.state_path.exists():
             self._cut(0, 0)
             return None
-        saved = torch.load(self.state_path, weights_only=True)
-        self._cut(saved["n_metrics"], saved["n_unstable"])
-        return saved["training"]
+        try:
+            saved = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            state, counts = saved["training"], (int(saved["n_metrics"]), int(saved["n_unstable"]))
+        except Exception as error:  # what a damaged file ends in depends on where the damage is
+            raise self._damaged_state(error) from error
+        self._cut(*counts)
+        return state
+
+    def _damaged_state(self, error: Exception) -> UnusableRun:
+        return UnusableRun(
+            f"{self.state_path} is damaged ({_in_words(error)}); remove it to let the run begin again from its start"
+        )
 
     def _cut(self, n_metrics: int, n_unstable: int) -> None:
+        with self._writing():
+            if self.metrics_path.exists():
+                lines = self.metrics_path.read_text().splitlines(keepends=True)[:n_metrics]
+                temporary = self.path / ".metrics.tmp"
+                temporary.write_text("".join(lines))
+                os.replace(temporary, self.metrics_path)
+            if n_unstable == 0 or not self.unstable_path.exists():
+                self.unstable_path.unlink(missing_ok=True)
+                n_unstable = 0
+            else:
+                self._cut_unstable(n_unstable)
         self.n_metrics, self.n_unstable = n_metrics, n_unstable
-        if self.metrics_path.exists():
-            lines = self.metrics_path.read_text().splitlines(keepends=True)[:n_metrics]
-            temporary = self.path / ".metrics.tmp"
-            temporary.write_text("".join(lines))
-            os.replace(temporary, self.metrics_path)
-        if not self.unstable_path.exists():
-            return
-        if n_unstable == 0:
-            self.unstable_path.unlink()
-            return
+
+    def _cut_unstable(self, n: int) -> None:
+        try:
+            with TrajectoryFile(self.unstable_path) as old:
+                frames = [old[k] for k in range(n)]
+        except Exception as error:  # as above
+            raise UnusableRun(
+                f"{self.unstable_path} is damaged ({_in_words(error)}); move it away and resume again to go on without it"
+            ) from error
         temporary = self.path / ".unstable.tmp"
-        with TrajectoryFile(self.unstable_path) as old, TrajectoryFile(temporary, "w") as new:
-            for k in range(n_unstable):
-                new.write(old[k])
+        with TrajectoryFile(temporary, "w") as new:
+            for atoms in frames:
+                new.write(atoms)
         os.replace(temporary, self.unstable_path)
+
+
+def _in_words(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 @dataclass
@@ -184,15 +271,10 @@ class Finetuning:
     @property
     def model_path(self) -> Path:
         """Where the result goes: named `model` with the suffix of the input."""
-        return self.directory.path / ("model" + Path(self.inputs.model).suffix)
+        return model_path(self.directory, self.inputs)
 
-    @property
-    def complete(self) -> bool:
-        """Whether the run has its result already."""
-        return (self.directory.path / "result.json").exists()
-
-    def run(self, on_window: Callable[[dict], None] | None = None, on_check: Callable | None = None) -> dict:
-        """Loop, final comparison, report; returns what result.json holds."""
+    def train(self, on_window: Callable[[dict], None] | None = None) -> None:
+        """The loop, saved after every window."""
         training, directory = self.training, self.directory
         while not training.finished:
             record, unstable = training.step()
@@ -201,10 +283,21 @@ class Finetuning:
             directory.save(training.state())
             if on_window:
                 on_window(record)
+
+    def finish(self, on_check: Callable[[int, int, MDState, Failures], None] | None = None) -> dict:
+        """Final comparison, model and result; returns what result.json holds.
+
+        `on_check(k, steps_done, state, failures)` is called while candidate k is tested.
+        """
         result = self._compare(on_check)
-        save_potential(training.potential, self.model_path)
-        directory.write_json("result.json", result)
+        self.directory.save_model(self.training.potential, self.model_path.name)
+        self.directory.write_json(self.directory.result_path.name, result)
         return result
+
+    def run(self) -> dict:
+        """All of it."""
+        self.train()
+        return self.finish()
 
     def _compare(self, on_check: Callable | None) -> dict:
         """Hold the candidates against the starting model from the same fresh starts; the winner stays in the potential."""
@@ -220,9 +313,10 @@ class Finetuning:
         )
         criterion = criterion_from(config.check_criterion, self.reference.frames)
         outcomes, candidates = {}, self.training.candidates()
-        for name, weights in candidates.items():
+        for k, (name, weights) in enumerate(candidates.items()):
             potential.load_state_dict(weights)
-            outcomes[name] = evaluate(potential, self.reference, criterion, self.observable, test, on_check)
+            on_block = partial(on_check, k) if on_check else None
+            outcomes[name] = evaluate(potential, self.reference, criterion, self.observable, test, on_block)
         start, stabie = outcomes["start"], min(
             (name for name in outcomes if name != "start"), key=lambda n: outcomes[n][0]["hazard_per_ps"], default="start"
         )
@@ -282,18 +376,49 @@ def prepare(
     return replace(setup, directory=directory)
 
 
+def model_path(directory: RunDirectory, inputs: Inputs) -> Path:
+    """The fine-tuned checkpoint: `model` in the run directory with the suffix of the input."""
+    return directory.path / ("model" + Path(inputs.model).suffix)
+
+
+def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneConfig, dict]:
+    """A run's directory and what it was begun with, read from its config.json alone; the last is all of that file."""
+    directory, description = RunDirectory.open(path)
+    try:
+        inputs, config = from_dict(Inputs, description["inputs"]), from_dict(FinetuneConfig, description["config"])
+        description["digests"].items()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UnusableRun(f"{directory.config_path} is damaged ({_in_words(error)})") from error
+    return directory, inputs, config, description
+
+
 def resume(path: str | os.PathLike, on_read: Callable[[str], None] | None = None) -> Finetuning:
     """Take up a run where its last saved state stands."""
-    directory, description = RunDirectory.open(path)
-    inputs, config = from_dict(Inputs, description["inputs"]), from_dict(FinetuneConfig, description["config"])
+    directory, inputs, config, description = open_run(path)
+    for name, file in inputs.paths().items():
+        if not file.is_file():
+            raise UnusableRun(f"the {name} file of {path} is gone: {file}; put it back to go on")
     for name, digest in inputs.digests().items():
         if digest != description["digests"].get(name):
-            raise UnusableRun(f"the {name} file of {path} has changed since the run began: {getattr(inputs, name)}")
+            raise UnusableRun(
+                f"the {name} file of {path} has changed since the run began: {getattr(inputs, name)}; begin a new run"
+            )
+    _warn_of_other_versions(description.get("versions", {}))
     finetuning = replace(_set_up(inputs, config, on_read), directory=directory)
     state = directory.load()
     if state is not None:
-        finetuning.training.restore(state)
+        try:
+            finetuning.training.restore(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise directory._damaged_state(error) from error
     return finetuning
+
+
+def _warn_of_other_versions(then: dict[str, str]) -> None:
+    now = _versions()
+    different = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+    if different:
+        logger.warning("versions have changed since the run began, so it will not end in the same bits: %s", ", ".join(different))
 
 
 def _set_up(inputs: Inputs, config: FinetuneConfig, on_read: Callable[[str], None] | None) -> Finetuning:
@@ -304,7 +429,8 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, on_read: Callable[[str], Non
         on_read(reference.source)
     config = with_temperature(config, reference)
     potential = inputs.load_potential()
-    potential.check_numbers(z for atoms in reference.frames for z in set(atoms.numbers))
+    for part in (reference, validation) if validation else (reference,):
+        potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     observable = OBSERVABLES[config.observable].from_reference(reference.frames)
     criterion = criterion_from(config.criterion, reference.frames)
     criterion_from(config.check_criterion, reference.frames)
@@ -318,32 +444,33 @@ def with_temperature(config, reference: Reference):
     if config.temperature_K is not None:
         return config
     if reference.temperature_K is None:
-        raise BadOption("the reference tells no temperature (info key temperature_K); give --temperature in K")
+        raise BadOption("the reference tells no single temperature (info key temperature_K); give --temperature in K")
     return replace(config, temperature_K=reference.temperature_K)
 
 
 def _describe(inputs: Inputs, setup: Finetuning) -> dict:
-    packages = ("ase", "torch", "numpy", "scipy", "stabie_ase")
     return {
         "format": FORMAT,
         "config": asdict(setup.config),
-        "inputs": asdict(_absolute(inputs)),
+        "inputs": asdict(inputs.absolute()),
         "digests": inputs.digests(),
         "model": inputs.model,
         "reference": setup.reference.source,
         "criterion": setup.training.criterion.describe(),
-        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": _versions(),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {inputs.device}",
     }
 
 
-def _absolute(inputs: Inputs) -> Inputs:
-    paths = {name: str(Path(p).absolute()) for name in ("model", "reference", "validation") if (p := getattr(inputs, name))}
-    return replace(inputs, **paths)
+def _versions() -> dict[str, str]:
+    packages = ("ase", "torch", "torch-geometric", "mace-torch", "numpy", "scipy")
+    found = {name: _version(name) for name in packages}
+    ours = {"stabie_ase": stabie_ase.__version__, "python": platform.python_version()}
+    return {name: number for name, number in found.items() if number} | ours
 
 
-def _version(name: str) -> str:
+def _version(name: str) -> str | None:
     try:
         return version(name)
-    except Exception:  # not installed as a distribution, for example run from a checkout
-        return "unknown"
+    except PackageNotFoundError:
+        return None
