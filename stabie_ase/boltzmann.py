@@ -69,8 +69,8 @@ def estimate(
     fold : Tensor of bool, shape (n_samples,), optional
         Cross-fitting. The residual and the covariance from the same samples leave a bias of O(1/N). With a fold, each
         half's residual meets the other half's covariance, and the mean of the two has no bias when the halves are
-        independent (choose halves of the replicas). The residual of half the samples is noisier: where the residual is
-        all noise the variance of the gradient doubles.
+        independent (choose halves of the replicas). To first order in the noise of residual and covariance the
+        variance stays the same; that of the product of both, of order 1/N², doubles.
 
     Raises
     ------

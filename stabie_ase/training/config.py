@@ -96,7 +96,6 @@ class FinetuneConfig:
     learning_rate: float = knob(1e-4, "learning rate of Adam", 0.0, 1.0)
     warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)
     updates_per_window: int = knob(5, "optimiser steps at most on the samples of one window", 1, 1_000_000)
-    divergence: float = knob(0.5, "Kullback-Leibler divergence that the updates on one window aim at", 1e-6, 1e6)
     min_ess_share: float = knob(0.25, "effective share of the samples below which an update is taken back", 0.0, 1.0)
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
     qm_batch_size: int = knob(16, "frames in the energy/force term of an update", 1, 1_000_000)

@@ -79,7 +79,7 @@ class StabieTraining:
     ):
         self.potential, self.reference, self.observable, self.config = potential, reference, observable, config
         self.criterion = criterion
-        self.escaped = replace(criterion, tolerance=10.0 * criterion.tolerance)
+        self.escaped = replace(criterion, tolerance=config.escape_factor * criterion.tolerance)
         self.target = reference_mean(observable, reference).to(potential.device)
         trained, held_out = reference.split(config.validation_share, config.seed) if validation is None else (reference, validation)
         self.labelled, self.validation = (
@@ -213,6 +213,10 @@ class StabieTraining:
         return frames.select(usable), energies[usable], values[usable], fold
 
     def _optimizer_step(self, frames: AtomsBatch, sample_weights: Tensor) -> None:
+        """One step along W s ∇L_obs + λ ∇L_QM, where s gives both gradients the same norm.
+
+        Left alone, ∇L_obs falls with the square of the unstable share, and the last failures would never be learned.
+        """
         config, progress = self.config, self.progress
         parameters = [p for p in self.potential.parameters() if p.requires_grad]
         chosen = minibatch(len(self.labelled), config.qm_batch_size, config.seed, progress.updates)
@@ -221,7 +225,11 @@ class StabieTraining:
         if config.observable_weight:
             qm_gradient = _take_gradient(parameters)
             accumulate_gradient(self.potential, frames, sample_weights)
-            _add_balanced(parameters, qm_gradient, config.observable_weight)
+            gradient = _take_gradient(parameters)
+            norm, qm_norm = _norm(gradient), _norm(qm_gradient)
+            scale = config.observable_weight * (qm_norm if qm_norm > 0 else 1.0) / norm.clamp(min=1e-300)
+            for p, own, other in zip(parameters, gradient, qm_gradient):
+                p.grad = scale.to(own.dtype) * own + other
         torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
         for group in self.optimizer.param_groups:
             # Adam's first steps are as long in directions it knows nothing of as in any other: begin small.
@@ -368,13 +376,8 @@ def _take_gradient(parameters: list[Tensor]) -> list[Tensor]:
     return taken
 
 
-def _add_balanced(parameters: list[Tensor], other: list[Tensor], ratio: float) -> None:
-    """Scale the parameters' gradient to `ratio` times the norm of another, and add that."""
-    own = _take_gradient(parameters)
-    norms = [torch.linalg.vector_norm(torch.stack([x.double().norm() for x in g])) for g in (own, other)]
-    scale = float(ratio * norms[1] / norms[0].clamp(min=1e-300))
-    for p, x, y in zip(parameters, own, other):
-        p.grad = scale * x + y
+def _norm(gradient: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([x.double().norm() for x in gradient]))
 
 
 def train(training: StabieTraining, on_window: Callable[[dict[str, object], list[Atoms]], None] | None = None) -> None:
