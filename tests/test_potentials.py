@@ -1,4 +1,4 @@
-"""Potentials: closed forms, the families' own code, finite differences, symmetries, and the contract of the base class."""
+"""Potentials: closed forms, the families' own code, finite differences, symmetries, and the base class's contract."""
 
 import copy
 import logging

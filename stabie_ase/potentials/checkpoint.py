@@ -111,7 +111,7 @@ def read(path: str | os.PathLike) -> Any:
             ) from error
         return load_inert(path, [name for family in FAMILIES for name in family.PICKLED_CLASSES])
     except (EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a torch checkpoint ({_first_line(error)})") from error
+        raise CheckpointError(f"{path}: damaged, or not a torch checkpoint ({_in_one_line(error)})") from error
 
 
 def _read_trusting(path: str | os.PathLike) -> Any:
@@ -120,14 +120,14 @@ def _read_trusting(path: str | os.PathLike) -> Any:
         with mace.load_default_kept():
             return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a foreign pickle can raise anything at all
-        raise CheckpointError(f"{path}: loading its code failed: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: loading its code failed: {_in_one_line(error)}") from error
 
 
 def _build(data: Any, path: str | os.PathLike) -> Potential:
     try:
         potential = adopt(data)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the model could not be rebuilt: {_first_line(error)}") from error
+    except Exception as error:  # a file that claims to be of a family can lack anything
+        raise CheckpointError(f"{path}: the model could not be rebuilt: {_in_one_line(error)}") from error
     if potential is None:
         known = "; ".join(f.CHECKPOINTS for f in FAMILIES)
         raise CheckpointError(f"{path}: {_describe(data)}, which is no family known here. Known: {known}")
@@ -169,5 +169,6 @@ def _describe(data: Any) -> str:
     return f"holds a {getattr(data, 'class_name', type(data).__name__)}"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _in_one_line(error: Exception, longest: int = 300) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[:longest] + "..."

@@ -80,6 +80,9 @@ OPTIONS = (
 )
 """Settings that newer models keep under the constructor's own names."""
 
+UNUSED = ("pair_repulsion_fn.cutoff", "pair_repulsion_fn.r_max")
+"""Parts that mace-torch before 0.3.10 saved and never read."""
+
 GATES = {"silu": nn.functional.silu, "tanh": torch.tanh, "abs": torch.abs}
 
 
@@ -273,7 +276,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def _rebuild(picture: Recorded) -> nn.Module:
     """Construct the model anew from its settings and load its weights."""
     modules, o3 = _import_mace()
-    weights = picture.state_dict()
+    weights = {name: tensor for name, tensor in picture.state_dict().items() if not name.startswith(UNUSED)}
     with _default_dtype(weights["node_embedding.linear.weight"].dtype), torch.random.fork_rng(devices=[]):
         network = getattr(modules, type(picture).__name__)(**_settings(picture, modules, o3))
     _fit_shapes(network, weights)
@@ -297,8 +300,8 @@ def _settings(model: Recorded, modules, o3) -> dict[str, Any]:
         "num_bessel": radial.out_dim,
         "num_polynomial_cutoff": int(radial.cutoff_fn.p),
         "max_ell": model.spherical_harmonics._lmax,
-        "interaction_cls": getattr(modules.blocks, type(last).__name__),
-        "interaction_cls_first": getattr(modules.blocks, type(first).__name__),
+        "interaction_cls": _block(modules, last),
+        "interaction_cls_first": _block(modules, first),
         "num_interactions": len(interactions),
         "num_elements": len(model.atomic_numbers),
         "hidden_irreps": o3.Irreps(_irreps(first.hidden_irreps)),
@@ -334,8 +337,15 @@ def _readout_settings(readout: Recorded, n_heads: int, modules, o3) -> dict[str,
         # What is remembered is n_heads times what was given.
         "MLP_irreps": o3.Irreps([(mul // n_heads, ir) for mul, ir in o3.Irreps(_irreps(readout.hidden_irreps))]),
         "gate": GATES[_function_name(gates[0].f)] if gates else None,
-        "readout_cls": getattr(modules.blocks, type(readout).__name__),
+        "readout_cls": _block(modules, readout),
     }
+
+
+def _block(modules, part: Recorded) -> type[nn.Module]:
+    name = type(part).__name__
+    if f"mace.modules.blocks.{name}" not in PICKLED_CLASSES:
+        raise ValueError(f"a {name} where a block of MACE should be")
+    return getattr(modules.blocks, name)
 
 
 def _correlation(product: Recorded) -> int:
@@ -374,6 +384,8 @@ def _fit_shapes(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def _adjust(network: nn.Module, picture: Recorded) -> None:
     """Take over plain numbers (some are Monte Carlo estimates); whole numbers and words must agree as they are."""
     for path, recorded in picture.modules():
+        if path.startswith(UNUSED):
+            continue
         attributes = vars(network.get_submodule(path))
         for name, value in recorded.state.items():
             if name not in attributes or name == "training":
