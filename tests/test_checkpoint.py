@@ -22,7 +22,7 @@ from torch_geometric.nn.models import SchNet
 from stabie_ase.potentials import checkpoint
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.potentials.checkpoint import CheckpointError, load_potential, read, save_potential
-from stabie_ase.potentials.mace import MACEPotential
+from stabie_ase.potentials.mace import MACEPotential, load_default_kept
 from stabie_ase.potentials.schnet import SchNetPotential
 
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
@@ -143,7 +143,7 @@ def plain_zip(path):
         (plain_zip, "not one that torch.save wrote"),
         (torchscript, "TorchScript archive"),
         (lambda p: torch.save({"epoch": 3, "weights": torch.ones(2)}, p), "keys epoch, weights, which is no family"),
-        (lambda p: torch.save([1, 2], p), "holds a list, which is no family known here. Known: SchNet .*; MACE"),
+        (lambda p: torch.save([1, 2], p), "an object of type list, which is no family known here. Known: SchNet .*; MACE"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(tmp_path, write, message):
@@ -240,7 +240,7 @@ def repack(archive: bytes, edit) -> bytes:
 def test_trust_runs_the_code_and_says_what_came_of_it(tmp_path):
     marker = tmp_path / "it-ran"
     torch.save(Evil(marker), tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match="holds a int"):
+    with pytest.raises(CheckpointError, match="object of type int"):
         load_potential(tmp_path / "model.pt", trust=True)
     assert marker.exists()
 
@@ -290,14 +290,14 @@ def settings(**names):
 VARIANTS = {
     "foundation-like": {
         "first": "RealAgnosticDensityInteractionBlock", "distance_transform": "Agnesi", "pair_repulsion": True,
-        "correlation": 3, "num_polynomial_cutoff": 6,
+        "correlation": 3, "max_ell": 1, "num_polynomial_cutoff": 6,
     },
     "heads": {
         "heads": ["dft", "Default"], "atomic_energies": np.array([[-13.0, -1029.0, -2041.0], [-14.0, -1030.0, -2.0]]),
         "atomic_inter_scale": [5.0, 3.0], "atomic_inter_shift": [0.1, 0.0], "distance_transform": "Soft",
     },
     "non-linear": {
-        "first": "RealAgnosticResidualNonLinearInteractionBlock", "apply_cutoff": False, "radial_type": "gaussian",
+        "max_ell": 1, "first": "RealAgnosticResidualNonLinearInteractionBlock", "apply_cutoff": False, "radial_type": "gaussian",
         "readout_cls": "NonLinearBiasReadoutBlock",
     },
     "one layer": {
@@ -371,6 +371,15 @@ def test_couplings_of_another_basis_are_accepted(tmp_path, build):
     back = load_potential(tmp_path / "m.model")
     expected = predict(MACEPotential(network), METHANOL)
     assert torch.allclose(predict(back, METHANOL).forces, expected.forces, atol=1e-12)
+
+
+def test_parts_that_older_versions_saved_and_never_read_are_dropped(tmp_path, build):
+    network = build(num_interactions=1, pair_repulsion=True)
+    expected = predict(MACEPotential(network), WATER).energies
+    network.pair_repulsion_fn.register_buffer("r_max", torch.tensor(9.0))
+    network.pair_repulsion_fn.cutoff = copy.deepcopy(network.radial_embedding.cutoff_fn)
+    torch.save(network, tmp_path / "m.model")
+    assert torch.equal(predict(load_potential(tmp_path / "m.model"), WATER).energies, expected)
 
 
 def test_code_hidden_in_a_mace_is_not_run(tmp_path, build, evil):
@@ -482,8 +491,13 @@ try:
     sys.exit("not refused")
 except CheckpointError:
     pass
-load_potential(sys.argv[1])
-assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1", "the user's own setting was dropped"
 """
     run_python(code, path, tmp_path / "evil.pt")
     assert not marker.exists()
+
+
+def test_the_user_s_own_setting_is_kept(monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")
+    with load_default_kept():
+        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # as `import mace` does
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "0"

@@ -163,10 +163,10 @@ def _check_archive(path: Path) -> None:
 
 
 def _describe(data: Any) -> str:
-    if isinstance(data, dict):
-        keys = [str(key) for key in list(data)[:4]]
-        return f"a dictionary with keys {', '.join(keys)}{', ...' if len(data) > 4 else ''}" if keys else "empty"
-    return f"holds a {getattr(data, 'class_name', type(data).__name__)}"
+    if not isinstance(data, dict):
+        return f"an object of type {type(data).__name__}"
+    keys = [str(key) for key in data]
+    return f"a dictionary with keys {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}"
 
 
 def _in_one_line(error: Exception, longest: int = 300) -> str:
