@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import neighbor_list
@@ -105,20 +106,26 @@ class Pretraining:
 
     def state(self) -> dict:
         """Everything an exact continuation needs; tensors and plain values only."""
-        return {
-            "model": self.potential.state_dict(),
-            "average": self.average,
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "counters": [self.epoch, self.best_epoch, self.last_cut, self.seconds, self.best_error],
-        }
+        return copy.deepcopy(
+            {
+                "model": self.potential.state_dict(),
+                "average": self.average,
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+                "counters": [self.epoch, self.best_epoch, self.last_cut, self.seconds, self.best_error],
+            }
+        )
 
     def restore(self, state: dict) -> None:
         """Go on from what `state` returned."""
+        state = copy.deepcopy(state)
         self.potential.load_state_dict(state["model"])
-        self.average, self.best = dict(state["average"]), dict(state["best"])
+        self.average, self.best = (self._here(state[name]) for name in ("average", "best"))
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.best_epoch, self.last_cut, self.seconds, self.best_error = state["counters"]
+
+    def _here(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: x.to(self.potential.device) for name, x in weights.items()}
 
 
 def build_schnet(reference: Reference) -> Potential:

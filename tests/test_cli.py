@@ -1,0 +1,613 @@
+"""The command line as its users meet it: bad input, files that stay untouched, ctrl-C, progress, help."""
+
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from ase import Atoms
+from ase.io import read, write
+
+from stabie_ase.cli.progress import Progress
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with model.pt and ref.xyz, as the working directory."""
+    shutil.copy(tiny.model_path(), tmp_path / "model.pt")
+    shutil.copy(tiny.reference_path(), tmp_path / "ref.xyz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def contents(folder):
+    """Every file below a folder with its bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} | {
+        p.relative_to(folder): None for p in folder.rglob("*") if p.is_dir()
+    }
+
+
+def refused(*arguments, folder=None):
+    """Run a command that must end in one line and change nothing; returns the line."""
+    before = contents(folder) if folder else None
+    result = tiny.run(*arguments)
+    assert result.exit_code not in (0, 130), result.output
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("Error: "), result.stderr
+    assert "Traceback" not in result.output
+    if folder:
+        assert contents(folder) == before
+    return lines[0]
+
+
+def told(line, *fragments):
+    for fragment in fragments:
+        assert fragment in line, line
+
+
+FINETUNE = ("finetune", "model.pt", "--ref", "ref.xyz")
+EVALUATE = ("evaluate", "model.pt", "--ref", "ref.xyz")
+COMMANDS = {"finetune": FINETUNE, "evaluate": EVALUATE, "pretrain": ("pretrain", "--model", "schnet", "--ref", "ref.xyz", "-o", "new.pt")}
+
+
+# -- reference files (what each says is the business of test_reference)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_reference_that_cannot_be_read(here, command):
+    (here / "ref.xyz").unlink()
+    told(refused(*COMMANDS[command], folder=here), "ref.xyz: no such file")
+    (here / "ref.xyz").touch()
+    told(refused(*COMMANDS[command], folder=here), "empty")
+    (here / "ref.xyz").write_bytes(bytes(range(128, 256)))
+    told(refused(*COMMANDS[command], folder=here), "not a structure file")
+    (here / "ref.xyz").unlink()
+    (here / "ref.xyz").mkdir()
+    told(refused(*COMMANDS[command], folder=here), "is a directory")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_reference_without_labels(here, command):
+    frames = read("ref.xyz", ":")
+    for atoms in frames:
+        atoms.info["my_energy"] = atoms.calc.results["energy"]
+        atoms.calc = None
+    write("ref.xyz", frames)
+    told(refused(*COMMANDS[command], folder=here), "no energy", "keys found: my_energy, temperature_K", "--energy-key")
+    told(refused(*COMMANDS[command], "--energy-key", "my_energy", folder=here), "no forces", "--forces-key")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda a: a.calc.results["forces"].__setitem__((0, 0), np.nan), "not finite"),
+        (lambda a: a.calc.results["forces"].__setitem__((0, 0), 1e4), "1e+04 eV/Å"),
+    ],
+)
+def test_reference_with_a_damaged_frame(here, change, words):
+    frames = read("ref.xyz", ":")
+    change(frames[7])
+    write("ref.xyz", frames)
+    for arguments in COMMANDS.values():
+        told(refused(*arguments, folder=here), "ref.xyz: frame 7", words)
+
+
+def labelled(path, frames, temperature=600.0):
+    frames = tiny.label(frames)
+    for atoms in frames:
+        atoms.info["temperature_K"] = temperature
+    write(path, frames)
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_systems_that_do_not_fit(here, command):
+    images = tiny.frames(12)
+    labelled("ref.xyz", [atoms[:3] if k == 5 else atoms for k, atoms in enumerate(images)])
+    told(refused(*COMMANDS[command], folder=here), "one molecule")
+    nitrogen = [Atoms("C3N", atoms.positions) for atoms in images]
+    labelled("ref.xyz", nitrogen)
+    told(refused(*COMMANDS[command], folder=here), "does not know N", "made for C")
+    for atoms in images:
+        results = atoms.calc.results
+        atoms.set_cell([9.0, 9.0, 9.0])
+        atoms.pbc = True
+        atoms.calc = tiny.SinglePointCalculator(atoms, **results)
+    write("ref.xyz", images)
+    told(refused(*COMMANDS[command], folder=here), "periodic")
+
+
+def test_too_few_frames(here):
+    write("ref.xyz", tiny.frames(9))
+    told(refused(*FINETUNE, folder=here), "9 frames, at least 10")
+    told(refused(*COMMANDS["pretrain"], folder=here), "9 frames, at least 10")
+
+
+def test_validation_frames_are_checked_too(here):
+    told(refused(*FINETUNE, "--valid", "no.xyz", folder=here), "no.xyz: no such file")
+    labelled("valid.xyz", [Atoms("N4", atoms.positions) for atoms in tiny.frames(3)])
+    told(refused(*FINETUNE, "--valid", "valid.xyz", folder=here), "does not know N")
+
+
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_no_temperature_anywhere(here, command):
+    frames = read("ref.xyz", ":")
+    for atoms in frames:
+        del atoms.info["temperature_K"]
+    write("ref.xyz", frames)
+    told(refused(*COMMANDS[command], folder=here), "no single temperature", "--temperature")
+
+
+# -- checkpoints
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def without_file(path):
+    path.unlink()
+
+
+def directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+CHECKPOINTS = {
+    "missing": (without_file, ("no such file",)),
+    "directory": (directory, ("not a file",)),
+    "empty": (lambda path: path.write_bytes(b""), ("empty",)),
+    "truncated": (cut_short, ("cut short or damaged",)),
+    "random bytes": (lambda path: path.write_bytes(bytes(range(256)) * 8), ("not a torch checkpoint",)),
+    "unknown family": (lambda path: torch.save({"weight": torch.zeros(3)}, path), ("keys weight", "Known:", "MACE")),
+    "evil": (lambda path: torch.save(Evil(), path), ("posix.system", "--trust-checkpoint")),
+    "old pickle": (lambda path: path.write_bytes(pickle.dumps(Evil())), ("not a torch checkpoint",)),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_checkpoint_that_cannot_be_used(here, case):
+    damage, words = CHECKPOINTS[case]
+    damage(here / "model.pt")
+    for arguments in (FINETUNE, EVALUATE):
+        told(refused(*arguments, folder=here), "model.pt", *words)
+    assert not (here / "pwned").exists()
+
+
+def test_compared_checkpoint_is_checked_before_anything_runs(here, monkeypatch):
+    monkeypatch.setattr("stabie_ase.evaluation.evaluate", None)
+    told(refused(*EVALUATE, "--compare", "other.pt", folder=here), "other.pt: no such file")
+
+
+# -- options
+
+BAD_FINETUNE_OPTIONS = [
+    (("--device", "gpu"), ("unknown device 'gpu'", "cpu, cuda")),
+    (("--device", "meta"), ("unknown device 'meta'",)),
+    (("--dtype", "float16"), ("float32",)),
+    (("--observable", "rdf"), ("unknown observable 'rdf'", "known: hr")),
+    (("--criterion", "angles:0.3"), ("unknown criterion 'angles'", "known: bonds")),
+    (("--criterion", "bonds"), ("no tolerance", "bonds:0.25")),
+    (("--criterion", "bonds:-0.5"), ("positive", "-0.5")),
+    (("--criterion", "bonds:nan"), ("positive", "nan")),
+    (("--check-criterion", "bonds:zero"), ("no tolerance",)),
+    (("--timestep", "-1"), ("timestep_fs is -1", "0.001")),
+    (("--timestep", "0"), ("timestep_fs is 0",)),
+    (("--timestep", "1e6"), ("timestep_fs", "20")),
+    (("--timestep", "nan"), ("timestep_fs is nan",)),
+    (("--timestep", "half"), ("'half' is not a valid float",)),
+    (("--temperature", "-300"), ("temperature_K is -300",)),
+    (("--temperature", "0"), ("temperature_K is 0",)),
+    (("--temperature", "inf"), ("temperature_K is inf",)),
+    (("--replicas", "0"), ("replicas is 0", "2")),
+    (("--replicas", "-3"), ("replicas is -3",)),
+    (("--replicas", "99999999999"), ("replicas",)),
+    (("--replicas", "2.5"), ("'2.5' is not a valid integer",)),
+    (("--window", "-1"), ("window_fs is -1",)),
+    (("--window", "1e300"), ("window_fs",)),
+    (("--sample-every", "1000"), ("sample_every_fs is 1000", "one window (500 fs)")),
+    (("--check-every", "0.1"), ("check_every_fs is 0.1", "one step (0.5 fs)")),
+    (("--observable-weight", "-1"), ("observable_weight is -1",)),
+    (("--qm-weight", "nan"), ("qm_weight is nan",)),
+    (("--upper-share", "1.5"), ("upper_share is 1.5",)),
+    (("--upper-share", "0.1"), ("lower_share is 0.1 and upper_share 0.1",)),
+    (("--max-time", "-1"), ("max_time_min is -1",)),
+    (("--max-cycles", "0"), ("max_cycles is 0",)),
+    (("--seed", "-1"), ("seed is -1",)),
+    (("--thermostat", "berendsen"), ("'berendsen' is not one of",)),
+    (("--replica", "3"), ("No such option '--replica'", "--replicas")),
+    (("--head", "dft"), ("no head 'dft'",)),
+    (("surplus",), ("unexpected extra argument",)),
+]
+
+
+@pytest.mark.parametrize("arguments, words", BAD_FINETUNE_OPTIONS, ids=lambda x: "=".join(x)[:40])
+def test_bad_option_of_finetune(here, arguments, words):
+    told(refused(*FINETUNE, *arguments, folder=here), *words)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--time", "0"), ("time_ps is 0",)),
+        (("--time", "nan"), ("time_ps is nan",)),
+        (("--time", "1e300"), ("time_ps",)),
+        (("--replicas", "0"), ("replicas is 0",)),
+        (("--replicas", "99999999999"), ("replicas",)),
+        (("--temperature", "nan"), ("temperature_K is nan",)),
+        (("--timestep", "inf"), ("timestep_fs is inf",)),
+        (("--observable", "rdf"), ("unknown observable 'rdf'", "known: hr")),
+        (("--criterion", "x"), ("unknown criterion",)),
+        (("--device", "gpu"), ("unknown device",)),
+        (("--seed", "-1"), ("seed is -1",)),
+    ],
+    ids=lambda x: "=".join(x)[:40],
+)
+def test_bad_option_of_evaluate(here, arguments, words):
+    told(refused(*EVALUATE, *arguments, folder=here), *words)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--model", "gap"), ("'gap' is not one of 'schnet', 'mace'",)),
+        (("--epochs", "0"), ("epochs is 0",)),
+        (("--learning-rate", "nan"), ("learning_rate is nan",)),
+        (("--batch-size", "-1"), ("batch_size is -1",)),
+        (("--device", "gpu"), ("unknown device",)),
+    ],
+    ids=lambda x: "=".join(x)[:40],
+)
+def test_bad_option_of_pretrain(here, arguments, words):
+    told(refused(*COMMANDS["pretrain"], *arguments, folder=here), *words)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_cuda_that_is_not_there(here, command):
+    for device in ("cuda", "cuda:1"):
+        told(refused(*COMMANDS[command], "--device", device, folder=here), "CUDA was asked for", "--device cpu")
+
+
+def test_cuda_device_that_is_not_there(here, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    told(refused(*EVALUATE, "--device", "cuda:2", folder=here), "no cuda:2")
+
+
+def test_missing_arguments(here):
+    told(refused("finetune", folder=here), "give MODEL and --ref FILE, or --resume RUN")
+    told(refused("finetune", "model.pt", folder=here), "give MODEL and --ref FILE")
+    told(refused("evaluate", folder=here), "Missing argument 'MODEL'")
+    told(refused("pretrain", "--ref", "ref.xyz", folder=here), "Missing option")
+    told(refused("fine-tune", folder=here), "No such command 'fine-tune'")
+    told(refused("view", "ref.xyz", folder=here), "neither a run directory")
+
+
+# -- config files
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("not json", ("not JSON",)),
+        ("", ("not JSON",)),
+        ("[1, 2]", ("expected an object",)),
+        ('{"config": 3}', ("expected an object",)),
+        ('{"replica": 3}', ("unknown option 'replica'", "known: observable")),
+        ('{"replicas": "3"}', ("replicas is '3', expected a whole number",)),
+        ('{"replicas": 3.0}', ("replicas is 3.0, expected a whole number",)),
+        ('{"timestep_fs": "1"}', ("timestep_fs is '1', expected a number",)),
+        ('{"timestep_fs": true}', ("timestep_fs is True, expected a number",)),
+        ('{"timestep_fs": NaN}', ("timestep_fs is nan",)),
+        ('{"timestep_fs": null}', ("timestep_fs is None, expected a number",)),
+        ('{"cross_fit": 1}', ("cross_fit is 1, expected true or false",)),
+        ('{"criterion": 0.25}', ("criterion is 0.25, expected text",)),
+        ('{"observable": ["hr"]}', ("observable is ['hr'], expected text",)),
+        ('{"config": {}, "inputs": {"device": "gpu"}}', ("unknown device 'gpu'",)),
+    ],
+)
+def test_bad_config_file(here, content, words):
+    (here / "options.json").write_text(content)
+    told(refused(*FINETUNE, "--config", "options.json", folder=here), *words)
+
+
+def test_config_file_that_cannot_be_read(here):
+    told(refused(*FINETUNE, "--config", "nothing.json", folder=here), "nothing.json: No such file")
+    told(refused(*FINETUNE, "--config", ".", folder=here), "Is a directory")
+    (here / "options.json").write_bytes(bytes(range(128, 256)))
+    told(refused(*FINETUNE, "--config", "options.json", folder=here), "not JSON")
+
+
+# -- what exists stays
+
+
+def test_run_directory_that_is_not_empty(here):
+    (here / "model-stabie").mkdir()
+    (here / "model-stabie" / "notes.txt").write_text("mine")
+    line = refused(*FINETUNE, folder=here)
+    told(line, "model-stabie exists", "--output")
+    assert "--resume" not in line
+    (here / "model-stabie" / "config.json").write_text("{}")
+    told(refused(*FINETUNE, folder=here), "--resume model-stabie")
+    told(refused(*FINETUNE, "--output", "ref.xyz", folder=here), "ref.xyz exists")
+    told(refused(*FINETUNE, "--output", "ref.xyz/run", folder=here), "not a folder that can be written to")
+
+
+def test_unwritable_folder(here, monkeypatch):
+    if os.access("/proc", os.W_OK):  # root may write everywhere, or so the permissions say
+        told(refused(*FINETUNE, "--output", "/proc/run", folder=here), "cannot write to /proc/run")
+    monkeypatch.setattr("os.access", lambda *a, **k: False)
+    told(refused(*FINETUNE, folder=here), "cannot make model-stabie", "--output")
+    told(refused(*EVALUATE, "--output", "result.json", folder=here), "cannot be written to")
+    told(refused(*COMMANDS["pretrain"], folder=here), "cannot be written to")
+
+
+@pytest.mark.parametrize("arguments", [(*EVALUATE, "--output"), ("pretrain", "--model", "schnet", "--ref", "ref.xyz", "-o")])
+def test_outputs_are_checked_before_any_work(here, arguments, monkeypatch):
+    monkeypatch.setattr("stabie_ase.reference.read_reference", None)
+    told(refused(*arguments, "missing/new.json", folder=here), "missing is no folder")
+    told(refused(*arguments, "model.pt", folder=here), "model.pt exists and is not overwritten")
+    told(refused(*arguments, ".", folder=here), "exists")
+
+
+# -- evaluate
+
+
+FIGURES = {
+    "n_replicas", "n_failed", "stable_replica_ps", "hazard_per_ps", "median_stable_ps", "force_mae_eV_per_A", "energy_mae_eV", "hr_error",
+}  # fmt: skip
+
+
+def test_evaluate_compares_from_the_same_starts(here, monkeypatch):
+    import stabie_ase.evaluation
+
+    starts, real = [], stabie_ase.evaluation.start
+
+    def recorded(*arguments):
+        starts.append(real(*arguments))
+        return starts[-1]
+
+    monkeypatch.setattr(stabie_ase.evaluation, "start", recorded)
+    shutil.copy("model.pt", "same.pt")
+    result = tiny.run(
+        *EVALUATE, "--compare", "same.pt", "--time", "0.06", "--replicas", "8", "--timestep", "1", "--criterion", "bonds:0.3",
+        "--output", "result.json", "--seed", "3",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert torch.equal(starts[0].batch.positions, starts[1].batch.positions)
+    assert torch.equal(starts[0].momenta, starts[1].momenta) and torch.equal(starts[0].key, starts[1].key)
+    figures = json.loads((here / "result.json").read_text())
+    assert set(figures) == {"model.pt", "same.pt"}
+    assert figures["model.pt"] == figures["same.pt"]
+    assert FIGURES <= set(figures["model.pt"])
+    assert figures["model.pt"]["n_replicas"] == 8
+    low, high = figures["model.pt"]["hazard_per_ps_interval"]
+    assert low <= figures["model.pt"]["hazard_per_ps"] <= high
+    assert figures["model.pt"]["hr_error"] > 0 and 0 < figures["model.pt"]["median_stable_ps"] < 0.06
+    assert {"energy_mae_eV", "energy_mae_with_offset_eV"} <= set(figures["model.pt"])
+    assert "same.pt" in result.stdout and "Reference: 40 frames of C4" in result.stdout
+    assert os.listdir(here).count("result.json") == 1 and not list(here.glob(".*"))
+
+
+def test_median_that_is_not_reached_is_null(here):
+    options = ("--time", "0.005", "--replicas", "2", "--criterion", "bonds:9", "--output", "result.json")
+    result = tiny.run(*EVALUATE, *options)
+    figures = json.loads((here / "result.json").read_text())["model.pt"]
+    assert figures["n_failed"] == 0 and figures["median_stable_ps"] is None and "> 0.005" in result.stdout
+
+
+def test_evaluate_is_repeatable_and_depends_on_the_seed(here):
+    def figures(name, *extra):
+        options = ("--time", "0.03", "--replicas", "6", "--timestep", "1", "--criterion", "bonds:0.2", "--output", name)
+        assert tiny.run("-q", *EVALUATE, *options, *extra).exit_code == 0
+        return (here / name).read_text()
+
+    assert figures("a.json") == figures("b.json", "--seed", "0")
+    assert figures("c.json", "--seed", "1") != (here / "a.json").read_text()
+
+
+def test_temperature_given_wins(here):
+    result = tiny.run(*EVALUATE, "--time", "0.005", "--replicas", "2", "--temperature", "50")
+    assert "at 50 K" in result.stdout
+
+
+# -- pretrain
+
+
+def pretrain(*extra):
+    return ("pretrain", "--model", "schnet", "--ref", "ref.xyz", "-o", "new.pt", "--batch-size", "40", *extra)
+
+
+@pytest.fixture
+def small_builder(monkeypatch):
+    """Pretraining in this process builds the tiny SchNet."""
+    from stabie_ase.training.pretrain import BUILDERS
+
+    monkeypatch.setitem(BUILDERS, "schnet", lambda reference: tiny.new_schnet(elements=reference))
+
+
+def test_pretrain_writes_a_model_that_opens(here, small_builder):
+    result = tiny.run(*pretrain("--epochs", "2"))
+    assert result.exit_code == 0, result.output
+    assert "Training schnet on 36 frames, validating on 4" in result.stdout and "Wrote new.pt" in result.stdout
+    assert sorted(p.name for p in here.iterdir()) == ["model.pt", "new.pt", "ref.xyz"]
+    assert tiny.run("-q", "evaluate", "new.pt", "--ref", "ref.xyz", "--time", "0.005", "--replicas", "2").exit_code == 0
+
+
+def test_pretrain_goes_on_after_ctrl_c(here, small_builder, monkeypatch):
+    from stabie_ase.training.pretrain import Pretraining
+
+    assert tiny.run("-q", *pretrain("--epochs", "6")).exit_code == 0
+    shutil.move("new.pt", "uninterrupted.pt")
+
+    real, calls = Pretraining.run_epoch, []
+
+    def interrupted(self):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(None)
+        return real(self)
+
+    monkeypatch.setattr("stabie_ase.cli.pretrain.SAVE_EVERY", -1.0)
+    monkeypatch.setattr(Pretraining, "run_epoch", interrupted)
+    result = tiny.run(*pretrain("--epochs", "6"))
+    assert result.exit_code == 130
+    assert "the same command goes on from new.pt.pretrain" in result.stderr
+    monkeypatch.setattr(Pretraining, "run_epoch", real)
+    told(refused(*pretrain("--epochs", "6", "--seed", "1"), folder=here), "another seed", "remove it")
+    result = tiny.run(*pretrain("--epochs", "6"))
+    assert result.exit_code == 0 and "Going on after epoch 3" in result.stdout
+    assert not (here / "new.pt.pretrain").exists()
+    one, other = (torch.load(name, weights_only=True)["state_dict"] for name in ("new.pt", "uninterrupted.pt"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_pretrain_refuses_a_state_that_is_not_its_own(here, small_builder):
+    (here / "new.pt.pretrain").write_bytes(b"nonsense")
+    told(refused(*pretrain(), folder=here), "new.pt.pretrain is damaged", "remove it")
+    torch.save({"options": {}, "training": {}}, here / "new.pt.pretrain")
+    told(refused(*pretrain(), folder=here), "new.pt.pretrain is of a run with another")
+
+
+def test_pretrain_on_a_full_disk(here, small_builder, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "new.pt")
+
+    monkeypatch.setattr("stabie_ase.potentials.checkpoint.write_atomically", full)
+    told(refused("-q", *pretrain("--epochs", "1"), folder=here), "new.pt: No space left on device")
+
+
+# -- ctrl-C
+
+
+def test_ctrl_c_during_finetune(here):
+    """One line with the command that goes on; and that command does."""
+    options = tiny.flags(max_cycles=400)
+    process = tiny.start(*FINETUNE, *options)
+    run = here / "model-stabie"
+    wait_for(lambda: (run / "state.pt").exists(), process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.strip().splitlines() == ["interrupted; go on with: stabie-ase finetune --resume model-stabie"]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    process = tiny.start("finetune", "--resume", "model-stabie")
+    wait_for(lambda: len((run / "metrics.jsonl").read_text().splitlines()) > len(lines), process)
+    process.kill()
+    process.communicate()
+    assert (run / "metrics.jsonl").read_text().splitlines()[: len(lines) - 1] == lines[:-1]
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_ctrl_c_before_anything_was_written(here, monkeypatch):
+    def interrupted(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stabie_ase.training.run.read_reference", interrupted)
+    before = contents(here)
+    result = tiny.run(*FINETUNE)
+    assert result.exit_code == 130 and result.stderr.strip() == "interrupted"
+    assert contents(here) == before
+
+
+# -- how it talks
+
+
+@pytest.mark.parametrize("command", ["", "demo", "evaluate", "finetune", "pretrain", "view"])
+def test_help(command):
+    result = tiny.run(*command.split(), "-h")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Usage: ")
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert result.stdout == tiny.run(*command.split(), "--help").stdout
+
+
+def test_every_finetune_option_is_in_the_help_with_its_default():
+    from dataclasses import fields
+
+    from stabie_ase.cli.options import flag
+    from stabie_ase.training.config import FinetuneConfig
+
+    text = " ".join(tiny.run("finetune", "--help").stdout.split())
+    for option in fields(FinetuneConfig):
+        assert f"{flag(option.name)} " in text
+        if isinstance(option.default, (int, float)) and not isinstance(option.default, bool):
+            assert f"[default: {option.default}]" in text
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys, stabie_ase.cli; assert not {'torch', 'ase', 'scipy', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tiny.ROOT)
+
+
+def test_version():
+    import stabie_ase
+
+    assert tiny.run("--version").stdout == f"stabie-ase, version {stabie_ase.__version__}\n"
+
+
+def test_quiet_gives_results_and_no_more(here):
+    result = tiny.run("-q", *EVALUATE, "--time", "0.005", "--replicas", "2")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout.strip().splitlines()[0].strip() == "model.pt"
+
+
+def test_unexpected_errors_are_one_line_unless_asked(here, monkeypatch):
+    def broken(*arguments, **settings):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("stabie_ase.reference.read_reference", broken)
+    told(refused(*EVALUATE), "KeyError: 'a bug'", "-vv")
+    assert isinstance(tiny.run("-vv", *EVALUATE).exception, KeyError)
+
+
+def test_progress_in_a_pipe_is_plain_lines(capsys):
+    with Progress(100.0, "work", every=0.0) as progress:
+        progress.show(25.0, "going well")
+        progress.show(50.0, "going on")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert re.fullmatch(r"work: 25 % after 0 s, 0 s left; going well", lines[0])
+    assert "\r" not in "".join(lines)
+    with Progress(100.0, "work", quiet=True, every=0.0) as progress:
+        progress.show(25.0, "going well")
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("stabie_ase.cli.progress.REFRESH", 0.0)
+    log = logging.getLogger("stabie_ase")
+    with Progress(100.0, "work") as progress:
+        progress.show(25.0, "going well")
+        tiny.run("--help")
+        log.warning("beware")
+        progress.show(100.0, "going on")
+    text = capsys.readouterr().err
+    assert "work  25 % |" in text.replace("25%", "25 %") or "25%" in text
+    assert "going well" in text and "100%" in text and text.endswith("\n")
