@@ -103,7 +103,7 @@ def _weighted_mean(values: Tensor, log_p: Tensor, chosen: Tensor) -> tuple[Tenso
 
 def _covariance_weights(values: Tensor, residual: Tensor, mean: Tensor, p: Tensor, ess: float, beta: float) -> Tensor:
     bessel = ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0
-    return -beta * bessel * p * ((values - mean) @ residual)
+    return -beta * bessel * p * (values @ residual - mean @ residual)  # no copy of the values
 
 
 def potential_energies(potential: Potential, frames: AtomsBatch, chunk_size: int = 64) -> Tensor:

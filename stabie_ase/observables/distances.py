@@ -80,11 +80,17 @@ class DistanceDistribution:
         """h(r) of every frame of one molecule, float64, shape (n_systems, n_bins), in 1/Å."""
         if len(set(batch.sizes)) > 1:
             raise ValueError(f"h(r) is for frames of one molecule, got systems of {sorted(set(batch.sizes))} atoms")
-        return torch.cat([self._histogram(_distances(part)) for part in _chunks(batch)])
+        parts = _chunks(batch, 2**21 // (2 * self._reach + 1))
+        return torch.cat([self._histogram(_distances(part)) for part in parts])
+
+    @property
+    def _reach(self) -> int:
+        """Bins on either side that a smeared distance touches."""
+        return math.ceil(5.0 * self.smearing / self.bin_width) + 1
 
     def _histogram(self, distances: Tensor) -> Tensor:
         n_systems, n_distances = distances.shape
-        reach = math.ceil(5.0 * self.smearing / self.bin_width) + 1
+        reach = self._reach
         distances = torch.nan_to_num(distances, nan=torch.inf).clamp(max=self.r_max + 2 * reach * self.bin_width)
         centre = torch.floor(distances / self.bin_width).long()
         bins = centre[..., None] + torch.arange(-reach, reach + 1, device=distances.device)
@@ -103,8 +109,8 @@ def _distances(batch: AtomsBatch) -> Tensor:
     return (positions[:, j] - positions[:, i]).norm(dim=2)
 
 
-def _chunks(batch: AtomsBatch, n_distances: int = 200_000) -> list[AtomsBatch]:
-    """Parts of a batch whose distances fit into a few tens of megabytes."""
+def _chunks(batch: AtomsBatch, n_distances: int = 2**17) -> list[AtomsBatch]:
+    """Parts of a batch with up to so many distances each, or a single system."""
     n_atoms = batch.n_atoms // batch.n_systems
     size = max(1, n_distances // max(1, n_atoms * (n_atoms - 1) // 2))
     systems = torch.arange(batch.n_systems, device=batch.device)
