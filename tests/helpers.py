@@ -17,8 +17,8 @@ METHANOL = Atoms(
         [0.44, 1.07, 0.89], [0.44, 1.07, -0.89], [0.87, -1.05, 0.03],
     ],
 )  # fmt: skip
-ENERGIES = {1: -13.6, 6: -1029.0, 8: -2041.5}
-"""Reference energies of the elements in these systems, eV."""
+ENERGIES = {1: -13.61234, 6: -1029.12345, 8: -2041.56789}
+"""Reference energies of the elements in these systems, eV; none is a float32."""
 
 
 def crystal(n_atoms: int = 5, seed: int = 1) -> Atoms:

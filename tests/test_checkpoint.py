@@ -106,6 +106,16 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["model.pt"]
 
 
+def test_file_is_replaced_whole(tmp_path):
+    """Whoever has the old file open goes on reading the old one."""
+    path = tmp_path / "model.pt"
+    save_potential(schnet(seed=1), path)
+    before = path.read_bytes()
+    with open(path, "rb") as reader:
+        save_potential(schnet(seed=2), path)
+        assert reader.read() == before != path.read_bytes()
+
+
 def test_potential_without_a_file_format_says_so(tmp_path):
     with pytest.raises(CheckpointError, match="LennardJones has no file format .* schnet, mace"):
         save_potential(LennardJones(), tmp_path / "model.pt")
@@ -143,7 +153,7 @@ def plain_zip(path):
         (plain_zip, "not one that torch.save wrote"),
         (torchscript, "TorchScript archive"),
         (lambda p: torch.save({"epoch": 3, "weights": torch.ones(2)}, p), "keys epoch, weights, which is no family"),
-        (lambda p: torch.save([1, 2], p), "an object of type list, which is no family known here. Known: SchNet .*; MACE"),
+        (lambda p: torch.save([1, 2], p), "object of type list, which is no family known here. Known: SchNet .*; MACE"),
     ],
 )
 def test_what_is_no_checkpoint_is_named(tmp_path, write, message):
@@ -297,8 +307,8 @@ VARIANTS = {
         "atomic_inter_scale": [5.0, 3.0], "atomic_inter_shift": [0.1, 0.0], "distance_transform": "Soft",
     },
     "non-linear": {
-        "max_ell": 1, "first": "RealAgnosticResidualNonLinearInteractionBlock", "apply_cutoff": False, "radial_type": "gaussian",
-        "readout_cls": "NonLinearBiasReadoutBlock",
+        "max_ell": 1, "first": "RealAgnosticResidualNonLinearInteractionBlock", "apply_cutoff": False,
+        "radial_type": "gaussian", "readout_cls": "NonLinearBiasReadoutBlock",
     },
     "one layer": {
         "num_interactions": 1, "gate": None, "first": "RealAgnosticAttResidualInteractionBlock", "use_so3": True,
