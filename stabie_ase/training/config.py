@@ -78,16 +78,16 @@ class FinetuneConfig:
     damping_fs: float = knob(20.0, "characteristic time of the Nosé-Hoover chain", 0.1, 1e5)
     replicas: int = knob(32, "replicas run in parallel", 2, 1_000_000)
     window_fs: float = knob(500.0, "length of a window of dynamics", 1e-3, 1e7)
-    sample_every_fs: float = knob(25.0, "time between two frames for the estimator", 1e-3, 1e7)
+    sample_every_fs: float = knob(12.5, "time between two frames for the estimator", 1e-3, 1e7)
     check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
     criterion: str = knob("bonds:0.25", "KIND:TOLERANCE (Å) that calls a replica unstable in training")
     escape_factor: float = knob(
-        10.0, "in learning, replicas beyond this many times the criterion's tolerance are stopped", 1.0, 1e6
+        4.0, "in learning, replicas beyond this many times the criterion's tolerance are stopped", 1.0, 1e6
     )
     upper_share: float = knob(0.5, "unstable share that ends a simulation phase", 0.0, 1.0)
     lower_share: float = knob(0.1, "unstable share that ends a learning phase", 0.0, 1.0)
     max_simulation_windows: int = knob(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
-    max_learning_windows: int = knob(8, "windows after which a learning phase ends anyway", 1, 1_000_000)
+    max_learning_windows: int = knob(3, "windows after which a learning phase ends anyway", 1, 1_000_000)
     random_resets: float = knob(
         0.05, "share of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )
@@ -95,10 +95,10 @@ class FinetuneConfig:
     qm_weight: float = knob(1.0, "weight of the energy/force loss", 0.0, 1e9)
     learning_rate: float = knob(1e-4, "learning rate of Adam", 0.0, 1.0)
     warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)
-    updates_per_window: int = knob(5, "optimiser steps at most on the samples of one window", 1, 1_000_000)
+    updates_per_window: int = knob(10, "optimiser steps at most on the samples of one window", 1, 1_000_000)
     min_ess_share: float = knob(0.25, "effective share of the samples below which an update is taken back", 0.0, 1.0)
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
-    qm_batch_size: int = knob(16, "frames in the energy/force term of an update", 1, 1_000_000)
+    qm_batch_size: int = knob(64, "frames in the energy/force term of an update", 1, 1_000_000)
     validation_share: float = knob(
         0.1, "part of the reference kept out of the energy/force term to judge accuracy by, as pretraining does", 0.0, 0.9
     )
@@ -111,7 +111,7 @@ class FinetuneConfig:
     max_updates: int | None = knob(None, "optimiser steps at most", 1, 1_000_000_000)
     check_criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) of the final comparison with the starting model")
     check_replicas: int = knob(64, "fresh replicas of the final comparison", 2, 1_000_000)
-    check_ps: float = knob(3.0, "time of each replica in the final comparison", 1e-6, 1e9)
+    check_ps: float = knob(2.0, "time of each replica in the final comparison", 1e-6, 1e9)
     seed: int = knob(0, "seed of everything random", 0, 2**31 - 1)
 
     def __post_init__(self):
