@@ -22,7 +22,8 @@ from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import accumulate_gradient, estimate, potential_energies
-from stabie_ase.dynamics import MDState, Trajectory, simulate
+from stabie_ase.dynamics import MDState, PotentialForces, Trajectory, simulate
+from stabie_ase.dynamics.integrators import update_forces
 from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
 from stabie_ase.evaluation import reference_mean, start
 from stabie_ase.observables import Observable
@@ -146,22 +147,25 @@ class StabieTraining:
                 100 * float(self.failed.double().mean()),
             )
         record = self._record(share=failures.share)
-        if failures.share > config.lower_share:
+        learned = failures.share > config.lower_share
+        if learned:
             record |= self._update(trajectory)
-        if failures.share <= config.lower_share or progress.window >= config.max_learning_windows:
+        if not learned or progress.window >= config.max_learning_windows:
             self._next_starts(ends, failures)
             progress.cycle += 1
             self._enter(SIMULATION)
+        if learned:
+            # The replicas carry forces: those of the new weights from here on.
+            self.replicas = update_forces(self.replicas, PotentialForces(self.potential))
         return record, []
 
     def _window(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
         config = self.config
-        n_steps = config.steps(config.window_fs)
-        result = simulate(
+        ends, trajectory, failures = simulate(
             state,
             self.integrator,
             self.potential,
-            n_steps,
+            config.steps(config.window_fs),
             [self.criterion],
             check_every=config.steps(config.check_every_fs),
             sample_every=None if stop_unstable else config.steps(config.sample_every_fs),
@@ -169,51 +173,54 @@ class StabieTraining:
             escaped=[self.escaped],
             on_block=self.on_block,
         )
-        self.progress.md_steps += n_steps * state.n_systems
-        return result
+        self.progress.md_steps += int((ends.step - state.step).sum())
+        return ends, trajectory, failures
 
     # -- learning
 
     def _update(self, trajectory: Trajectory) -> dict[str, object]:
         """Optimiser steps on one window's samples while their effective number holds."""
-        config, frames, energies, values, fold = self.config, *self._samples(trajectory)
-        progress, weights = self.progress, self.observable.weights.to(values)
+        config, progress = self.config, self.progress
+        frames, energies, values, fold = self._samples(trajectory)
+        record = {"n_samples": len(values), "updates": progress.updates, "learning_rate": progress.learning_rate}
+        if not _enough(fold, len(values)):
+            logger.warning("all replicas broke at once: %d frames are too few to learn from", len(values))
+            return record
+        weights = self.observable.weights.to(values)
         result = first = estimate(values, self.target, weights, config.temperature_K, None, fold)
         for _ in range(config.updates_per_window):
             before = self._weights()
-            self._optimizer_step(frames, result.sample_weights)
-            change = potential_energies(self.potential, frames) - energies
-            if torch.isfinite(change).all():
-                result = estimate(values, self.target, weights, config.temperature_K, change, fold)
-                if result.effective_samples >= config.min_ess_share * len(values):
-                    continue
+            if self._optimizer_step(frames, result.sample_weights):
+                change = potential_energies(self.potential, frames) - energies
+                if torch.isfinite(change).all():
+                    result = estimate(values, self.target, weights, config.temperature_K, change, fold)
+                    if result.effective_samples >= config.min_ess_share * len(values):
+                        continue
             # Too far for these samples: they say nothing about the new weights, so take the step back.
             self.potential.load_state_dict(before)
             progress.learning_rate *= 0.5
             break
         else:
             progress.learning_rate = min(progress.learning_rate * 1.2, 4.0 * config.learning_rate)
-        return {
-            "n_samples": len(values),
+        return record | {
             "observable_loss": float(first.loss),
             "ess_share": result.effective_samples / len(values),
-            "updates": self.progress.updates,
+            "updates": progress.updates,
+            "learning_rate": progress.learning_rate,
             "force_mae_eV_per_A": self._force_mae(),
-            "learning_rate": self.progress.learning_rate,
         }
 
     def _samples(self, trajectory: Trajectory) -> tuple[AtomsBatch, Tensor, Tensor, Tensor | None]:
         """Frames of a window with their energies and observables; frames that are not finite are left out."""
-        values_of = trajectory.frames()
-        frames, frame, replica = values_of
+        frames, frame, replica = trajectory.frames()
         energies = trajectory.potential_energy[frame, replica]
         values = self.observable(frames)
         usable = (torch.isfinite(energies) & torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
         fold = (replica[usable] % 2 == 0) if self.config.cross_fit else None
         return frames.select(usable), energies[usable], values[usable], fold
 
-    def _optimizer_step(self, frames: AtomsBatch, sample_weights: Tensor) -> None:
-        """One step along W s ∇L_obs + λ ∇L_QM, where s gives both gradients the same norm.
+    def _optimizer_step(self, frames: AtomsBatch, sample_weights: Tensor) -> bool:
+        """One step along W s ∇L_obs + λ ∇L_QM, where s gives both gradients the same norm; False if it is not finite.
 
         Left alone, ∇L_obs falls with the square of the unstable share, and the last failures would never be learned.
         """
@@ -230,12 +237,15 @@ class StabieTraining:
             scale = config.observable_weight * (qm_norm if qm_norm > 0 else 1.0) / norm.clamp(min=1e-300)
             for p, own, other in zip(parameters, gradient, qm_gradient):
                 p.grad = scale.to(own.dtype) * own + other
-        torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
+        if not torch.isfinite(norm):
+            return False
         for group in self.optimizer.param_groups:
             # Adam's first steps are as long in directions it knows nothing of as in any other: begin small.
             group["lr"] = progress.learning_rate * min(1.0, (progress.updates + 1) / config.warmup_updates)
         self.optimizer.step()
         progress.updates += 1
+        return True
 
     # -- between the phases
 
@@ -366,6 +376,11 @@ class StabieTraining:
 
     def _restore_replicas(self, tensors: dict[str, Tensor]) -> MDState:
         return self.replicas.restore(tensors)
+
+
+def _enough(fold: Tensor | None, n_samples: int) -> bool:
+    """Whether there are two samples or more to form a covariance from, in each fold."""
+    return n_samples >= 2 if fold is None else min(int(fold.sum()), int((~fold).sum())) >= 2
 
 
 def _take_gradient(parameters: list[Tensor]) -> list[Tensor]:
