@@ -214,7 +214,7 @@ class StabieTraining:
         """Frames of a window with their energies and observables; frames that are not finite are left out."""
         frames, frame, replica = trajectory.frames()
         energies = trajectory.potential_energy[frame, replica]
-        values = self.observable(frames)
+        values = self.observable(frames) if len(replica) else energies.new_zeros((0, len(self.target)))
         usable = (torch.isfinite(energies) & torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
         fold = (replica[usable] % 2 == 0) if self.config.cross_fit else None
         return frames.select(usable), energies[usable], values[usable], fold
@@ -234,7 +234,7 @@ class StabieTraining:
             accumulate_gradient(self.potential, frames, sample_weights)
             gradient = _take_gradient(parameters)
             norm, qm_norm = _norm(gradient), _norm(qm_gradient)
-            scale = config.observable_weight * (qm_norm if qm_norm > 0 else 1.0) / norm.clamp(min=1e-300)
+            scale = config.observable_weight * (qm_norm if qm_norm > 0 else 1.0) / norm if norm > 0 else norm
             for p, own, other in zip(parameters, gradient, qm_gradient):
                 p.grad = scale.to(own.dtype) * own + other
         norm = torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
@@ -358,7 +358,7 @@ class StabieTraining:
             "weights": self._weights(),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "replicas": self.replicas.tensors(),
-            "failed": self.failed,
+            "failed": self.failed.clone(),
             "progress": vars(self.progress).copy(),
             "best": self.best,
             "start_force_mae": self.start_force_mae,
