@@ -1,0 +1,424 @@
+"""The two-phase loop: what is rewound comes back, what is learned is what was asked for, the best is kept."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from stabie_ase.dynamics import PotentialForces
+from stabie_ase.boltzmann import estimate
+from stabie_ase.neighbors import neighbor_list
+from stabie_ase.observables import DistanceDistribution
+from stabie_ase.stability import BondLengthDeviation, criterion_from
+from stabie_ase.training.qm import QMLoss, minibatch
+from stabie_ase.training.stabie import FINISHED, LEARNING, SIMULATION, StabieTraining
+
+
+def loop(potential=None, **changes):
+    config, reference = tiny.config(**changes), tiny.reference()
+    torch.manual_seed(0)
+    return StabieTraining(
+        potential or tiny.model(),
+        reference,
+        DistanceDistribution.from_reference(reference.frames),
+        criterion_from(config.criterion, reference.frames),
+        config,
+    )
+
+
+def until_learning(training):
+    """Run the simulation phase; returns its records and unstable frames."""
+    records, unstable = [], []
+    while training.progress.phase == SIMULATION:
+        record, frames = training.step()
+        records.append(record)
+        unstable += frames
+    assert training.progress.phase == LEARNING, "the model of this test must fail"
+    return records, unstable
+
+
+def same_state(a, b, but=()):
+    a, b = a.tensors(), b.tensors()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if name not in but)
+
+
+def weights(training):
+    return {name: x.clone() for name, x in training.potential.state_dict().items()}
+
+
+# -- the phases
+
+
+THERMOSTATS = [{"thermostat": "langevin"}, {"thermostat": "nose-hoover"}]
+
+
+@pytest.mark.parametrize("thermostat", THERMOSTATS, ids=lambda t: t["thermostat"])
+def test_rewound_replicas_fail_again(thermostat, caplog):
+    """Langevin's noise belongs to the replica's step, so it is replayed; Nosé-Hoover's dynamics has none."""
+    training = loop(**thermostat)
+    until_learning(training)
+    failed = training.failed.clone()
+    assert 0 < failed.sum()
+    seen = []
+    training.on_block = lambda steps, state, failures: seen.append(failures.failed)
+    with caplog.at_level(logging.WARNING):
+        record, _ = training.step()
+    assert record["phase"] == LEARNING and record["window"] == 1
+    assert seen[-1][failed].all(), "a rewound replica did not fail again"
+    assert record["share"] >= float(failed.double().mean())
+    assert not caplog.records
+
+
+def test_fresh_noise_after_the_rewind_is_noticed(caplog):
+    """The control of the test above: with other streams few failures come back, and the log says so."""
+    training = loop(window_fs=10.0, upper_share=0.3, max_simulation_windows=40)
+    until_learning(training)
+    failed = training.failed.clone()
+    steps = torch.full_like(training.replicas.step, 10**6)
+    training.replicas = training.replicas.replace(momenta=0.0 * training.replicas.momenta, step=steps)
+    with caplog.at_level(logging.WARNING):
+        record, _ = training.step()
+    assert record["share"] < 0.5 * float(failed.double().mean())
+    assert "failed again after the rewind" in caplog.text
+
+
+@pytest.mark.parametrize("thermostat", THERMOSTATS, ids=lambda t: t["thermostat"])
+def test_failed_replicas_are_rewound_and_the_others_go_on(thermostat):
+    training = loop(**thermostat, random_resets=0.0, upper_share=1.0)
+    before = training.replicas
+    training.step()
+    after, n = training.replicas, training.config.steps(training.config.window_fs)
+    failed = training.failed.clone()
+    assert 0 < failed.sum() < len(failed)
+    assert same_state(after.select(failed.nonzero()[:, 0]), before.select(failed.nonzero()[:, 0]))
+    assert (after.step[~failed] == before.step[~failed] + n).all()
+    training.step()
+    assert same_state(training.replicas.select(failed.nonzero()[:, 0]), before.select(failed.nonzero()[:, 0]))
+
+
+def test_learning_resets_every_replica_to_the_start_of_the_phase():
+    training = loop(max_learning_windows=3, lower_share=0.0)
+    until_learning(training)
+    start = training.replicas
+    training.step()
+    training.step()
+    assert training.progress.phase == LEARNING and same_state(training.replicas, start, but=("forces", "potential_energy"))
+    fresh = PotentialForces(training.potential)(training.replicas.batch)  # of the weights as they are now
+    assert torch.equal(fresh[1], training.replicas.forces) and not torch.equal(start.forces, training.replicas.forces)
+    training.step()
+    assert training.progress.phase == SIMULATION
+    n = training.config.steps(training.config.window_fs)
+    kept = training.replicas.step == start.step + n
+    assert kept.any()  # they go on from the ends of the last window
+    assert (training.replicas.step[~kept] == 0).all()  # or afresh, those that failed in it
+    assert not training.failed.any()
+
+
+def test_learning_lets_broken_replicas_run_on_and_simulation_does_not():
+    training = loop(escape_factor=100.0)
+    running = []
+    training.on_block = lambda steps, state, failures: running.append((state.n_systems, int(failures.failed.sum())))
+    records, _ = until_learning(training)
+    assert len(records) == 1 or running[0][0] == 12
+    assert all(n + n_failed <= 12 for n, n_failed in running) and running[-1][1] > 0
+    running.clear()
+    training.step()
+    assert running[-1][1] > 0 and all(n == 12 for n, _ in running)
+
+
+def test_learning_stops_replicas_that_escaped():
+    training = loop(escape_factor=1.0)
+    until_learning(training)
+    running = []
+    training.on_block = lambda steps, state, failures: running.append((state.n_systems, int(failures.failed.sum())))
+    training.step()
+    assert all(n + n_failed == 12 for n, n_failed in running) and running[-1][1] > 0
+
+
+def test_phases_end_at_their_shares():
+    training = loop(upper_share=0.25)
+    records, _ = until_learning(training)
+    assert records[-1]["share"] >= 0.25 and all(r["share"] < 0.25 for r in records[:-1])
+    training = loop(lower_share=0.9, upper_share=0.95, max_simulation_windows=1)
+    until_learning(training)
+    record, _ = training.step()
+    assert record["share"] <= 0.9 and "updates" not in record  # nothing to learn: no update
+    assert training.progress.phase == SIMULATION and training.progress.cycle == 1
+
+
+def test_a_stable_model_ends_the_loop():
+    training = loop(potential=tiny.truth(), criterion="bonds:1.0", max_simulation_windows=2)
+    training.step()
+    record, _ = training.step()
+    assert training.progress.phase == FINISHED and record["share"] == 0.0
+
+
+def test_random_resets_use_streams_of_their_own():
+    training = loop(random_resets=1.0)
+    before = training.replicas
+    training.step()
+    assert not torch.isin(training.replicas.key, before.key).any()
+    keys = training.replicas.key
+    assert len(keys.unique()) == len(keys)
+
+
+def test_budgets():
+    training = loop(max_time_min=0.0)
+    assert not training.finished
+    training.step()
+    assert training.finished
+    training = loop(max_updates=1, updates_per_window=1)
+    until_learning(training)
+    training.step()
+    assert training.finished and training.progress.updates == 1
+
+
+# -- learning
+
+
+def learned(**changes):
+    """A training after one update, and everything that went into the update."""
+    training = loop(updates_per_window=1, min_ess_share=0.0, **changes)
+    until_learning(training)
+    before, captured = weights(training), {}
+    real = training._update
+
+    def spy(trajectory):
+        captured["trajectory"] = trajectory
+        return real(trajectory)
+
+    training._update = spy
+    training.step()
+    return training, before, captured["trajectory"]
+
+
+def qm_gradient(training, before):
+    """∇L_QM on the first minibatch, by hand, at the weights before the update."""
+    potential, config = tiny.model(), training.config
+    potential.load_state_dict(before)
+    chosen = minibatch(len(training.labelled), config.qm_batch_size, config.seed, 0)
+    QMLoss()(potential, training.labelled.select(chosen)).backward()
+    return potential
+
+
+def cosine(one, other):
+    a, b = (torch.cat([p.grad.flatten().double() for p in q.parameters() if p.grad is not None]) for q in (one, other))
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def test_without_the_observable_an_update_is_an_adam_step_on_energies_and_forces():
+    training, before, _ = learned(observable_weight=0.0, qm_weight=2.0)
+    by_hand, config = qm_gradient(training, before), training.config
+    for p in by_hand.parameters():
+        p.grad *= 2.0
+    norm = torch.nn.utils.clip_grad_norm_(by_hand.parameters(), config.gradient_clip)
+    assert norm > config.gradient_clip  # so that clipping is part of the test
+    rate = config.learning_rate / config.warmup_updates
+    torch.optim.Adam(by_hand.parameters(), lr=rate, betas=(0.9, 0.99)).step()
+    moved = 0.0
+    for name, x in by_hand.state_dict().items():
+        torch.testing.assert_close(training.potential.state_dict()[name], x, rtol=0, atol=1e-9)
+        moved = max(moved, float((x - before[name]).abs().max()))
+    assert moved == pytest.approx(rate, rel=1e-2)
+
+
+def test_without_energies_and_forces_an_update_follows_the_estimator():
+    """p.grad after the step against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample."""
+    training, before, trajectory = learned(qm_weight=0.0)
+    potential, config = tiny.model(), training.config
+    potential.load_state_dict(before)
+    frames, frame, replica = trajectory.frames()
+    values = training.observable(frames)
+    residual = 2.0 * training.observable.weights * (values.mean(dim=0) - training.target)
+    scores = (values - values.mean(dim=0)) @ residual
+    beta = 1.0 / (tiny.units.kB * config.temperature_K)
+    energies = potential(frames, neighbor_list(frames, potential.cutoff))
+    torch.testing.assert_close(energies.detach(), trajectory.potential_energy[frame, replica], rtol=1e-5, atol=1e-4)
+    (-beta / (len(values) - 1) * (scores * energies).sum()).backward()
+    assert cosine(training.potential, potential) == pytest.approx(1.0, abs=1e-6)
+    # and it is downhill: lower energies for what there is too little of
+    w = estimate(values, training.target, training.observable.weights, config.temperature_K).sample_weights
+    torch.testing.assert_close(w, -beta / (len(values) - 1) * scores, rtol=1e-9, atol=1e-15)
+
+
+def test_with_both_the_gradient_lies_between():
+    both, before, _ = learned()
+    only_qm = qm_gradient(both, before)
+    only_observable, _, _ = learned(qm_weight=0.0)
+    assert cosine(both.potential, only_qm) > cosine(only_observable.potential, only_qm)
+    assert cosine(both.potential, only_observable.potential) > cosine(only_qm, only_observable.potential)
+
+
+def test_parameters_get_gradients_in_learning_only():
+    training = loop()
+    parameters = list(training.potential.parameters())
+    asked = []
+    training.on_block = lambda steps, state, failures: asked.append(any(p.requires_grad for p in parameters))
+    until_learning(training)
+    assert not any(asked) and asked
+    assert all(p.grad is None and p.requires_grad for p in parameters)
+    training.step()
+    assert not any(asked)  # nor during the dynamics of the learning phase
+    assert all(p.grad is not None and p.requires_grad for p in parameters if p.numel() and p.shape)
+    assert not training.replicas.batch.positions.requires_grad
+
+
+def test_an_update_that_leaves_the_samples_behind_is_taken_back():
+    training = loop(min_ess_share=1.0, updates_per_window=3)
+    until_learning(training)
+    before, rate = weights(training), training.progress.learning_rate
+    training.step()
+    assert training.progress.updates == 1
+    assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
+    assert training.progress.learning_rate == 0.5 * rate
+
+
+def test_a_window_without_frames_is_survived(caplog):
+    """All replicas break before the first frame is kept: nothing to learn from, but no reason to stop for good."""
+    training = loop(replicas=2, sample_every_fs=30.0, escape_factor=1.0, criterion="bonds:0.1", lower_share=0.0)
+    training.replicas = training.replicas.replace(momenta=3.0 * training.replicas.momenta)
+    until_learning(training)
+    before = weights(training)
+    with caplog.at_level(logging.WARNING):
+        record, _ = training.step()
+    assert record["share"] == 1.0 and record["n_samples"] == 0 and "too few to learn from" in caplog.text
+    assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
+    training.step()
+    assert training.progress.phase == SIMULATION
+
+
+def test_an_observable_without_gradient_leaves_energies_and_forces():
+    training = loop()
+    until_learning(training)
+    batch = training.labelled.batch.select([0, 1])
+    assert training._optimizer_step(batch, torch.zeros(2, dtype=torch.float64))
+    assert all(torch.isfinite(x).all() for x in weights(training).values())
+
+
+def test_validation_frames_are_not_trained_on():
+    training = loop()
+    trained, held_out = (
+        {tuple(a.positions.ravel()) for a in part.batch.to_atoms()} for part in (training.labelled, training.validation)
+    )
+    assert (len(trained), len(held_out)) == (36, 4) and not trained & held_out
+
+
+# -- the best state
+
+
+def remembered(monkeypatch, hazards, force_maes, bound=0.05):
+    """Cycles of the best state when simulation phases measure these hazards at these force errors."""
+    training = loop(force_error_bound=bound)
+    training.start_force_mae = 1.0
+    best = []
+    for cycle, (hazard, error) in enumerate(zip(hazards, force_maes)):
+        monkeypatch.setattr(training, "_hazard", lambda h=hazard: h)
+        monkeypatch.setattr(training, "_force_mae", lambda e=error: e)
+        training.progress.cycle = cycle
+        with torch.no_grad():
+            training.potential.network.lin1.weight.fill_(float(cycle))
+        training._remember_if_best()
+        best.append(training.best["cycle"])
+        assert float(training.best["weights"]["network.lin1.weight"][0, 0]) == best[-1]
+    return best
+
+
+def test_the_best_is_the_lowest_hazard_within_the_force_bound(monkeypatch):
+    assert remembered(monkeypatch, [2.0, 1.0, 1.5, 0.5], [1.0, 1.0, 1.0, 1.0]) == [0, 1, 1, 3]
+    assert remembered(monkeypatch, [2.0, 1.0, 0.1, 0.5], [1.0, 1.04, 1.06, 1.05]) == [0, 1, 1, 3]
+    assert remembered(monkeypatch, [2.0, 1.0, 0.1], [1.0, 1.04, 1.06], bound=0.1) == [0, 1, 2]
+
+
+def test_candidates(monkeypatch):
+    training = loop()
+    assert set(training.candidates()) == {"start"}
+    training.progress.updates = 3
+    monkeypatch.setattr(training, "_force_mae", lambda: 1.04 * training.start_force_mae)
+    assert set(training.candidates()) == {"start", "last"}
+    monkeypatch.setattr(training, "_force_mae", lambda: 1.06 * training.start_force_mae)
+    training.best["cycle"] = 2
+    assert set(training.candidates()) == {"start", "best"}
+
+
+# -- what it reports
+
+
+def test_unstable_frames_tell_who_when_and_why():
+    training = loop(check_every_fs=1.0)
+    _, unstable = until_learning(training)
+    assert len(unstable) == int(training.failed.sum()) > 0
+    frames = training.reference.frames
+    criterion = BondLengthDeviation.from_reference(frames, 0.3)
+    lengths = {tuple(b): float(r) for b, r in zip(criterion.bonds.T.tolist(), criterion.lengths)}
+    assert sorted(a.info["replica"] for a in unstable) == training.failed.nonzero()[:, 0].tolist()
+    for atoms in unstable:
+        blamed = tuple(np.flatnonzero(atoms.get_tags() == 1))
+        assert len(blamed) == 2 and set(atoms.get_tags()) == {0, 1}
+        deviations = {bond: abs(atoms.get_distance(*bond) - r) for bond, r in lengths.items()}
+        assert max(deviations, key=deviations.get) == blamed
+        assert atoms.info["value"] == pytest.approx(deviations[blamed], abs=1e-9)
+        assert atoms.info["value"] > 0.3 and atoms.info["criterion"] == "bonds" and atoms.info["cycle"] == 0
+        assert atoms.info["time_ps"] > 0
+
+
+def test_time_of_failure_counts_from_the_start_of_the_stream():
+    training = loop(check_every_fs=1.0, random_resets=0.0, upper_share=1.0)
+    unstable = [atoms for _ in range(3) for atoms in training.step()[1]]
+    for atoms in unstable:
+        whole = int(training.replicas.step[atoms.info["replica"]])  # rewound to the start of that window
+        assert whole * 1e-3 < atoms.info["time_ps"] <= (whole + 30) * 1e-3 + 1e-12
+    assert max(a.info["time_ps"] for a in unstable) > 0.03
+
+
+def test_a_replica_that_is_not_finite_is_reported_without_blame():
+    training = loop(random_resets=0.0)
+    momenta = training.replicas.momenta.clone()
+    momenta[:4] = torch.inf
+    training.replicas = training.replicas.replace(momenta=momenta)
+    _, unstable = training.step()
+    lost = next(a for a in unstable if a.info["replica"] == 0)
+    assert lost.info["criterion"] == "not finite" and not lost.get_tags().any()
+    assert np.isfinite(lost.positions).all()
+
+
+def test_hazard_of_a_phase():
+    training = loop()
+    records, unstable = until_learning(training)
+    md_ps = records[-1]["md_replica_ps"]
+    # Without resets, what was simulated is what was stable: replicas stop at their failure.
+    assert records[-1]["hazard_per_ps"] == pytest.approx((len(unstable) + 0.5) / md_ps)
+    assert md_ps <= len(records) * 12 * 0.03
+
+
+# -- state
+
+
+def test_state_is_plain_and_restores_exactly(tmp_path):
+    one = loop()
+    until_learning(one)
+    one.step()
+    torch.save(one.state(), tmp_path / "state.pt")
+    other = loop()
+    other.step()  # nothing of its own past may be left over
+    other.restore(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(4):
+        a, b = one.step(), other.step()
+        assert a[0] == b[0]
+        assert [x.positions.tolist() for x in a[1]] == [x.positions.tolist() for x in b[1]]
+    assert all(torch.equal(x, weights(other)[name]) for name, x in weights(one).items())
+    assert same_state(one.replicas, other.replicas)
+
+
+def test_reference_is_left_alone():
+    reference = tiny.reference()
+    before = copy.deepcopy(reference)
+    training = loop()
+    until_learning(training)
+    training.step()
+    assert np.array_equal(training.reference.energies, before.energies)
+    assert all(np.array_equal(a.positions, b.positions) for a, b in zip(training.reference.frames, before.frames))
+    assert all(isinstance(a.calc, SinglePointCalculator) for a in training.reference.frames)
