@@ -127,10 +127,11 @@ def accumulate_gradient(
     chunk_size : int
         Frames in one backward pass.
     """
-    energies = []
+    energies, parameters = [], [p for p in potential.parameters() if p.requires_grad]
     for part, weights in zip(_split(frames, chunk_size), sample_weights.split(chunk_size)):
         energy = potential(part, neighbor_list(part, potential.cutoff))
-        (weights * energy).sum().backward()
+        # Some families ask for position gradients whenever they are called; here they would only cost time.
+        (weights * energy).sum().backward(inputs=parameters)
         energies.append(energy.detach())
     return torch.cat(energies)
 

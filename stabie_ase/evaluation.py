@@ -16,7 +16,7 @@ from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
 from stabie_ase.stability import Criterion, Failures, StabilityStatistics, stability_statistics
-from stabie_ase.training.qm import LabelledFrames, QMErrors, qm_errors
+from stabie_ase.qm import LabelledFrames, QMErrors, qm_errors
 
 
 @dataclass(frozen=True)

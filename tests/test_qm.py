@@ -15,7 +15,7 @@ from stabie_ase.potentials.analytic import Morse
 from stabie_ase.reference import Reference
 from stabie_ase.training.config import BadOption, FinetuneConfig, PretrainConfig, from_dict
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain, reference_energies
-from stabie_ase.training.qm import LabelledFrames, QMLoss, minibatch, qm_errors
+from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 
 
 def of_sizes(*sizes, seed=0):

@@ -14,7 +14,7 @@ from stabie_ase.boltzmann import estimate
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.stability import BondLengthDeviation, criterion_from
-from stabie_ase.training.qm import QMLoss, minibatch
+from stabie_ase.qm import QMLoss, minibatch
 from stabie_ase.training.stabie import FINISHED, LEARNING, SIMULATION, StabieTraining
 
 

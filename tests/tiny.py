@@ -5,11 +5,12 @@ was broken off: its bonds fail within some tens of femtoseconds.
 """
 
 import atexit
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,8 @@ TEMPERATURE = 600.0
 BOND = 1.5
 TETRAHEDRON = BOND / np.sqrt(8.0) * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=float)
 ROOT = Path(__file__).parents[1]
+
+torch.set_num_threads(1)  # systems this small gain nothing from more, and bits are compared with those of other processes
 
 FAST = {
     "timestep_fs": 1.0,
@@ -155,13 +158,67 @@ def run(*arguments, **settings):
     return CliRunner().invoke(main, [str(a) for a in arguments], **settings)
 
 
-def command(*arguments) -> list[str]:
-    """The command line as a process of its own."""
-    return [sys.executable, "-m", "stabie_ase", *map(str, arguments)]
+class Process:
+    """The command line in a process of its own, forked from a server that has torch imported already.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it runs.
+    """
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload(["stabie_ase.training.run", "stabie_ase.report.html", "torch_geometric.nn.models"])
+
+    def __init__(self, folder: Path, *arguments):
+        self.files = [folder.parent / f"{folder.name}.{name}" for name in ("stdout", "stderr")]
+        settings = ([str(a) for a in arguments], str(folder), [str(p) for p in self.files])
+        self.process = self._context.Process(target=_in_process, args=settings)
+        self.process.start()
+
+    def wait_for(self, condition, seconds: float = 120.0) -> None:
+        """Wait until something has happened; an assertion fails if the process ends first."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.is_alive(), self.output
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    def end(self, seconds: float = 120.0) -> int:
+        """Wait for the end; returns the exit code, negative for a signal."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def kill(self, after: float = 0.0) -> int:
+        """SIGKILL, now or in a while."""
+        self.process.join(after)
+        self.process.kill()
+        return self.end()
+
+    def interrupt(self) -> int:
+        """Ctrl-C."""
+        os.kill(self.process.pid, signal.SIGINT)
+        return self.end()
+
+    @property
+    def stdout(self) -> str:
+        return self.files[0].read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.files[1].read_text()
+
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
 
 
-def start(*arguments, **settings) -> subprocess.Popen:
-    """Start it, with its output in pipes."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment} | settings
-    return subprocess.Popen(command(*arguments), **settings)
+def _in_process(arguments: list[str], folder: str, files: list[str]) -> None:
+    os.chdir(folder)
+    for number, path in zip((1, 2), files):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    from stabie_ase.cli import main
+
+    main(arguments)

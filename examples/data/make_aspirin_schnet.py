@@ -14,7 +14,7 @@ from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.reference import read_reference
 from stabie_ase.training.config import PretrainConfig
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain
-from stabie_ase.training.qm import LabelledFrames, qm_errors
+from stabie_ase.qm import LabelledFrames, qm_errors
 
 
 def main() -> None:

@@ -77,12 +77,12 @@ class FinetuneConfig:
     friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
     damping_fs: float = knob(20.0, "characteristic time of the Nosé-Hoover chain", 0.1, 1e5)
     replicas: int = knob(32, "replicas run in parallel", 2, 1_000_000)
-    window_fs: float = knob(500.0, "length of a window of dynamics", 1e-3, 1e7)
+    window_fs: float = knob(250.0, "length of a window of dynamics", 1e-3, 1e7)
     sample_every_fs: float = knob(12.5, "time between two frames for the estimator", 1e-3, 1e7)
     check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
     criterion: str = knob("bonds:0.25", "KIND:TOLERANCE (Å) that calls a replica unstable in training")
     escape_factor: float = knob(
-        4.0, "in learning, replicas beyond this many times the criterion's tolerance are stopped", 1.0, 1e6
+        8.0, "in learning, replicas beyond this many times the criterion's tolerance are stopped", 1.0, 1e6
     )
     upper_share: float = knob(0.5, "unstable share that ends a simulation phase", 0.0, 1.0)
     lower_share: float = knob(0.1, "unstable share that ends a learning phase", 0.0, 1.0)
@@ -95,8 +95,8 @@ class FinetuneConfig:
     qm_weight: float = knob(1.0, "weight of the energy/force loss", 0.0, 1e9)
     learning_rate: float = knob(1e-4, "learning rate of Adam", 0.0, 1.0)
     warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)
-    updates_per_window: int = knob(10, "optimiser steps at most on the samples of one window", 1, 1_000_000)
-    min_ess_share: float = knob(0.25, "effective share of the samples below which an update is taken back", 0.0, 1.0)
+    updates_per_window: int = knob(5, "optimiser steps at most on the samples of one window", 1, 1_000_000)
+    min_ess_share: float = knob(0.5, "effective share of the samples below which an update is taken back", 0.0, 1.0)
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
     qm_batch_size: int = knob(64, "frames in the energy/force term of an update", 1, 1_000_000)
     validation_share: float = knob(

@@ -16,7 +16,7 @@ from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
 from stabie_ase.training.config import PretrainConfig
-from stabie_ase.training.qm import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
+from stabie_ase.qm import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
 
 
 def reference_energies(reference: Reference) -> dict[int, float]:

@@ -350,7 +350,7 @@ def verdict(start: StabilityResult, end: StabilityResult, level: float = 0.05) -
         return False, "The starting model did not fail once in the comparison; the starting model is kept."
     return False, (
         f"No gain that can be told from chance: {rates}; the starting model is kept. A longer --max-time may help, or a "
-        "longer comparison (check_ps), or a looser force_error_bound."
+        "longer --check-time, or a looser --force-error-bound."
     )
 
 

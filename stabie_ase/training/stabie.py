@@ -31,7 +31,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
 from stabie_ase.stability import BondLengthDeviation, Failures
 from stabie_ase.training.config import FinetuneConfig
-from stabie_ase.training.qm import LabelledFrames, QMLoss, minibatch, qm_errors
+from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 
 logger = logging.getLogger(__name__)
 
