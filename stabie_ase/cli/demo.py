@@ -17,7 +17,7 @@ from stabie_ase.training.config import FinetuneConfig
 @click.pass_context
 def demo(context, output, **given):
     """Fine-tune the packaged SchNet, trained on 45 frames of aspirin, and compare before and after."""
-    config, quiet = build(FinetuneConfig, given), context.obj["quiet"]
+    config, quiet = build(FinetuneConfig, given, {"check_ps": 1.0}), context.obj["quiet"]
 
     from stabie_ase.training.run import Inputs, prepare
 

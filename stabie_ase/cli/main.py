@@ -117,6 +117,3 @@ def check_new_file(path) -> None:
         raise click.ClickException(f"{folder} is no folder; make it or choose another --output")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise click.ClickException(f"{folder} cannot be written to; choose another --output")
-
-
-from stabie_ase.cli import demo, evaluate, finetune, pretrain, view  # noqa: E402,F401  (they register themselves)

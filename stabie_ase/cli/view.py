@@ -13,4 +13,4 @@ def view(run):
     """Open RUN's unstable frames with `ase gui`."""
     from stabie_ase.report.view import view as start
 
-    start(run)
+    start(run).wait()
