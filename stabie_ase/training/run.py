@@ -204,37 +204,36 @@ class RunDirectory:
             save_potential(potential, self.path / name)
 
     def load(self) -> dict | None:
-        """The last state, with everything written after it cut off; None if there is none yet."""
-        for left_over in self.path.glob(".*.tmp"):  # of a process that was killed
-            left_over.unlink(missing_ok=True)
+        """The last state, or None if there is none yet; `cut_to` is the next thing to do once it is known to fit."""
         if not self.state_path.exists():
-            self._cut(0, 0)
             return None
         try:
             saved = torch.load(self.state_path, map_location="cpu", weights_only=True)
-            state, counts = saved["training"], (int(saved["n_metrics"]), int(saved["n_unstable"]))
+            return {"training": saved["training"]} | {name: int(saved[name]) for name in ("n_metrics", "n_unstable")}
         except Exception as error:  # what a damaged file ends in depends on where the damage is
-            raise self._damaged_state(error) from error
-        self._cut(*counts)
-        return state
+            raise self.damaged_state(error) from error
 
-    def _damaged_state(self, error: Exception) -> UnusableRun:
+    def damaged_state(self, error: Exception) -> UnusableRun:
         return UnusableRun(
             f"{self.state_path} is damaged ({_in_words(error)}); remove it to let the run begin again from its start"
         )
 
-    def _cut(self, n_metrics: int, n_unstable: int) -> None:
+    def cut_to(self, state: dict | None) -> None:
+        """Cut off what was written after a state."""
+        n_metrics, n_unstable = (state["n_metrics"], state["n_unstable"]) if state else (0, 0)
         with self._writing():
-            if self.metrics_path.exists():
-                lines = self.metrics_path.read_text().splitlines(keepends=True)[:n_metrics]
-                temporary = self.path / ".metrics.tmp"
-                temporary.write_text("".join(lines))
-                os.replace(temporary, self.metrics_path)
+            for left_over in self.path.glob(".*.tmp"):  # of a process that was killed
+                left_over.unlink(missing_ok=True)
             if n_unstable == 0 or not self.unstable_path.exists():
                 self.unstable_path.unlink(missing_ok=True)
                 n_unstable = 0
             else:
                 self._cut_unstable(n_unstable)
+            if self.metrics_path.exists():
+                lines = self.metrics_path.read_text().splitlines(keepends=True)[:n_metrics]
+                temporary = self.path / ".metrics.tmp"
+                temporary.write_text("".join(lines))
+                os.replace(temporary, self.metrics_path)
         self.n_metrics, self.n_unstable = n_metrics, n_unstable
 
     def _cut_unstable(self, n: int) -> None:
@@ -408,9 +407,10 @@ def resume(path: str | os.PathLike, on_read: Callable[[str], None] | None = None
     state = directory.load()
     if state is not None:
         try:
-            finetuning.training.restore(state)
+            finetuning.training.restore(state["training"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise directory._damaged_state(error) from error
+            raise directory.damaged_state(error) from error
+    directory.cut_to(state)
     return finetuning
 
 
