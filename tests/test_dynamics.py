@@ -608,14 +608,16 @@ def test_escaped_replicas_stop_without_a_failure():
 
 
 def test_valid_marks_frames_up_to_the_stop():
-    state, potential, criterion = flying_apart(0.0, 0.3, 1.2)
+    """Whoever runs on is recorded in its own place."""
+    state, potential, criterion = flying_apart(1.2, 0.3, 0.1)
     _, trajectory, _ = simulate(
         state, VelocityVerlet(0.1), potential, 40, [criterion], check_every=5, sample_every=10
     )
-    assert trajectory.valid.tolist() == [[True, True, False], [True, True, False], [True, False, False], [True, False, False]]
+    assert trajectory.valid.tolist() == [[False, True, True], [False, True, True], [False, False, True], [False, False, True]]
     frames, frame, replica = trajectory.frames()
-    assert list(zip(frame.tolist(), replica.tolist())) == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0)]
-    assert frames.n_systems == 6
+    assert list(zip(frame.tolist(), replica.tolist())) == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 2), (3, 2)]
+    lengths = frames.positions[1::2, 0] - frames.positions[::2, 0]
+    torch.testing.assert_close(lengths, torch.tensor([1.3, 1.1, 1.6, 1.2, 1.3, 1.4], dtype=torch.float64))
 
 
 def test_the_loop_ends_when_nobody_is_left():
