@@ -226,6 +226,13 @@ def test_without_the_observable_an_update_is_an_adam_step_on_energies_and_forces
     assert moved == pytest.approx(rate, rel=1e-2)
 
 
+def test_weight_of_energies_and_forces():
+    training, before, _ = learned(observable_weight=0.0, qm_weight=2.0, gradient_clip=1e6)
+    by_hand = qm_gradient(training, before)
+    for p, q in zip(training.potential.parameters(), by_hand.parameters()):
+        torch.testing.assert_close(p.grad, None if q.grad is None else 2.0 * q.grad, rtol=1e-5, atol=1e-7)
+
+
 def test_without_energies_and_forces_an_update_follows_the_estimator():
     """p.grad after the step against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample."""
     training, before, trajectory = learned(qm_weight=0.0)
