@@ -199,6 +199,15 @@ def test_full_disk_leaves_a_run_that_can_be_resumed(here, finished, no_report, m
     same_ends(here / "model-stabie", finished[0])
 
 
+def test_full_disk_when_the_report_is_written_loses_no_result(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "report.html").unlink()
+    monkeypatch.setattr("stabie_ase.report.html.write_report", FullDisk(None, 0))
+    line = refused("finetune", "--resume", tmp_path / "run")
+    assert "the run is finished, but its report cannot be written" in line and "No space left on device" in line
+    assert f"stabie-ase finetune --resume {tmp_path / 'run'}" in line
+
+
 def test_what_torch_makes_of_a_full_disk_is_told_as_one(here, monkeypatch):
     def save(data, file):
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from stabie_ase.cli.main import check_device, common_options, main
+from stabie_ase.cli.main import check_device, common_options, explain, main
 from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.training.config import FinetuneConfig
@@ -92,7 +92,7 @@ def _read_line(quiet: bool):
 
 
 def run_to_end(finetuning, quiet: bool) -> None:
-    """Run with progress, write the report, print the table."""
+    """Run with progress, print the table, write the report."""
     from stabie_ase.report.table import format_table
 
     directory = finetuning.directory
@@ -102,10 +102,10 @@ def run_to_end(finetuning, quiet: bool) -> None:
     with _told_how_to_go_on(resume_command):
         _loop(finetuning, quiet)
         result = _comparison(finetuning, quiet)
-    report = _report(directory)
     click.echo(format_table(result["models"], result["test"]["time_ps"]))
     click.echo(result["message"])
-    click.echo(f"Model: {finetuning.model_path}\nReport: {report}")
+    click.echo(f"Model: {finetuning.model_path}")
+    click.echo(f"Report: {_report(directory)}")
     if directory.unstable_path.exists():
         click.echo(f"Unstable frames: stabie-ase view {directory.path}")
 
@@ -160,7 +160,13 @@ def _report(directory) -> Path:
     """Write the report, unless an earlier call has."""
     from stabie_ase.report.html import write_report
 
-    return directory.report_path if directory.report_path.exists() else write_report(directory.path)
+    try:
+        return directory.report_path if directory.report_path.exists() else write_report(directory.path)
+    except OSError as error:
+        raise click.ClickException(
+            f"the run is finished, but its report cannot be written to {directory.path}: {explain(error)}; "
+            f"once it can: {directory.resume_command}"
+        ) from error
 
 
 def _used(training) -> float:
