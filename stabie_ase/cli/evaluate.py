@@ -71,6 +71,7 @@ def evaluate(context, model, reference, compare, output, device, dtype, energy_k
                 progress.show(steps, f"unstable {100 * failures.share:.0f} %, {rate.update(steps * test.replicas)}")
 
             results[name], _ = run(potential, frames, criterion, observable, test, on_block)
+            progress.done = progress.total  # all may have failed long before
     click.echo(format_table(results, test.time_ps))
     if output:
         _write(Path(output), results)

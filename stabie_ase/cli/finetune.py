@@ -153,7 +153,9 @@ def _comparison(finetuning, quiet: bool) -> dict:
         def on_check(k, steps, state, failures):
             progress.show(k * steps_each + steps, f"model {k + 1} of {n}, unstable {100 * failures.share:.0f} %")
 
-        return finetuning.finish(on_check)
+        result = finetuning.finish(on_check)
+        progress.done = progress.total
+    return result
 
 
 def _report(directory) -> Path:
