@@ -51,6 +51,7 @@ class Progress:
     failures_in_phase: int = 0
     stable_steps_in_phase: int = 0
     learning_rate: float = 0.0
+    balance: float = 1.0
     seconds: float = 0.0
 
 
@@ -202,12 +203,17 @@ class StabieTraining:
             break
         else:
             progress.learning_rate = min(progress.learning_rate * 1.2, 4.0 * config.learning_rate)
+        error = self._force_mae()
+        # Accuracy is a bound, not a hope: half way to it the observable has to give way, and may come back later.
+        drifting = error > (1.0 + 0.5 * config.force_error_bound) * self.start_force_mae
+        progress.balance = max(0.5 * progress.balance, 1.0 / 64) if drifting else min(1.5 * progress.balance, 1.0)
         return record | {
             "observable_loss": float(first.loss),
             "ess_share": result.effective_samples / len(values),
             "updates": progress.updates,
             "learning_rate": progress.learning_rate,
-            "force_mae_eV_per_A": self._force_mae(),
+            "balance": progress.balance,
+            "force_mae_eV_per_A": error,
         }
 
     def _samples(self, trajectory: Trajectory) -> tuple[AtomsBatch, Tensor, Tensor, Tensor | None]:
@@ -234,7 +240,7 @@ class StabieTraining:
             accumulate_gradient(self.potential, frames, sample_weights)
             gradient = _take_gradient(parameters)
             norm, qm_norm = _norm(gradient), _norm(qm_gradient)
-            scale = config.observable_weight * (qm_norm if qm_norm > 0 else 1.0) / norm if norm > 0 else norm
+            scale = progress.balance * config.observable_weight * (qm_norm if qm_norm > 0 else 1.0) / norm if norm > 0 else norm
             for p, own, other in zip(parameters, gradient, qm_gradient):
                 p.grad = scale.to(own.dtype) * own + other
         norm = torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
