@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from ase import Atoms
 from ase.io.trajectory import Trajectory as TrajectoryFile
-from scipy.stats import poisson_means_test
+from scipy.stats import binomtest
 
 import stabie_ase
 from stabie_ase.dynamics import MDState
@@ -339,9 +339,14 @@ class Finetuning:
 
 
 def verdict(start: StabilityResult, end: StabilityResult, level: float = 0.05) -> tuple[bool, str]:
-    """Whether the hazard fell beyond doubt (E-test of two Poisson rates, Krishnamoorthy & Thomson 2004), and in words."""
+    """Whether the hazard fell beyond doubt, and in words.
+
+    With equal rates the starting model's share of all failures is binomial, its chance the share of the time it was
+    observed for (Przyborowski & Wilenski, Biometrika 31, 313, 1940): exact also for a handful of failures.
+    """
     a, b = start.statistics, end.statistics
-    p = poisson_means_test(a.n_failed, a.stable_replica_ps, b.n_failed, b.stable_replica_ps, alternative="greater").pvalue
+    n_failed, time = a.n_failed + b.n_failed, a.stable_replica_ps + b.stable_replica_ps
+    p = binomtest(a.n_failed, n_failed, a.stable_replica_ps / time, alternative="greater").pvalue if n_failed else 1.0
     rates = f"{a.hazard_per_ps:.3g} -> {b.hazard_per_ps:.3g} failures per replica-ps (p = {p:.1g})"
     if p < level:
         return True, f"The model became more stable: {rates}."
