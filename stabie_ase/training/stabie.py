@@ -374,14 +374,11 @@ class StabieTraining:
         """Go on from what `state` returned."""
         self.potential.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.replicas = self._restore_replicas(state["replicas"])
+        self.replicas = self.replicas.restore(state["replicas"])
         self.failed = state["failed"].to(self.failed.device)
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
         self.start_force_mae = state["start_force_mae"]
-
-    def _restore_replicas(self, tensors: dict[str, Tensor]) -> MDState:
-        return self.replicas.restore(tensors)
 
 
 def _enough(fold: Tensor | None, n_samples: int) -> bool:
@@ -399,11 +396,3 @@ def _take_gradient(parameters: list[Tensor]) -> list[Tensor]:
 
 def _norm(gradient: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack([x.double().norm() for x in gradient]))
-
-
-def train(training: StabieTraining, on_window: Callable[[dict[str, object], list[Atoms]], None] | None = None) -> None:
-    """Run the loop until its budget is spent."""
-    while not training.finished:
-        record, unstable = training.step()
-        if on_window:
-            on_window(record, unstable)
