@@ -12,6 +12,7 @@ import torch
 from ase.io import read
 from ase.io.trajectory import TrajectoryWriter
 
+import stabie_ase.training.directory as directory_module
 import stabie_ase.training.run as run_module
 from stabie_ase.evaluation import StabilityResult
 from stabie_ase.potentials.checkpoint import load_potential
@@ -178,11 +179,11 @@ class FullDisk:
 @pytest.mark.parametrize(
     "place, name, n_good",
     [
-        (run_module, "write_atomically", 0),
-        (run_module, "write_atomically", 6),
+        (directory_module, "write_atomically", 0),
+        (directory_module, "write_atomically", 6),
         (TrajectoryWriter, "write", 7),
-        (run_module, "save_potential", 0),
-        (run_module.json, "dumps", 3),
+        (directory_module, "save_potential", 0),
+        (directory_module.json, "dumps", 3),
     ],
     ids=["first state", "later state", "unstable frames", "model", "metrics"],
 )
@@ -221,7 +222,7 @@ def test_what_torch_makes_of_a_full_disk_is_told_as_one(here, monkeypatch):
 
 def test_full_disk_at_the_very_beginning_leaves_nothing(here, monkeypatch):
     before = sorted(p.name for p in here.iterdir())
-    monkeypatch.setattr(run_module.json, "dump", FullDisk(None, 0))
+    monkeypatch.setattr(directory_module.json, "dump", FullDisk(None, 0))
     assert "cannot write to model-stabie: No space left on device" in refused(*BEGIN)
     assert sorted(p.name for p in here.iterdir()) == before
 
@@ -229,7 +230,7 @@ def test_full_disk_at_the_very_beginning_leaves_nothing(here, monkeypatch):
 def test_killed_before_the_run_began_does_not_block_its_place(here):
     (here / "model-stabie").mkdir()
     (here / "model-stabie" / ".config.json.tmp").write_text("{")
-    run_module.RunDirectory.check_free("model-stabie")
+    directory_module.RunDirectory.check_free("model-stabie")
 
 
 def test_left_overs_of_a_killed_process_are_cleared(here):
@@ -507,7 +508,7 @@ def test_names_of_run_and_model(here, monkeypatch, model, run, result):
     monkeypatch.setattr(run_module, "prepare", lambda output, *rest: got.append(output) or 1 / 0)
     tiny.run("finetune", model, "--ref", "ref.xyz")
     assert got == [run]
-    assert run_module.model_path(run_module.RunDirectory(run), Inputs(model, "ref.xyz")).name == result
+    assert run_module.model_path(directory_module.RunDirectory(run), Inputs(model, "ref.xyz")).name == result
 
 
 # -- the final comparison

@@ -38,7 +38,8 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
 
     import torch
 
-    from stabie_ase.potentials.checkpoint import save_potential, write_atomically
+    from stabie_ase.files import write_atomically
+    from stabie_ase.potentials.checkpoint import save_potential
     from stabie_ase.reference import read_reference
     from stabie_ase.training.pretrain import BUILDERS, Pretraining
 

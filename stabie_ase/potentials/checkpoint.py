@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from stabie_ase.files import write_atomically
 from stabie_ase.potentials import mace, schnet
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import TRUST_HINT, CheckpointError, load_inert
 
-__all__ = ["FAMILIES", "CheckpointError", "adopt", "load_potential", "save_potential", "write_atomically"]
+__all__ = ["FAMILIES", "CheckpointError", "adopt", "load_potential", "save_potential"]
 
 FAMILIES = (schnet, mace)
 """Modules that each know one family. A new family is one module with
@@ -75,20 +76,6 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
             + ", ".join(f.CLASS.family for f in FAMILIES)
         )
     write_atomically(family.to_data(potential), path)
-
-
-def write_atomically(data: Any, path: str | os.PathLike) -> None:
-    """`torch.save` under a temporary name in the same folder, then rename: a crash leaves the old file or the new."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def adopt(data: Any) -> Potential | None:
