@@ -106,6 +106,35 @@ def _covariance_weights(values: Tensor, residual: Tensor, mean: Tensor, p: Tenso
     return -beta * bessel * p * (values @ residual - mean @ residual)  # no copy of the values
 
 
+def fluctuation_weights(values: Tensor, weights: Tensor, floor: float) -> Tensor:
+    """Weights c_k of the loss that count a deviation in units of how much the reference itself fluctuates there.
+
+    c_k ∝ weights_k / (v_k/v̄ + floor), v_k the variance of g_k over the reference frames and v̄ its mean: the diagonal
+    of the efficient weight matrix of the generalized method of moments (Hansen, Econometrica 50, 1029, 1982). With equal
+    weights the few bins in which a stretched bond shows, empty in the reference, drown in the noise of the others.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n_frames, d)
+        g of the reference frames.
+    weights : Tensor, shape (d,)
+        The observable's own: the bin width, or 1/d.
+    floor : float
+        Share of v̄ added to every variance; far above one all components count by `weights` alone.
+
+    Returns
+    -------
+    Tensor, shape (d,)
+        With the same sum as `weights`.
+    """
+    variance = values.double().var(dim=0, correction=0)
+    mean, weights = variance.mean(), weights.to(values.device, torch.float64)
+    if not mean > 0:
+        return weights
+    scaled = weights / (variance / mean + floor)
+    return scaled * (weights.sum() / scaled.sum())
+
+
 def potential_energies(potential: Potential, frames: AtomsBatch, chunk_size: int = 64) -> Tensor:
     """U_θ of every frame without a graph, float64, shape (n_systems,), in eV."""
     with torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 from ase import Atoms, units
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.boltzmann import accumulate_gradient, estimate, potential_energies
+from stabie_ase.boltzmann import accumulate_gradient, estimate, fluctuation_weights, potential_energies
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Harmonic
@@ -307,3 +307,36 @@ def test_energies_alone_make_no_graph():
 def test_a_covariance_needs_two_samples(n, fold):
     with pytest.raises(ValueError, match="two samples or more, got [01]"):
         estimate(*random_values(n), T, fold=None if fold is None else torch.tensor(fold))
+
+
+# -- weights by fluctuation
+
+
+def test_fluctuation_weights_are_inverse_variances():
+    values = torch.tensor([[1.0, 5.0, 2.0], [3.0, 5.0, -2.0]])  # variances 1, 0, 4; their mean 5/3
+    weights = fluctuation_weights(values, torch.tensor([1.0, 1.0, 2.0]), floor=0.1)
+    torch.testing.assert_close(weights / weights[0], torch.tensor([1.0, 0.7 / 0.1, 2 * 0.7 / 2.5], dtype=torch.float64))
+    assert float(weights.sum()) == pytest.approx(4.0)
+
+
+def test_fluctuation_weights_with_a_high_floor_or_nothing_that_fluctuates_are_the_observables_own():
+    own = torch.tensor([0.02, 0.02, 0.5], dtype=torch.float64)
+    values = torch.randn((20, 3), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fluctuation_weights(values, own, 1e9), own)
+    torch.testing.assert_close(fluctuation_weights(values[:1].repeat(5, 1), own, 0.01), own)
+
+
+def test_fluctuation_weights_make_the_estimator_see_a_rare_event_through_the_noise():
+    """Scores of frames that carry a small signal in a quiet component, next to noise in others: Fisher's discriminant."""
+    generator = torch.Generator().manual_seed(1)
+    reference = torch.randn((200, 50), generator=generator, dtype=torch.float64) * torch.linspace(0.02, 1.0, 50)
+    frames = torch.randn((200, 50), generator=generator, dtype=torch.float64) * torch.linspace(0.02, 1.0, 50)
+    broken = torch.arange(200) < 20
+    frames[broken, 0] += 1.0
+    equal = torch.ones(50, dtype=torch.float64)
+
+    def correlation(weights):
+        scores = -estimate(frames, reference.mean(dim=0), weights, T).sample_weights
+        return float(torch.corrcoef(torch.stack([scores, broken.double()]))[0, 1])
+
+    assert correlation(fluctuation_weights(reference, equal, 1e-3)) > 0.9 > 0.5 > correlation(equal)

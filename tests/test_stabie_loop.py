@@ -210,8 +210,16 @@ def cosine(one, other):
     return float(a @ b / (a.norm() * b.norm()))
 
 
+def control(**changes):
+    """A loop without the observable after one update, and the weights before."""
+    training = loop(updates_per_window=1, observable_weight=0.0, **changes)
+    before = weights(training)
+    training.step()
+    return training, before
+
+
 def test_without_the_observable_an_update_is_an_adam_step_on_energies_and_forces():
-    training, before, _ = learned(observable_weight=0.0, qm_weight=2.0)
+    training, before = control(qm_weight=2.0)
     by_hand, config = qm_gradient(training, before), training.config
     for p in by_hand.parameters():
         p.grad *= 2.0
@@ -227,10 +235,19 @@ def test_without_the_observable_an_update_is_an_adam_step_on_energies_and_forces
 
 
 def test_weight_of_energies_and_forces():
-    training, before, _ = learned(observable_weight=0.0, qm_weight=2.0, gradient_clip=1e6)
+    training, before = control(qm_weight=2.0, gradient_clip=1e6)
     by_hand = qm_gradient(training, before)
     for p, q in zip(training.potential.parameters(), by_hand.parameters()):
         torch.testing.assert_close(p.grad, None if q.grad is None else 2.0 * q.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_without_the_observable_no_dynamics_are_run():
+    training = loop(observable_weight=0.0, updates_per_window=4, max_updates=10)
+    while not training.finished:
+        record, unstable = training.step()
+        assert not unstable and record["learning_rate"] == training.config.learning_rate
+    assert training.progress.updates == 12 and training.progress.md_steps == 0
+    assert training.candidates().keys() <= {"start", "last"}
 
 
 def test_without_energies_and_forces_an_update_follows_the_estimator():
@@ -240,7 +257,7 @@ def test_without_energies_and_forces_an_update_follows_the_estimator():
     potential.load_state_dict(before)
     frames, frame, replica = trajectory.frames()
     values = training.observable(frames)
-    residual = 2.0 * training.observable.weights * (values.mean(dim=0) - training.target)
+    residual = 2.0 * training.loss_weights * (values.mean(dim=0) - training.target)
     scores = (values - values.mean(dim=0)) @ residual
     beta = 1.0 / (tiny.units.kB * config.temperature_K)
     energies = potential(frames, neighbor_list(frames, potential.cutoff))
@@ -248,7 +265,7 @@ def test_without_energies_and_forces_an_update_follows_the_estimator():
     (-beta / (len(values) - 1) * (scores * energies).sum()).backward()
     assert cosine(training.potential, potential) == pytest.approx(1.0, abs=1e-6)
     # and it is downhill: lower energies for what there is too little of
-    w = estimate(values, training.target, training.observable.weights, config.temperature_K).sample_weights
+    w = estimate(values, training.target, training.loss_weights, config.temperature_K).sample_weights
     torch.testing.assert_close(w, -beta / (len(values) - 1) * scores, rtol=1e-9, atol=1e-15)
 
 
@@ -282,6 +299,25 @@ def test_an_update_that_leaves_the_samples_behind_is_taken_back():
     assert training.progress.updates == 1
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
     assert training.progress.learning_rate == 0.5 * rate
+
+
+@pytest.mark.parametrize("error, balance", [(1.0, 0.6), (1.02, 0.6), (1.03, 0.25)], ids=["as at the start", "less than half way", "more"])
+def test_the_observable_gives_way_half_way_to_the_bound_of_the_force_error(monkeypatch, error, balance):
+    training = loop(min_ess_share=0.0, force_error_bound=0.05, learning_rate=1e-5)
+    until_learning(training)
+    training.progress.learning_rate, training.progress.balance = 1e-6, 0.5
+    monkeypatch.setattr(training, "_force_mae", lambda: error * training.start_force_mae)
+    training.step()
+    assert training.progress.balance == pytest.approx(balance)
+    assert training.progress.learning_rate == pytest.approx(1.2e-6 if balance > 0.5 else 1e-6)
+
+
+def test_the_learning_rate_never_exceeds_its_option(monkeypatch):
+    training = loop(min_ess_share=0.0, learning_rate=1e-5)
+    until_learning(training)
+    monkeypatch.setattr(training, "_force_mae", lambda: training.start_force_mae)
+    training.step()
+    assert training.progress.learning_rate == 1e-5
 
 
 def test_a_window_without_frames_is_survived(caplog):

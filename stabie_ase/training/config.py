@@ -91,9 +91,20 @@ class FinetuneConfig:
     random_resets: float = knob(
         0.05, "share of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )
-    observable_weight: float = knob(1.0, "norm of the observable's gradient relative to the energy/force gradient; 0 for a control without it", 0.0, 1e9)
+    observable_weight: float = knob(
+        1.0,
+        "norm of the observable's gradient relative to the energy/force gradient; 0: energies and forces alone, as a control",
+        0.0,
+        1e9,
+    )
+    fluctuation_floor: float = knob(
+        0.01,
+        "a bin counts by the inverse of its variance in the reference plus this share of the mean variance; 1e6: all bins alike",
+        1e-9,
+        1e9,
+    )
     qm_weight: float = knob(1.0, "weight of the energy/force loss", 0.0, 1e9)
-    learning_rate: float = knob(1e-4, "learning rate of Adam", 0.0, 1.0)
+    learning_rate: float = knob(5e-5, "learning rate of Adam at most; lower while samples are left behind", 0.0, 1.0)
     warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)
     updates_per_window: int = knob(5, "optimiser steps at most on the samples of one window", 1, 1_000_000)
     min_ess_share: float = knob(0.5, "effective share of the samples below which an update is taken back", 0.0, 1.0)

@@ -21,11 +21,11 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.boltzmann import accumulate_gradient, estimate, potential_energies
+from stabie_ase.boltzmann import accumulate_gradient, estimate, fluctuation_weights, potential_energies
 from stabie_ase.dynamics import MDState, PotentialForces, Trajectory, simulate
 from stabie_ase.dynamics.integrators import update_forces
 from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
-from stabie_ase.evaluation import reference_mean, start
+from stabie_ase.evaluation import start
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
@@ -36,6 +36,9 @@ from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 logger = logging.getLogger(__name__)
 
 SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
+
+LEAST_BALANCE, MOST_BALANCE = 1.0 / 64, 1.0
+"""Limits of the factor on the observable's weight that follows the force error on the validation frames."""
 
 
 @dataclass
@@ -82,7 +85,9 @@ class StabieTraining:
         self.potential, self.reference, self.observable, self.config = potential, reference, observable, config
         self.criterion = criterion
         self.escaped = replace(criterion, tolerance=config.escape_factor * criterion.tolerance)
-        self.target = reference_mean(observable, reference).to(potential.device)
+        values = observable(AtomsBatch.from_atoms(reference.frames))
+        self.target = values.mean(dim=0).to(potential.device)
+        self.loss_weights = fluctuation_weights(values, observable.weights, config.fluctuation_floor).to(self.target)
         trained, held_out = reference.split(config.validation_share, config.seed) if validation is None else (reference, validation)
         self.labelled, self.validation = (
             LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out)
@@ -103,8 +108,10 @@ class StabieTraining:
     def step(self) -> tuple[dict[str, object], list[Atoms]]:
         """Run one window of the present phase; returns a record for the log and the frames that failed in it."""
         began = time.monotonic()
-        run = self._simulate if self.progress.phase == SIMULATION else self._learn
-        record, unstable = run()
+        if not self.config.observable_weight:
+            record, unstable = self._control(), []
+        else:
+            record, unstable = (self._simulate if self.progress.phase == SIMULATION else self._learn)()
         self.progress.seconds += time.monotonic() - began
         if self._budget_spent():
             self.progress.phase = FINISHED
@@ -160,6 +167,16 @@ class StabieTraining:
             self.replicas = update_forces(self.replicas, PotentialForces(self.potential))
         return record, []
 
+    def _control(self) -> dict[str, object]:
+        """The updates of one learning window on energies and forces alone: without an observable, dynamics teach nothing."""
+        self.progress.phase = LEARNING
+        self.progress.window += 1
+        for _ in range(self.config.updates_per_window):
+            self._optimizer_step(None, None)
+        return self._record(
+            updates=self.progress.updates, learning_rate=self.progress.learning_rate, force_mae_eV_per_A=self._force_mae()
+        )
+
     def _window(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
         config = self.config
         ends, trajectory, failures = simulate(
@@ -187,26 +204,27 @@ class StabieTraining:
         if not _enough(fold, len(values)):
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(values))
             return record
-        weights = self.observable.weights.to(values)
-        result = first = estimate(values, self.target, weights, config.temperature_K, None, fold)
+        result = first = estimate(values, self.target, self.loss_weights, config.temperature_K, None, fold)
+        took_back = False
         for _ in range(config.updates_per_window):
             before = self._weights()
             if self._optimizer_step(frames, result.sample_weights):
                 change = potential_energies(self.potential, frames) - energies
                 if torch.isfinite(change).all():
-                    result = estimate(values, self.target, weights, config.temperature_K, change, fold)
+                    result = estimate(values, self.target, self.loss_weights, config.temperature_K, change, fold)
                     if result.effective_samples >= config.min_ess_share * len(values):
                         continue
             # Too far for these samples: they say nothing about the new weights, so take the step back.
             self.potential.load_state_dict(before)
             progress.learning_rate *= 0.5
+            took_back = True
             break
-        else:
-            progress.learning_rate = min(progress.learning_rate * 1.2, 4.0 * config.learning_rate)
         error = self._force_mae()
-        # Accuracy is a bound, not a hope: half way to it the observable has to give way, and may come back later.
+        # Accuracy is a bound, not a hope: half way to it the observable has to give way, and may come back slowly.
         drifting = error > (1.0 + 0.5 * config.force_error_bound) * self.start_force_mae
-        progress.balance = max(0.5 * progress.balance, 1.0 / 64) if drifting else min(1.5 * progress.balance, 1.0)
+        progress.balance = max(0.5 * progress.balance, LEAST_BALANCE) if drifting else min(1.2 * progress.balance, MOST_BALANCE)
+        if not (took_back or drifting):
+            progress.learning_rate = min(1.2 * progress.learning_rate, config.learning_rate)
         return record | {
             "observable_loss": float(first.loss),
             "ess_share": result.effective_samples / len(values),
@@ -225,7 +243,7 @@ class StabieTraining:
         fold = (replica[usable] % 2 == 0) if self.config.cross_fit else None
         return frames.select(usable), energies[usable], values[usable], fold
 
-    def _optimizer_step(self, frames: AtomsBatch, sample_weights: Tensor) -> bool:
+    def _optimizer_step(self, frames: AtomsBatch | None, sample_weights: Tensor | None) -> bool:
         """One step along W s ∇L_obs + λ ∇L_QM, where s gives both gradients the same norm; False if it is not finite.
 
         Left alone, ∇L_obs falls with the square of the unstable share, and the last failures would never be learned.
