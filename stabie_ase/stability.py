@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -81,8 +82,8 @@ class BondLengthDeviation:
         ValueError
             Frames of several compositions, periodic frames, or no bond at all.
         """
-        if not tolerance > 0:
-            raise ValueError(f"the bond tolerance must be positive, got {tolerance} Å")
+        if not 0 < tolerance < math.inf:
+            raise ValueError(f"the bond tolerance must be a positive length, got {tolerance} Å")
         batch = AtomsBatch.from_atoms(frames)
         if not batch.same_composition:
             raise ValueError("the bond criterion needs reference frames of one molecule with its atoms in one order")

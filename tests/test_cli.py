@@ -204,6 +204,7 @@ BAD_FINETUNE_OPTIONS = [
     (("--criterion", "bonds"), ("no tolerance", "bonds:0.25")),
     (("--criterion", "bonds:-0.5"), ("positive", "-0.5")),
     (("--criterion", "bonds:nan"), ("positive", "nan")),
+    (("--criterion", "bonds:inf"), ("positive", "inf")),
     (("--check-criterion", "bonds:zero"), ("no tolerance",)),
     (("--timestep", "-1"), ("timestep_fs is -1", "0.001")),
     (("--timestep", "0"), ("timestep_fs is 0",)),
@@ -513,6 +514,20 @@ def test_ctrl_c_during_finetune(here):
     process.wait_for(lambda: n_lines() > len(lines))
     process.kill()
     assert metrics.read_text().splitlines()[: len(lines) - 1] == lines[:-1]
+
+
+def test_a_run_is_worked_on_by_one_process_at_a_time(here):
+    metrics = here / "model-stabie" / "metrics.jsonl"
+    process = tiny.Process(here, *FINETUNE, *tiny.flags(max_cycles=400))
+    process.wait_for(metrics.exists)
+    result = tiny.run("finetune", "--resume", "model-stabie")
+    assert result.exit_code == 1 and "another process is working on it" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    process.kill()
+    process = tiny.Process(here, "finetune", "--resume", "model-stabie")  # a lock dies with its owner
+    n = len(metrics.read_text().splitlines())
+    process.wait_for(lambda: len(metrics.read_text().splitlines()) > n)
+    assert process.interrupt() == 130
 
 
 def test_ctrl_c_before_anything_was_written(here, monkeypatch):

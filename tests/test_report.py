@@ -351,6 +351,8 @@ def test_figures_survive_numbers_that_are_none():
 
 def test_no_figure_without_data():
     assert phases_figure([]) is None
+    control = {"phase": "learning", "cycle": 0, "window": 1, "md_replica_ps": 0.0, "updates": 5, "force_mae_eV_per_A": 0.1}
+    assert phases_figure([control]) is None and learning_figure([control]) is not None
     assert learning_figure([]) is None
     assert learning_figure([{"phase": "simulation", "cycle": 0, "window": 1, "md_replica_ps": 1, "share": 0}]) is None
 

@@ -99,7 +99,7 @@ def test_worst_bond_is_blamed():
 @pytest.mark.parametrize(
     "frames, tolerance, message",
     [
-        ([Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])], 0.0, "tolerance must be positive, got 0"),
+        ([Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])], 0.0, "tolerance must be a positive length, got 0"),
         ([Atoms("H2", [[0, 0, 0], [0, 0, 0.7]], cell=[5, 5, 5], pbc=True)], 0.5, "the reference is periodic"),
         ([Atoms("H2"), Atoms("H3")], 0.5, "one molecule with its atoms in one order"),
         ([Atoms("H2", [[0, 0, 0], [0, 0, 3.0]])], 0.5, "has no bonds"),

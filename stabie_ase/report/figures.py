@@ -101,8 +101,9 @@ def phases_figure(records: Sequence[Mapping], config: Mapping | None = None) -> 
     """Unstable share of the replicas over simulated time, window by window, and the hazard; None without windows.
 
     In a simulation phase replicas that failed stay failed until it ends; in a learning phase all of them are run
-    again from the same start in every window (Raja et al., fig. 3a).
+    again from the same start in every window (Raja et al., fig. 3a). A control without the observable has neither.
     """
+    records = [record for record in records if record.get("share") is not None]
     if not records:
         return None
     config = config or {}
@@ -138,8 +139,13 @@ def phases_figure(records: Sequence[Mapping], config: Mapping | None = None) -> 
     return figure
 
 
-def learning_figure(records: Sequence[Mapping], config: Mapping | None = None) -> Figure | None:
-    """Force error on the validation frames, observable loss and effective samples over updates; None before any."""
+def learning_figure(
+    records: Sequence[Mapping], config: Mapping | None = None, start_force_mae: float | None = None
+) -> Figure | None:
+    """Force error on the validation frames, observable loss and effective samples over updates; None before any.
+
+    With the starting model's force error in eV/Å the bound that follows from it is drawn too.
+    """
     learned = [record for record in records if record.get("updates") is not None]
     if not learned:
         return None
@@ -157,6 +163,9 @@ def learning_figure(records: Sequence[Mapping], config: Mapping | None = None) -
         axes.plot(updates, values, markersize=size, linewidth=1.3, **style)
         axes.set_ylabel(label)
         axes.grid(color="0.9")
+    if start_force_mae is not None and (config or {}).get("force_error_bound") is not None:
+        bound = (1.0 + config["force_error_bound"]) * start_force_mae
+        panels[0].axhline(1000.0 * bound, color="0.3", linewidth=0.9, linestyle=":")
     _logarithmic_if_wide(panels[1], panels[1].lines[0].get_ydata())
     panels[2].set_ylim(0, 1.04)
     panels[2].yaxis.set_major_formatter(PercentFormatter(1.0))

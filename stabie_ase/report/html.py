@@ -108,7 +108,7 @@ def _replace(path: Path, data: bytes) -> None:
 def _draw(run: RunFiles) -> dict:
     figures = {
         "phases": phases_figure(run.records, run.config),
-        "learning": learning_figure(run.records, run.config),
+        "learning": learning_figure(run.records, run.config, run.about.get("start_force_mae_eV_per_A")),
     }
     if run.result is not None:
         curves, models = run.result["curves"], run.result["models"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from ase.io.trajectory import Trajectory as TrajectoryFile
 from stabie_ase.files import uninterrupted, write_atomically
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import save_potential
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the run directory's layout."""
@@ -96,6 +99,23 @@ class RunDirectory:
                 f"{run.path} was written in format {found}, this version of stabie_ase resumes format {FORMAT}"
             )
         return run, config
+
+    def claim(self) -> None:
+        """Keep other processes from working on the run until this one ends, however it ends.
+
+        Where the system knows no locks nobody is kept out.
+        """
+        try:
+            import fcntl
+
+            self._claimed = open(self.config_path, "r+")
+            fcntl.lockf(self._claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UnusableRun(
+                f"cannot go on in {self.path}: another process is working on it, or it cannot be written to ({error.strerror})"
+            ) from error
+        except (ImportError, OSError):
+            logger.debug("%s cannot be locked", self.config_path)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

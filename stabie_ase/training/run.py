@@ -191,6 +191,7 @@ def prepare(
     RunDirectory.check_free(output)
     setup = _set_up(inputs, config, on_read)
     directory = RunDirectory.create(output, _describe(inputs, setup))
+    directory.claim()
     return replace(setup, directory=directory)
 
 
@@ -221,6 +222,7 @@ def resume(path: str | os.PathLike, on_read: Callable[[str], None] | None = None
             raise UnusableRun(
                 f"the {name} file of {path} has changed since the run began: {getattr(inputs, name)}; begin a new run"
             )
+    directory.claim()
     _warn_of_other_versions(description.get("versions", {}))
     finetuning = replace(_set_up(inputs, config, on_read), directory=directory)
     state = directory.load()
@@ -276,6 +278,7 @@ def _describe(inputs: Inputs, setup: Finetuning) -> dict:
         "model": inputs.model,
         "reference": setup.reference.source,
         "criterion": setup.training.criterion.describe(),
+        "start_force_mae_eV_per_A": setup.training.start_force_mae,
         "versions": _versions(),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {inputs.device}",
     }
