@@ -93,21 +93,22 @@ class FinetuneConfig:
     )
     observable_weight: float = knob(
         1.0,
-        "norm of the observable's gradient relative to the energy/force gradient; 0: energies and forces alone, as a control",
+        "first length of a step down the observable's gradient, in thousandths of the norm of the weights; "
+        "0: energies and forces alone, as a control",
         0.0,
         1e9,
     )
     fluctuation_floor: float = knob(
-        0.01,
+        0.003,
         "a bin counts by the inverse of its variance in the reference plus this share of the mean variance; 1e6: all bins alike",
         1e-9,
         1e9,
     )
-    qm_weight: float = knob(1.0, "weight of the energy/force loss", 0.0, 1e9)
-    learning_rate: float = knob(5e-5, "learning rate of Adam at most; lower while samples are left behind", 0.0, 1.0)
-    warmup_updates: int = knob(10, "updates over which the learning rate rises from zero", 1, 1_000_000)
-    updates_per_window: int = knob(5, "optimiser steps at most on the samples of one window", 1, 1_000_000)
-    min_ess_share: float = knob(0.5, "effective share of the samples below which an update is taken back", 0.0, 1.0)
+    qm_weight: float = knob(1.0, "weight of energies and forces: factor on the learning rate of their steps; 0 for none", 0.0, 1e6)
+    learning_rate: float = knob(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
+    qm_steps: int = knob(100, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
+    updates_per_window: int = knob(3, "updates at most on the samples of one window", 1, 1_000_000)
+    min_ess_share: float = knob(0.5, "effective share of the samples below which a new window is run", 0.0, 1.0)
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
     qm_batch_size: int = knob(64, "frames in the energy/force term of an update", 1, 1_000_000)
     validation_share: float = knob(
@@ -119,7 +120,7 @@ class FinetuneConfig:
     )
     max_time_min: float = knob(30.0, "wall time of the loop", 0.0, 1e6)
     max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
-    max_updates: int | None = knob(None, "optimiser steps at most", 1, 1_000_000_000)
+    max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
     check_criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) of the final comparison with the starting model")
     check_replicas: int = knob(64, "fresh replicas of the final comparison", 2, 1_000_000)
     check_ps: float = knob(2.0, "time of each replica in the final comparison", 1e-6, 1e9)

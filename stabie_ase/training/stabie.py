@@ -37,8 +37,11 @@ logger = logging.getLogger(__name__)
 
 SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
 
-LEAST_BALANCE, MOST_BALANCE = 1.0 / 64, 1.0
-"""Limits of the factor on the observable's weight that follows the force error on the validation frames."""
+STEP = 1e-3
+"""First length of a step down the observable's gradient, as a share of the norm of the weights it concerns."""
+
+SHORTEST, LONGEST = 1.0 / 64, 4.0
+"""Limits of the factor on that length which follows the force error on the validation frames."""
 
 
 @dataclass
@@ -53,7 +56,6 @@ class Progress:
     starts: int = 0
     failures_in_phase: int = 0
     stable_steps_in_phase: int = 0
-    learning_rate: float = 0.0
     balance: float = 1.0
     seconds: float = 0.0
 
@@ -94,7 +96,7 @@ class StabieTraining:
         )
         self.loss = QMLoss()
         self.integrator = config.integrator
-        self.progress = Progress(learning_rate=config.learning_rate)
+        self.progress = Progress()
         self.replicas = self._fresh(config.replicas)
         self.failed = torch.zeros(config.replicas, dtype=torch.bool, device=potential.device)
         self.optimizer = torch.optim.Adam(potential.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
@@ -157,7 +159,7 @@ class StabieTraining:
         record = self._record(share=failures.share)
         learned = failures.share > config.lower_share
         if learned:
-            record |= self._update(trajectory)
+            record |= self._learn_from(trajectory)
         if not learned or progress.window >= config.max_learning_windows:
             self._next_starts(ends, failures)
             progress.cycle += 1
@@ -168,14 +170,11 @@ class StabieTraining:
         return record, []
 
     def _control(self) -> dict[str, object]:
-        """The updates of one learning window on energies and forces alone: without an observable, dynamics teach nothing."""
+        """One update on energies and forces alone: without an observable, dynamics teach nothing."""
         self.progress.phase = LEARNING
         self.progress.window += 1
-        for _ in range(self.config.updates_per_window):
-            self._optimizer_step(None, None)
-        return self._record(
-            updates=self.progress.updates, learning_rate=self.progress.learning_rate, force_mae_eV_per_A=self._force_mae()
-        )
+        error = self._qm_steps()
+        return self._record(updates=self.progress.updates, force_mae_eV_per_A=error)
 
     def _window(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
         config = self.config
@@ -196,40 +195,35 @@ class StabieTraining:
 
     # -- learning
 
-    def _update(self, trajectory: Trajectory) -> dict[str, object]:
-        """Optimiser steps on one window's samples while their effective number holds."""
+    def _learn_from(self, trajectory: Trajectory) -> dict[str, object]:
+        """Updates on one window's samples while their effective number holds."""
         config, progress = self.config, self.progress
         frames, energies, values, fold = self._samples(trajectory)
-        record = {"n_samples": len(values), "updates": progress.updates, "learning_rate": progress.learning_rate}
+        record = {"n_samples": len(values), "updates": progress.updates}
         if not _enough(fold, len(values)):
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(values))
             return record
         result = first = estimate(values, self.target, self.loss_weights, config.temperature_K, None, fold)
-        took_back = False
         for _ in range(config.updates_per_window):
             before = self._weights()
-            if self._optimizer_step(frames, result.sample_weights):
-                change = potential_energies(self.potential, frames) - energies
-                if torch.isfinite(change).all():
-                    result = estimate(values, self.target, self.loss_weights, config.temperature_K, change, fold)
-                    if result.effective_samples >= config.min_ess_share * len(values):
-                        continue
-            # Too far for these samples: they say nothing about the new weights, so take the step back.
-            self.potential.load_state_dict(before)
-            progress.learning_rate *= 0.5
-            took_back = True
-            break
-        error = self._force_mae()
-        # Accuracy is a bound, not a hope: half way to it the observable has to give way, and may come back slowly.
-        drifting = error > (1.0 + 0.5 * config.force_error_bound) * self.start_force_mae
-        progress.balance = max(0.5 * progress.balance, LEAST_BALANCE) if drifting else min(1.2 * progress.balance, MOST_BALANCE)
-        if not (took_back or drifting):
-            progress.learning_rate = min(1.2 * progress.learning_rate, config.learning_rate)
+            error = self._update(frames, result.sample_weights)
+            # A few validation frames are a poor judge, and the error drifts over many updates: stay well within the bound.
+            if not error <= self._force_bound(0.5):
+                # More than energies and forces can make good: take the step back, and go on with shorter ones.
+                self.potential.load_state_dict(before)
+                progress.balance = max(0.5 * progress.balance, SHORTEST)
+                error = self._force_mae()
+                break
+            room = error <= self._force_bound(0.25)
+            progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
+            change = potential_energies(self.potential, frames) - energies
+            result = estimate(values, self.target, self.loss_weights, config.temperature_K, change, fold)
+            if not result.effective_samples >= config.min_ess_share * len(values):
+                break
         return record | {
             "observable_loss": float(first.loss),
             "ess_share": result.effective_samples / len(values),
             "updates": progress.updates,
-            "learning_rate": progress.learning_rate,
             "balance": progress.balance,
             "force_mae_eV_per_A": error,
         }
@@ -243,33 +237,43 @@ class StabieTraining:
         fold = (replica[usable] % 2 == 0) if self.config.cross_fit else None
         return frames.select(usable), energies[usable], values[usable], fold
 
-    def _optimizer_step(self, frames: AtomsBatch | None, sample_weights: Tensor | None) -> bool:
-        """One step along W s ∇L_obs + λ ∇L_QM, where s gives both gradients the same norm; False if it is not finite.
+    def _update(self, frames: AtomsBatch, sample_weights: Tensor) -> float:
+        """One step down the observable's gradient, and what energies and forces make of it; returns the force error.
 
-        Left alone, ∇L_obs falls with the square of the unstable share, and the last failures would never be learned.
+        Of ∇L_obs only the direction is used: its length falls with the square of the unstable share, and the last
+        failures would never be learned. It is not given to Adam, which would spread it over all weights alike.
         """
         config, progress = self.config, self.progress
         parameters = [p for p in self.potential.parameters() if p.requires_grad]
-        chosen = minibatch(len(self.labelled), config.qm_batch_size, config.seed, progress.updates)
         self.optimizer.zero_grad()
-        (config.qm_weight * self.loss(self.potential, self.labelled.select(chosen))).backward()
-        if config.observable_weight:
-            qm_gradient = _take_gradient(parameters)
-            accumulate_gradient(self.potential, frames, sample_weights)
-            gradient = _take_gradient(parameters)
-            norm, qm_norm = _norm(gradient), _norm(qm_gradient)
-            scale = progress.balance * config.observable_weight * (qm_norm if qm_norm > 0 else 1.0) / norm if norm > 0 else norm
-            for p, own, other in zip(parameters, gradient, qm_gradient):
-                p.grad = scale.to(own.dtype) * own + other
-        norm = torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
-        if not torch.isfinite(norm):
-            return False
-        for group in self.optimizer.param_groups:
-            # Adam's first steps are as long in directions it knows nothing of as in any other: begin small.
-            group["lr"] = progress.learning_rate * min(1.0, (progress.updates + 1) / config.warmup_updates)
-        self.optimizer.step()
+        accumulate_gradient(self.potential, frames, sample_weights)
+        gradient = [p.grad for p in parameters]
+        norm = _norm(gradient)
+        if torch.isfinite(norm) and norm > 0:
+            # Weights of elements that do not occur must not count.
+            size = _norm([p * (g != 0) for p, g in zip(parameters, gradient) if g is not None])
+            length = progress.balance * config.observable_weight * STEP * size
+            with torch.no_grad():
+                for p, g in zip(parameters, gradient):
+                    if g is not None:
+                        p -= (length / norm).to(p.dtype) * g
+        return self._qm_steps()
+
+    def _qm_steps(self) -> float:
+        """Steps on energies and forces with a learning rate that falls to zero; returns the force error."""
+        config, progress = self.config, self.progress
+        for k in range(config.qm_steps if config.qm_weight else 0):
+            chosen = minibatch(len(self.labelled), config.qm_batch_size, config.seed, progress.updates * config.qm_steps + k)
+            self.optimizer.zero_grad()
+            self.loss(self.potential, self.labelled.select(chosen)).backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.potential.parameters(), config.gradient_clip)
+            if not torch.isfinite(norm):
+                break
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.5 * config.qm_weight * config.learning_rate * (1.0 + math.cos(math.pi * k / config.qm_steps))
+            self.optimizer.step()
         progress.updates += 1
-        return True
+        return self._force_mae()
 
     # -- between the phases
 
@@ -317,7 +321,10 @@ class StabieTraining:
         return candidates
 
     def _accurate(self) -> bool:
-        return self._force_mae() <= (1.0 + self.config.force_error_bound) * self.start_force_mae
+        return self._force_mae() <= self._force_bound()
+
+    def _force_bound(self, share: float = 1.0) -> float:
+        return (1.0 + share * self.config.force_error_bound) * self.start_force_mae
 
     def _force_mae(self) -> float:
         return qm_errors(self.potential, self.validation).force_mae_eV_per_A
@@ -404,13 +411,5 @@ def _enough(fold: Tensor | None, n_samples: int) -> bool:
     return n_samples >= 2 if fold is None else min(int(fold.sum()), int((~fold).sum())) >= 2
 
 
-def _take_gradient(parameters: list[Tensor]) -> list[Tensor]:
-    """The gradients, zero where there is none; the parameters are left without."""
-    taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    for p in parameters:
-        p.grad = None
-    return taken
-
-
-def _norm(gradient: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([x.double().norm() for x in gradient]))
+def _norm(tensors: list[Tensor | None]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([x.detach().double().norm() for x in tensors if x is not None]))
