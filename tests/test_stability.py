@@ -123,7 +123,7 @@ def test_criterion_by_name(aspirin):
     for spec in ("bonds", "bonds:", "bonds:wide"):
         with pytest.raises(ValueError, match="has no tolerance that is a number"):
             criterion_from(spec, aspirin)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="must be a positive length"):
         criterion_from("bonds:-1", aspirin)
 
 

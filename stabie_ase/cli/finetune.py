@@ -121,11 +121,10 @@ def _told_how_to_go_on(resume_command: str):
 
 def _loop(finetuning, quiet: bool) -> None:
     training, config = finetuning.training, finetuning.config
-    rate, log = Rate(), logging.getLogger("stabie_ase")
+    rate, log, live = Rate(), logging.getLogger("stabie_ase"), training.progress
     with Progress(60.0 * config.max_time_min, "stabie", quiet) as progress:
 
         def on_block(steps, state, failures):
-            live = training.progress
             share = failures.share
             if live.phase == "simulation":  # those that failed in earlier windows are not in this one
                 n_before = int(training.failed.sum())
@@ -133,7 +132,11 @@ def _loop(finetuning, quiet: bool) -> None:
             speed = rate.update(live.md_steps + steps * len(failures.step))
             progress.show(_used(training), f"cycle {live.cycle + 1} {live.phase}, unstable {100 * share:.0f} %, {speed}")
 
-        training.on_block = on_block
+        def on_qm_step(k):
+            what = f"cycle {live.cycle + 1}, update {live.updates + 1}"
+            progress.show(_used(training), f"{what}, energies and forces {k} of {config.qm_steps}")
+
+        training.on_block, training.on_qm_step = on_block, on_qm_step
         finetuning.train(lambda record: log.info("%s", _window_line(record)))
         progress.done = progress.total
 

@@ -2,8 +2,8 @@
 
     pretrained potential
     repeat: simulation phase   run replicas; stop each that fails and rewind it to the start of that window
-            learning phase     run all from there, broken ones too; weighted backward of the Boltzmann estimator plus
-                               the energy/force gradient; back to the same start; until the failures are gone
+            learning phase     run all from there, broken ones too; a step down the gradient of the Boltzmann estimator,
+                               then energies and forces; back to the same start; until the failures are gone
     keep the best state by measured stability
 """
 
@@ -104,6 +104,7 @@ class StabieTraining:
         self.start_weights = self._weights()
         self.best = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
         self.on_block: Callable[[int, MDState, Failures], None] | None = None
+        self.on_qm_step: Callable[[int], None] | None = None
 
     # -- the two phases
 
@@ -272,6 +273,8 @@ class StabieTraining:
             for group in self.optimizer.param_groups:
                 group["lr"] = 0.5 * config.qm_weight * config.learning_rate * (1.0 + math.cos(math.pi * k / config.qm_steps))
             self.optimizer.step()
+            if self.on_qm_step:
+                self.on_qm_step(k + 1)
         progress.updates += 1
         return self._force_mae()
 
