@@ -12,7 +12,7 @@ from stabie_ase.training.config import FinetuneConfig
 
 @main.command(short_help="Fine-tune a packaged SchNet and compare.")
 @click.option("--output", default="stabie-demo", show_default=True, metavar="RUN", help="Run directory")
-@click.option("--max-time", "max_time_min", type=float, default=5.0, show_default=True, metavar="MIN", help="Wall time of the loop")
+@click.option("--max-time", "max_time_min", type=float, default=7.0, show_default=True, metavar="MIN", help="Wall time of the loop")
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of everything random")
 @click.pass_context
 def demo(context, output, **given):

@@ -93,8 +93,7 @@ class FinetuneConfig:
     )
     observable_weight: float = knob(
         1.0,
-        "first length of a step down the observable's gradient, in thousandths of the norm of the weights; "
-        "0: energies and forces alone, as a control",
+        "factor on the length of the steps down the observable's gradient; 0: energies and forces alone, as a control",
         0.0,
         1e9,
     )

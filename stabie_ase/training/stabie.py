@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 
 SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
 
-STEP = 1e-3
-"""First length of a step down the observable's gradient, as a share of the norm of the weights it concerns."""
+STEP = 2.5e-3
+"""First length of a step down the observable's gradient, as a share of the norm of the weights it concerns. It adapts."""
 
 SHORTEST, LONGEST = 1.0 / 64, 4.0
 """Limits of the factor on that length which follows the force error on the validation frames."""
