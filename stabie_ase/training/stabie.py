@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 
 SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
 
-STEP = 2.5e-3
+STEP = 2e-3
 """First length of a step down the observable's gradient, as a share of the norm of the weights it concerns. It adapts."""
 
-SHORTEST, LONGEST = 1.0 / 64, 4.0
+SHORTEST, LONGEST = 1.0 / 64, 2.0
 """Limits of the factor on that length which follows the force error on the validation frames."""
 
 
@@ -208,14 +208,13 @@ class StabieTraining:
         for _ in range(config.updates_per_window):
             before = self._weights()
             error = self._update(frames, result.sample_weights)
-            # A few validation frames are a poor judge, and the error drifts over many updates: stay well within the bound.
-            if not error <= self._force_bound(0.5):
+            if not error <= self._force_bound():
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
                 self.potential.load_state_dict(before)
                 progress.balance = max(0.5 * progress.balance, SHORTEST)
                 error = self._force_mae()
                 break
-            room = error <= self._force_bound(0.25)
+            room = error <= self._force_bound(0.5)
             progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
             change = potential_energies(self.potential, frames) - energies
             result = estimate(values, self.target, self.loss_weights, config.temperature_K, change, fold)
