@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
@@ -32,16 +30,25 @@ def uninterrupted() -> Iterator[None]:
             before(*arrived[0])
 
 
-def write_atomically(data: Any, path: str | os.PathLike) -> None:
-    """`torch.save` under a temporary name in the same folder, then rename: a crash leaves the old file or the new."""
+@contextmanager
+def replaced(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary name in the same folder to write to; renamed to `path` at the end, so a crash leaves the old file or the new."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with uninterrupted():
         try:
-            with open(temporary, "wb") as file:
-                torch.save(data, file)
-                file.flush()
+            yield temporary
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_atomically(data: Any, path: str | os.PathLike) -> None:
+    """`torch.save`, whole or not at all."""
+    import torch  # late: the report and the command line write other files without it
+
+    # An open file, not its name: with a name torch's writer cannot tell what the file system said.
+    with replaced(path) as temporary, open(temporary, "wb") as file:
+        torch.save(data, file)

@@ -230,6 +230,7 @@ def test_full_disk_at_the_very_beginning_leaves_nothing(here, monkeypatch):
 def test_killed_before_the_run_began_does_not_block_its_place(here):
     (here / "model-stabie").mkdir()
     (here / "model-stabie" / ".config.json.tmp").write_text("{")
+    (here / "model-stabie" / ".config.json.12345.tmp").write_text("{")
     directory_module.RunDirectory.check_free("model-stabie")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ import click
 from stabie_ase.cli.main import check_device, check_new_file, common_options, main
 from stabie_ase.cli.options import build, options_from
 from stabie_ase.cli.progress import Progress, Rate
+from stabie_ase.files import replaced
 from stabie_ase.training.config import BadOption, EvaluationConfig
 
 
@@ -74,13 +74,5 @@ def evaluate(context, model, reference, compare, output, device, dtype, energy_k
             progress.done = progress.total  # all may have failed long before
     click.echo(format_table(results, test.time_ps))
     if output:
-        _write(Path(output), results)
-
-
-def _write(path: Path, results: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with replaced(output) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")

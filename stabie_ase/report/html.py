@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from stabie_ase.files import replaced
 from stabie_ase.report.figures import learning_figure, observable_figure, phases_figure, png, stable_time_figure
 from stabie_ase.report.table import number, table_rows
 from stabie_ase.report.view import TRAJECTORY, count_frames, gui_argument
@@ -35,12 +36,13 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     folder.mkdir(exist_ok=True)
     for name in FIGURES:
         if name in figures:
-            _replace(folder / f"{name}.png", figures[name])
+            with replaced(folder / f"{name}.png") as temporary:
+                temporary.write_bytes(figures[name])
         else:
             (folder / f"{name}.png").unlink(missing_ok=True)
     path = run.path / "report.html"
-    # A file name need not be valid Unicode.
-    _replace(path, _page(run, figures).encode("utf-8", "backslashreplace"))
+    with replaced(path) as temporary:  # a file name need not be valid Unicode
+        temporary.write_bytes(_page(run, figures).encode("utf-8", "backslashreplace"))
     return path
 
 
@@ -94,15 +96,6 @@ def _read_lines(path: Path) -> list[dict]:
                 break
             raise ValueError(f"{path}, line {k} is damaged: {error}") from error
     return records
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw(run: RunFiles) -> dict:

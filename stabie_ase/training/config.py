@@ -144,6 +144,7 @@ class FinetuneConfig:
 
     @property
     def integrator(self) -> Integrator:
+        """The dynamics these options ask for."""
         # Late, so that the schema and with it the command line's help do not wait for torch.
         from ase import units
 

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from ase.io.trajectory import Trajectory as TrajectoryFile
 
-from stabie_ase.files import uninterrupted, write_atomically
+from stabie_ase.files import replaced, uninterrupted, write_atomically
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import save_potential
 
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the run directory's layout."""
 
-UNFINISHED = ".config.json.tmp"
-"""All that a run leaves that was killed before it began."""
+UNFINISHED = ".config.json.*tmp"
+"""All that a run leaves that was killed before it began, as a pattern."""
 
 
 class UnusableRun(ValueError):
@@ -59,7 +59,7 @@ class RunDirectory:
     def check_free(cls, path: str | os.PathLike) -> None:
         """Raise UnusableRun if a new run cannot begin there; leaves nothing behind."""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(p.name != UNFINISHED for p in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not p.match(UNFINISHED) for p in path.iterdir())):
             resumable = path.is_dir() and (path / "config.json").exists()
             raise UnusableRun(
                 f"{path} exists and is not an empty directory; choose another --output"
@@ -75,6 +75,8 @@ class RunDirectory:
         run = cls(path)
         with run._writing():
             run.path.mkdir(parents=True, exist_ok=True)
+            for left_over in run.path.glob(UNFINISHED):
+                left_over.unlink()
         try:
             run.write_json("config.json", config)
         except UnusableRun:
@@ -136,16 +138,8 @@ class RunDirectory:
 
     def write_json(self, name: str, data: dict) -> None:
         """Write a JSON file whole or not at all."""
-        temporary = self.path / f".{name}.tmp"
-        try:
-            with self._writing():
-                with open(temporary, "w") as file:
-                    json.dump(data, file, indent=1)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self.path / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._writing(), replaced(self.path / name) as temporary, open(temporary, "w") as file:
+            json.dump(data, file, indent=1)
 
     def append(self, record: dict, unstable: list[Atoms]) -> None:
         """One line of metrics, and the frames that failed."""
@@ -200,9 +194,8 @@ class RunDirectory:
                 self._cut_unstable(n_unstable)
             if self.metrics_path.exists():
                 lines = self.metrics_path.read_text().splitlines(keepends=True)[:n_metrics]
-                temporary = self.path / ".metrics.tmp"
-                temporary.write_text("".join(lines))
-                os.replace(temporary, self.metrics_path)
+                with replaced(self.metrics_path) as temporary:
+                    temporary.write_text("".join(lines))
         self.n_metrics, self.n_unstable = n_metrics, n_unstable
 
     def _cut_unstable(self, n: int) -> None:
@@ -213,11 +206,9 @@ class RunDirectory:
             raise UnusableRun(
                 f"{self.unstable_path} is damaged ({in_words(error)}); move it away and resume again to go on without it"
             ) from error
-        temporary = self.path / ".unstable.tmp"
-        with TrajectoryFile(temporary, "w") as new:
+        with replaced(self.unstable_path) as temporary, TrajectoryFile(temporary, "w") as new:
             for atoms in frames:
                 new.write(atoms)
-        os.replace(temporary, self.unstable_path)
 
 
 def in_words(error: Exception) -> str:

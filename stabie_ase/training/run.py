@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 
 import stabie_ase
 from stabie_ase.dynamics import MDState
-from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate, reference_mean
+from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate
 from stabie_ase.observables import OBSERVABLES, Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
@@ -142,7 +142,7 @@ class Finetuning:
             "curves": {name: _curves(result) for name, (_, result) in shown.items()},
             "reference": {
                 "grid": self.observable.grid.tolist(),
-                "observable": reference_mean(self.observable, self.reference).tolist(),
+                "observable": self.training.target.tolist(),
                 "grid_label": self.observable.grid_label,
                 "value_label": self.observable.value_label,
             },

@@ -244,19 +244,17 @@ class StabieTraining:
         failures would never be learned. It is not given to Adam, which would spread it over all weights alike.
         """
         config, progress = self.config, self.progress
-        parameters = [p for p in self.potential.parameters() if p.requires_grad]
         self.optimizer.zero_grad()
         accumulate_gradient(self.potential, frames, sample_weights)
-        gradient = [p.grad for p in parameters]
-        norm = _norm(gradient)
+        parameters = [p for p in self.potential.parameters() if p.grad is not None]
+        norm = _norm([p.grad for p in parameters])
         if torch.isfinite(norm) and norm > 0:
             # Weights of elements that do not occur must not count.
-            size = _norm([p * (g != 0) for p, g in zip(parameters, gradient) if g is not None])
+            size = _norm([p * (p.grad != 0) for p in parameters])
             length = progress.balance * config.observable_weight * STEP * size
             with torch.no_grad():
-                for p, g in zip(parameters, gradient):
-                    if g is not None:
-                        p -= (length / norm).to(p.dtype) * g
+                for p in parameters:
+                    p -= (length / norm).to(p.dtype) * p.grad
         return self._qm_steps()
 
     def _qm_steps(self) -> float:
@@ -413,5 +411,5 @@ def _enough(fold: Tensor | None, n_samples: int) -> bool:
     return n_samples >= 2 if fold is None else min(int(fold.sum()), int((~fold).sum())) >= 2
 
 
-def _norm(tensors: list[Tensor | None]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([x.detach().double().norm() for x in tensors if x is not None]))
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([x.detach().double().norm() for x in tensors]))
