@@ -11,7 +11,7 @@ from ase import Atoms, units
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.dynamics import Integrator, Langevin, MDState, PotentialForces, initial_state, simulate
+from stabie_ase.dynamics import Integrator, Langevin, MDState, PotentialForces, initial_state, mobile_atoms, simulate
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
@@ -89,8 +89,16 @@ def start(
     potential: Potential, frames: Sequence[Atoms], n: int, temperature_K: float, integrator: Integrator, seed: int
 ) -> MDState:
     """Replicas at random reference frames with Maxwell-Boltzmann momenta."""
-    batch = AtomsBatch.from_atoms(starting_frames(frames, n, seed), device=potential.device)
-    return initial_state(batch, PotentialForces(potential), temperature_K, seed=seed, fix_com=integrator.fix_com)
+    chosen = starting_frames(frames, n, seed)
+    batch = AtomsBatch.from_atoms(chosen, device=potential.device)
+    return initial_state(
+        batch,
+        PotentialForces(potential, stress=integrator.needs_stress),
+        temperature_K,
+        seed=seed,
+        fix_com=integrator.fix_com,
+        mobile=mobile_atoms(chosen).to(batch.device),
+    )
 
 
 def run_stability_test(

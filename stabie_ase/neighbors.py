@@ -164,7 +164,8 @@ class VerletList:
     """A neighbour list that is kept while it is valid (Verlet, Phys. Rev. 159, 98, 1967).
 
     A list built at `cutoff + skin` holds every pair within `cutoff` until an atom has moved by `skin / 2` from where
-    it was at the build, or the cell has changed.
+    it was at the build. Where the cell has changed, from h₀ to h₀ F, atoms are followed relative to it: distances have
+    shrunk by no more than the smallest singular value of F.
 
     Parameters
     ----------
@@ -195,10 +196,15 @@ class VerletList:
             return False
         if self._list.cutoff == float("inf"):
             return True
+        moved, shrunk = batch.positions.detach() - old.positions, 1.0
+        if not (batch.cells is old.cells or bool((batch.cells == old.cells).all())):
+            # Not a number without a cell in three directions, and then the comparison below fails.
+            deformation = torch.linalg.solve_ex(old.cells, batch.cells.detach()).result
+            moved = moved + torch.einsum("nx,nxy->ny", old.positions, (torch.eye(3).to(deformation) - deformation)[batch.system])
+            shrunk = torch.linalg.svdvals(deformation).min()
         # An atom at nan has no neighbours before a new list and none after it: no reason to build one.
-        moved = (batch.positions.detach() - old.positions).square().sum(dim=1).nan_to_num(nan=0.0).max()
-        same_cells = batch.cells is old.cells or bool((batch.cells == old.cells).all())
-        return same_cells and bool(moved <= (self.skin / 2) ** 2)
+        furthest = moved.square().sum(dim=1).nan_to_num(nan=0.0).max().sqrt()
+        return bool(shrunk * (self.cutoff + self.skin) - 2.0 * furthest >= self.cutoff)
 
 
 def _same_topology(a: AtomsBatch, b: AtomsBatch) -> bool:

@@ -18,6 +18,7 @@ from stabie_ase.dynamics import (
     Langevin,
     NoseHooverChain,
     PotentialForces,
+    StochasticVelocityRescaling,
     VelocityVerlet,
     initial_state,
     kinetic_energy,
@@ -26,6 +27,7 @@ from stabie_ase.dynamics import (
 from stabie_ase.dynamics.random import MOMENTA, NOISE, normals, normals_ahead, philox, replica_keys, uniforms
 from stabie_ase.dynamics.simulate import advance
 from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
+from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.stability import BondLengthDeviation
 
@@ -37,6 +39,7 @@ INTEGRATORS = {
     "nve": VelocityVerlet(0.5 * FS),
     "langevin": Langevin(0.5 * FS, friction=0.01 / FS),
     "nose-hoover": NoseHooverChain(0.5 * FS, damping=20 * FS),
+    "rescaling": StochasticVelocityRescaling(0.5 * FS, damping=20 * FS),
 }
 each_integrator = pytest.mark.parametrize("integrator", INTEGRATORS.values(), ids=INTEGRATORS)
 
@@ -62,7 +65,7 @@ def wells(k):
 
     def force_function(batch):
         x = batch.positions
-        return batch.sum_over_atoms((0.5 * k * x.square()).sum(dim=1)), -k * x
+        return Prediction(batch.sum_over_atoms((0.5 * k * x.square()).sum(dim=1)), -k * x, None)
 
     return force_function
 
@@ -516,7 +519,7 @@ def test_tensors_and_restore(tmp_path):
     torch.save(state.tensors(), tmp_path / "state.pt")
     restored = start.restore(torch.load(tmp_path / "state.pt", weights_only=True))
     assert_same_states(restored, state)
-    assert {f.name for f in fields(state)} - {"batch"} <= state.tensors().keys()
+    assert {f.name for f in fields(state)} - {"batch", "stress"} <= state.tensors().keys()
 
 
 @each_integrator

@@ -1,8 +1,16 @@
 """Batched molecular dynamics."""
 
-from stabie_ase.dynamics.integrators import Integrator, Langevin, NoseHooverChain, VelocityVerlet
+from stabie_ase.dynamics.barostat import StochasticCellRescaling
+from stabie_ase.dynamics.integrators import (
+    Integrator,
+    Langevin,
+    NoseHooverChain,
+    StochasticVelocityRescaling,
+    TemperatureRamp,
+    VelocityVerlet,
+)
 from stabie_ase.dynamics.simulate import PotentialForces, Trajectory, simulate
-from stabie_ase.dynamics.state import MDState, initial_state, kinetic_energy
+from stabie_ase.dynamics.state import MDState, initial_state, kinetic_energy, mobile_atoms
 
 __all__ = [
     "Integrator",
@@ -10,9 +18,13 @@ __all__ = [
     "MDState",
     "NoseHooverChain",
     "PotentialForces",
+    "StochasticCellRescaling",
+    "StochasticVelocityRescaling",
+    "TemperatureRamp",
     "Trajectory",
     "VelocityVerlet",
     "initial_state",
     "kinetic_energy",
+    "mobile_atoms",
     "simulate",
 ]

@@ -7,37 +7,45 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from ase import units
 from torch import Tensor
 
 from stabie_ase.dynamics.random import NOISE, normals, normals_ahead
-from stabie_ase.dynamics.state import ForceFunction, MDState, kinetic_energy
-
-
-class Integrator(Protocol):
-    """Anything with a timestep that advances a state by one step.
-
-    `fix_com` says whether the centre-of-mass momentum is conserved, and so has to start at zero. A stochastic integrator
-    may also have `steps(state, n_steps)`, which yields `step` for each step to come with its noise at hand.
-    """
-
-    timestep: float
-    fix_com: bool
-
-    def step(self, state: MDState, force_function: ForceFunction) -> MDState: ...
-
+from stabie_ase.dynamics.state import ForceFunction, MDState, degrees_of_freedom, kinetic_energy
 
 Step = Callable[[MDState, ForceFunction], MDState]
 
 
-def steps_of(integrator: Integrator, state: MDState, n_steps: int) -> Iterable[Step]:
-    """The next steps of an integrator, to be applied one after the other."""
-    if hasattr(integrator, "steps"):
-        return integrator.steps(state, n_steps)
-    return repeat(integrator.step, n_steps)
+class Integrator:
+    """Base of all integrators. A subclass has a timestep in ASE time units and implements `step`.
+
+    Attributes
+    ----------
+    fix_com : bool
+        The centre-of-mass momentum is conserved, and so has to start at zero.
+    needs_stress : bool
+        The force function must give the stress too.
+    """
+
+    timestep: float
+    fix_com: bool
+    needs_stress: ClassVar[bool] = False
+
+    def step(self, state: MDState, force_function: ForceFunction) -> MDState:
+        """The state one timestep later."""
+        raise NotImplementedError
+
+    def steps(self, state: MDState, n_steps: int) -> Iterable[Step]:
+        """The next steps, to be applied one after the other."""
+        return repeat(self.step, n_steps)
+
+    def check(self, state: MDState) -> None:
+        """Raise ValueError for a state that this integrator cannot advance."""
+        if bool((degrees_of_freedom(state, self.fix_com) == 0).any()):
+            raise ValueError("a replica has nothing that can move: all its atoms are held, or it is one atom at rest")
 
 
 def kick(state: MDState, dt: float) -> MDState:
@@ -52,8 +60,8 @@ def drift(state: MDState, dt: float) -> MDState:
 
 def update_forces(state: MDState, force_function: ForceFunction) -> MDState:
     """Energies and forces at the present positions."""
-    energy, forces = force_function(state.batch)
-    return state.replace(potential_energy=energy, forces=forces)
+    energy, forces, stress = force_function(state.batch)
+    return state.replace(potential_energy=energy, forces=forces * state.mobile[:, None], stress=stress)
 
 
 def count(state: MDState) -> MDState:
@@ -62,7 +70,7 @@ def count(state: MDState) -> MDState:
 
 
 @dataclass(frozen=True)
-class VelocityVerlet:
+class VelocityVerlet(Integrator):
     """Constant energy (NVE); Swope, Andersen, Berens & Wilson, J. Chem. Phys. 76, 637 (1982).
 
     Parameters
@@ -84,7 +92,7 @@ class VelocityVerlet:
 
 
 @dataclass(frozen=True)
-class Langevin:
+class Langevin(Integrator):
     """Constant temperature by Langevin's equation in the BAOAB splitting; Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34.
 
     The centre of mass moves; there are 3N degrees of freedom.
@@ -119,13 +127,64 @@ class Langevin:
     def heat_bath(self, state: MDState, dt: float, noise: Tensor | None = None) -> MDState:
         """Ornstein-Uhlenbeck step: p := e^(-γ dt) p + sqrt((1 - e^(-2γ dt)) m k_B T) ξ."""
         batch, decay = state.batch, math.exp(-self.friction * dt)
-        sigma = torch.sqrt((1.0 - decay**2) * batch.masses * units.kB * state.temperature[batch.system])
+        sigma = torch.sqrt((1.0 - decay**2) * state.mobile * batch.masses * units.kB * state.temperature[batch.system])
         noise = normals(batch, state.key, state.step, NOISE) if noise is None else noise
         return state.replace(momenta=decay * state.momenta + sigma[:, None] * noise)
 
 
 @dataclass(frozen=True)
-class NoseHooverChain:
+class StochasticVelocityRescaling(Integrator):
+    """Constant temperature by rescaling each replica's momenta; Bussi, Donadio & Parrinello, J. Chem. Phys. 126, 014101 (2007).
+
+    The kinetic energy follows a stochastic equation of its own, so that it is distributed as in the canonical ensemble,
+    while paths are disturbed little.
+
+    Parameters
+    ----------
+    timestep : float
+        In ASE time units.
+    damping : float
+        Relaxation time τ of the kinetic energy in ASE time units.
+    fix_com : bool
+        The centre of mass is at rest.
+    """
+
+    timestep: float
+    damping: float
+    fix_com: bool = True
+
+    def step(self, state: MDState, force_function: ForceFunction) -> MDState:
+        dt = self.timestep
+        state = kick(state, dt / 2)
+        state = drift(state, dt / 2)
+        state = self.heat_bath(state, dt)
+        state = drift(state, dt / 2)
+        state = update_forces(state, force_function)
+        state = kick(state, dt / 2)
+        return count(state)
+
+    def heat_bath(self, state: MDState, dt: float) -> MDState:
+        """K := c K + (1 - c) K̄/N_f Σ R_i² + 2 R_1 sqrt(c (1 - c) K K̄/N_f), c = e^(-dt/τ), K̄ = N_f k_B T/2 (their eq. A7).
+
+        R_1 is taken along the diagonal of the N_f independent normal numbers: any direction is as good.
+        """
+        batch = state.batch
+        n_f = degrees_of_freedom(state, self.fix_com)
+        counted = state.mobile
+        if self.fix_com:  # as many numbers as there are degrees of freedom: one atom's are left out
+            counted = counted & ~(batch.all_atoms(counted)[batch.system] & (batch.index_in_system == 0))
+        noise = normals(batch, state.key, state.step, NOISE) * counted[:, None]
+        squares = batch.sum_over_atoms(noise.square()).sum(dim=1)
+        r1 = batch.sum_over_atoms(noise).sum(dim=1) / n_f.sqrt()
+        c = math.exp(-dt / self.damping)
+        share = 0.5 * units.kB * state.temperature / kinetic_energy(state)  # K̄ / (N_f K)
+        a, b = math.sqrt(c), torch.sqrt((1.0 - c) * share)
+        scale = torch.sqrt(c + (1.0 - c) * share * squares + 2.0 * a * b * r1) * torch.sign(a + b * r1)
+        return state.replace(momenta=state.momenta * scale[batch.system, None])
+
+
+@dataclass(frozen=True)
+class NoseHooverChain(Integrator):
     """Constant temperature by a chain of three Nosé-Hoover thermostats a replica.
 
     Martyna, Tuckerman, Tobias & Klein, Mol. Phys. 87, 1117 (1996). The chain is advanced by the plain second-order
@@ -155,10 +214,6 @@ class NoseHooverChain:
         state = self.heat_bath(state, dt / 2)
         return count(state)
 
-    def degrees_of_freedom(self, state: MDState) -> Tensor:
-        """N_f per replica, shape (n_systems,)."""
-        return (3.0 * state.batch.counts - (3.0 if self.fix_com else 0.0)).to(state.momenta.dtype)
-
     def heat_bath(self, state: MDState, dt: float) -> MDState:
         """Evolve the chain by dt and scale the momenta with it.
 
@@ -168,7 +223,7 @@ class NoseHooverChain:
             dv_2/dt = N_f v_1² - 1/τ² - v_2 v_3
             dv_3/dt = v_2² - 1/τ².
         """
-        n_f, w = self.degrees_of_freedom(state), self.damping**-2
+        n_f, w = degrees_of_freedom(state, self.fix_com), self.damping**-2
         heat = 2.0 * kinetic_energy(state) / (n_f * units.kB * state.temperature)
         eta, (v1, v2, v3) = state.thermostat[:, :3], state.thermostat[:, 3:].unbind(1)
         v3 = v3 + dt / 2 * (v2.square() - w)
@@ -187,7 +242,7 @@ class NoseHooverChain:
     def conserved_energy(self, state: MDState) -> Tensor:
         """H + Σ Q_k v_k²/2 + N_f k_B T η_1 + k_B T (η_2 + η_3), shape (n_systems,), in eV: constant along a path."""
         links = state.thermostat[:, :3] + 0.5 * (self.damping * state.thermostat[:, 3:]).square()
-        chain = self.degrees_of_freedom(state) * links[:, 0] + links[:, 1] + links[:, 2]
+        chain = degrees_of_freedom(state, self.fix_com) * links[:, 0] + links[:, 1] + links[:, 2]
         return state.potential_energy + kinetic_energy(state) + units.kB * state.temperature * chain
 
 
@@ -195,3 +250,48 @@ def _damped(v: Tensor, force: Tensor, next_rate: Tensor, h: float) -> Tensor:
     """Half a step of h for a thermostat's rate under its own force and the friction of the next link."""
     damping = torch.exp(-h / 4 * next_rate)
     return damping * (damping * v + h / 2 * force)
+
+
+@dataclass(frozen=True)
+class TemperatureRamp(Integrator):
+    """Another integrator, its heat bath brought linearly from one temperature to another.
+
+    Parameters
+    ----------
+    integrator : Integrator
+    start, end : float
+        In K.
+    n_steps : int
+        Of the ramp, counted from the beginning of each replica's stream; the end temperature is kept afterwards.
+    """
+
+    integrator: Integrator
+    start: float
+    end: float
+    n_steps: int
+
+    @property
+    def timestep(self) -> float:
+        return self.integrator.timestep
+
+    @property
+    def fix_com(self) -> bool:
+        return self.integrator.fix_com
+
+    @property
+    def needs_stress(self) -> bool:
+        return self.integrator.needs_stress
+
+    def step(self, state: MDState, force_function: ForceFunction) -> MDState:
+        return self.integrator.step(self._at_temperature(state), force_function)
+
+    def steps(self, state: MDState, n_steps: int) -> Iterator[Step]:
+        for step in self.integrator.steps(state, n_steps):
+            yield lambda state, forces, step=step: step(self._at_temperature(state), forces)
+
+    def check(self, state: MDState) -> None:
+        self.integrator.check(state)
+
+    def _at_temperature(self, state: MDState) -> MDState:
+        share = (state.step.to(state.temperature.dtype) / self.n_steps).clamp(max=1.0)
+        return state.replace(temperature=self.start + share * (self.end - self.start))

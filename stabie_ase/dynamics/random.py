@@ -17,8 +17,8 @@ from stabie_ase.batch import AtomsBatch
 
 _MASK = 0xFFFFFFFF
 
-MOMENTA, NOISE, RESETS = 1, 2, 3
-"""Purposes, kept apart by the counter: initial momenta, Langevin noise, and draws made once a replica and phase."""
+MOMENTA, NOISE, RESETS, CELL = 1, 2, 3, 4
+"""Purposes, kept apart by the counter: initial momenta, thermostat noise, draws made once a replica and phase, barostat noise."""
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:
@@ -82,12 +82,23 @@ def normals(batch: AtomsBatch, keys: Tensor, step: Tensor, purpose: int) -> Tens
     -------
     Tensor, shape (..., n_atoms, 3)
     """
-    words = _words(keys[batch.system], purpose, step[..., batch.system], batch.index_in_system)
+    return _box_muller(_words(keys[batch.system], purpose, step[..., batch.system], batch.index_in_system)).to(batch.dtype)
+
+
+def system_normals(keys: Tensor, step: Tensor, purpose: int) -> Tensor:
+    """Nine standard normal numbers a replica, float64, shape (n_systems, 3, 3)."""
+    index = torch.arange(3, device=keys.device).repeat(len(keys))
+    words = _words(keys.repeat_interleave(3), purpose, step.repeat_interleave(3), index)
+    return _box_muller(words).view(-1, 3, 3)
+
+
+def _box_muller(words: Tensor) -> Tensor:
+    """Three normal numbers, shape (..., 3), from four words each, shape (4, ...)."""
     u = (words.double() + 0.5) * 2.0**-32
     radius = torch.sqrt(-2.0 * torch.log(u[:2]))
     angle = (2.0 * math.pi) * u[2:]
     x, z = radius * torch.cos(angle)
-    return torch.stack([x, radius[0] * torch.sin(angle[0]), z], dim=-1).to(batch.dtype)
+    return torch.stack([x, radius[0] * torch.sin(angle[0]), z], dim=-1)
 
 
 def normals_ahead(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.dynamics.integrators import Integrator, steps_of
+from stabie_ase.dynamics.integrators import Integrator
 from stabie_ase.dynamics.state import ForceFunction, MDState
 from stabie_ase.neighbors import VerletList
-from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.base import Potential, Prediction
 from stabie_ase.stability import Criterion, Failures
 
 
@@ -25,15 +25,17 @@ class PotentialForces:
     potential : Potential
     skin : float
         Of the neighbour list, in Å.
+    stress : bool
+        Also the stress, which a barostat needs.
     """
 
-    def __init__(self, potential: Potential, skin: float = 1.0):
-        self.potential = potential
+    def __init__(self, potential: Potential, skin: float = 1.0, stress: bool = False):
+        self.potential, self.stress = potential, stress
         self.neighbors = VerletList(potential.cutoff, skin)
 
-    def __call__(self, batch: AtomsBatch) -> tuple[Tensor, Tensor]:
-        prediction = self.potential.compute(batch, self.neighbors(batch))
-        return prediction.energies, prediction.forces.to(batch.dtype)
+    def __call__(self, batch: AtomsBatch) -> Prediction:
+        energies, forces, stress = self.potential.compute(batch, self.neighbors(batch), stress=self.stress)
+        return Prediction(energies, forces.to(batch.dtype), stress.to(batch.dtype) if self.stress else None)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def quarantine(new: MDState, old: MDState) -> MDState:
 
 def advance(state: MDState, integrator: Integrator, force_function: ForceFunction, n_steps: int) -> MDState:
     """Take `n_steps` steps without looking."""
-    for step in steps_of(integrator, state, n_steps):
+    for step in integrator.steps(state, n_steps):
         state = quarantine(step(state, force_function), state)
     return state
 
@@ -127,11 +129,12 @@ def simulate(
     trajectory : Trajectory or None
     failures : Failures
     """
+    integrator.check(state)
     block = check_every if sample_every is None else math.gcd(check_every, sample_every)
     failures = Failures.none(state.batch)
     recorder = _Recorder(state, n_steps, sample_every) if sample_every else None
     active = torch.arange(state.n_systems, device=state.batch.device)
-    running, forces = state, PotentialForces(potential)
+    running, forces = state, PotentialForces(potential, stress=integrator.needs_stress)
     with potential.frozen():
         done = 0
         while done < n_steps and len(active):

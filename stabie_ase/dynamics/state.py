@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
-from ase import units
+from ase import Atoms, units
+from ase.constraints import FixAtoms, FixCom
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics.random import MOMENTA, normals, replica_keys
+from stabie_ase.potentials.base import Prediction
 
-ForceFunction = Callable[[AtomsBatch], tuple[Tensor, Tensor]]
-"""Batch to potential energies, shape (n_systems,), and forces, shape (n_atoms, 3), detached."""
+ForceFunction = Callable[[AtomsBatch], Prediction]
+"""Batch to potential energies, forces and, for a barostat, stress; all detached."""
 
 N_THERMOSTAT = 6
 """Thermostat variables of a replica: positions and rates of a chain of three."""
@@ -33,12 +36,18 @@ class MDState:
         In eV.
     temperature : Tensor, shape (n_systems,)
         Of the heat bath, in K.
+    pressure : Tensor, shape (n_systems,)
+        Of the surroundings, in eV/Å³; only a barostat looks at it.
+    mobile : Tensor of bool, shape (n_atoms,)
+        False for an atom that is held where it is: it has no momentum and feels no force.
     thermostat : Tensor, shape (n_systems, 6)
         Thermostat positions η (dimensionless) and rates dη/dt; unused by some ensembles.
     key, step : Tensor of int64, shape (n_systems,)
         Each replica's random stream and the steps it has taken since the stream began.
     alive : Tensor of bool, shape (n_systems,)
         False for a replica that met a number that is not finite: it stays at its last finite frame.
+    stress : Tensor or None, shape (n_systems, 3, 3)
+        In eV/Å³, where the force function gives it.
     """
 
     batch: AtomsBatch
@@ -46,10 +55,13 @@ class MDState:
     forces: Tensor
     potential_energy: Tensor
     temperature: Tensor
+    pressure: Tensor
+    mobile: Tensor
     thermostat: Tensor
     key: Tensor
     step: Tensor
     alive: Tensor
+    stress: Tensor | None = None
 
     @property
     def n_systems(self) -> int:
@@ -100,13 +112,15 @@ class MDState:
         return self._map(lambda name, x: pick(name, x, getattr(other, name)), batch)
 
     def _map(self, function: Callable[[str, Tensor], Tensor], batch: AtomsBatch) -> MDState:
-        changed = {f.name: function(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "batch"}
-        return MDState(batch=batch, **changed)
+        return MDState(batch=batch, **{name: function(name, x) for name, x in self._own().items()})
+
+    def _own(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
+        return {name: x for name, x in values.items() if x is not None}
 
     def tensors(self) -> dict[str, Tensor]:
         """All that changes during a run, by name, for a restart file (`restore` is the way back)."""
-        state = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
-        return state | {"positions": self.batch.positions, "cells": self.batch.cells}
+        return self._own() | {"positions": self.batch.positions, "cells": self.batch.cells}
 
     def restore(self, tensors: dict[str, Tensor]) -> MDState:
         """Copy with everything `tensors` returned put back."""
@@ -115,7 +129,7 @@ class MDState:
         return MDState(batch=batch, **tensors)
 
 
-_PER_ATOM = frozenset({"momenta", "forces"})
+_PER_ATOM = frozenset({"momenta", "forces", "mobile"})
 
 
 def initial_state(
@@ -125,6 +139,8 @@ def initial_state(
     seed: int = 0,
     keys: Tensor | None = None,
     fix_com: bool = True,
+    pressure_GPa: float | Sequence[float] | Tensor = 0.0,
+    mobile: Tensor | None = None,
 ) -> MDState:
     """Start replicas from positions, with momenta from the Maxwell-Boltzmann distribution.
 
@@ -139,19 +155,34 @@ def initial_state(
     keys : Tensor of int64, shape (n_systems,), optional
         The streams themselves, instead of `seed`.
     fix_com : bool
-        Take out each replica's centre-of-mass momentum, which leaves 3N - 3 degrees of freedom.
+        Take out each replica's centre-of-mass momentum, which leaves 3N - 3 degrees of freedom; not where an atom is held.
+    pressure_GPa : float or sequence of floats
+        For a barostat, one for all replicas or one each.
+    mobile : Tensor of bool, shape (n_atoms,), optional
+        Atoms that may move (see `mobile_atoms`); all by default.
     """
-    temperature = torch.as_tensor(temperature_K, dtype=batch.dtype, device=batch.device).expand(batch.n_systems)
+
+    def one_each(values):
+        return torch.as_tensor(values, dtype=batch.dtype, device=batch.device).expand(batch.n_systems).clone()
+
+    temperature = one_each(temperature_K)
+    if mobile is None:
+        mobile = torch.ones(batch.n_atoms, dtype=torch.bool, device=batch.device)
     keys = replica_keys(seed, batch.n_systems, device=batch.device) if keys is None else keys
     step = torch.zeros_like(keys)
-    energy, forces = force_function(batch)
+    energy, forces, stress = force_function(batch)
     alive = torch.isfinite(energy) & batch.all_atoms(torch.isfinite(batch.positions) & torch.isfinite(forces))
+    # A step must not bring bad positions to a potential.
+    forces = torch.where((alive[batch.system] & mobile)[:, None], forces, 0.0)
     return MDState(
         batch=batch,
-        momenta=maxwell_boltzmann(batch, temperature, keys, step, fix_com),
-        forces=torch.where(alive[batch.system, None], forces, 0.0),  # a step must not bring bad positions to a potential
+        momenta=maxwell_boltzmann(batch, temperature, keys, step, fix_com, mobile),
+        forces=forces,
         potential_energy=energy,
-        temperature=temperature.clone(),
+        stress=stress,
+        temperature=temperature,
+        pressure=one_each(pressure_GPa) * units.GPa,
+        mobile=mobile,
         thermostat=batch.positions.new_zeros((batch.n_systems, N_THERMOSTAT)),
         key=keys,
         step=step,
@@ -159,17 +190,54 @@ def initial_state(
     )
 
 
-def maxwell_boltzmann(batch: AtomsBatch, temperature: Tensor, keys: Tensor, step: Tensor, fix_com: bool) -> Tensor:
-    """Momenta with variance m k_B T, shape (n_atoms, 3), from the replicas' streams."""
-    sigma = torch.sqrt(batch.masses * units.kB * temperature[batch.system])
+def maxwell_boltzmann(
+    batch: AtomsBatch, temperature: Tensor, keys: Tensor, step: Tensor, fix_com: bool, mobile: Tensor
+) -> Tensor:
+    """Momenta with variance m k_B T, shape (n_atoms, 3), from the replicas' streams; none for atoms that are held."""
+    sigma = torch.sqrt(mobile * batch.masses * units.kB * temperature[batch.system])
     momenta = sigma[:, None] * normals(batch, keys, step, MOMENTA)
-    return remove_com_momentum(batch, momenta) if fix_com else momenta
+    return remove_com_momentum(batch, momenta, mobile) if fix_com else momenta
 
 
-def remove_com_momentum(batch: AtomsBatch, momenta: Tensor) -> Tensor:
-    """Momenta without the centre-of-mass motion of each system, shape (n_atoms, 3)."""
+def remove_com_momentum(batch: AtomsBatch, momenta: Tensor, mobile: Tensor) -> Tensor:
+    """Momenta without the centre-of-mass motion of each system in which no atom is held, shape (n_atoms, 3)."""
     velocity = batch.sum_over_atoms(momenta) / batch.sum_over_atoms(batch.masses)[:, None]
+    velocity = velocity * batch.all_atoms(mobile)[:, None]
     return momenta - batch.masses[:, None] * velocity[batch.system]
+
+
+def mobile_atoms(images: Sequence[Atoms]) -> Tensor:
+    """Which atoms the constraints of ASE atoms leave free, shape (n_atoms,).
+
+    `FixAtoms` is honoured, `FixCom` is left to the ensemble, whose `fix_com` tells.
+
+    Raises
+    ------
+    ValueError
+        Any other constraint, by name.
+    """
+    free = []
+    for atoms in images:
+        free.append(np.ones(len(atoms), dtype=bool))
+        for constraint in atoms.constraints:
+            if isinstance(constraint, FixAtoms):
+                free[-1][constraint.index] = False
+            elif not isinstance(constraint, FixCom):
+                raise ValueError(
+                    f"the constraint {type(constraint).__name__} is not supported, only FixAtoms and FixCom are: "
+                    "remove it with atoms.set_constraint() if the dynamics may go without it"
+                )
+    return torch.as_tensor(np.concatenate(free))
+
+
+def degrees_of_freedom(state: MDState, fix_com: bool) -> Tensor:
+    """Momenta that are free in each replica, shape (n_systems,): 3 per mobile atom, less 3 if its centre of mass rests.
+
+    A replica with atoms that are held does not conserve its momentum, so that nothing is taken off there.
+    """
+    batch = state.batch
+    mobile = batch.sum_over_atoms(state.mobile.to(state.momenta.dtype))
+    return 3.0 * (mobile - (mobile == batch.counts).to(mobile.dtype)) if fix_com else 3.0 * mobile
 
 
 def kinetic_energy(state: MDState) -> Tensor:

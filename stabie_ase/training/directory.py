@@ -20,7 +20,7 @@ from stabie_ase.potentials.checkpoint import save_potential
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run directory's layout."""
 
 UNFINISHED = ".config.json.*tmp"

@@ -1,0 +1,279 @@
+"""Ensembles beyond Langevin and Nosé-Hoover: distributions in closed form, held atoms, ramps, cells that move."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.constraints import FixAtoms, FixBondLength, FixCom
+from scipy import stats
+
+from helpers import crystal
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.dynamics import (
+    Langevin,
+    NoseHooverChain,
+    PotentialForces,
+    StochasticCellRescaling,
+    StochasticVelocityRescaling,
+    TemperatureRamp,
+    VelocityVerlet,
+    initial_state,
+    kinetic_energy,
+    mobile_atoms,
+    simulate,
+)
+from stabie_ase.dynamics.simulate import advance
+from stabie_ase.neighbors import VerletList, neighbor_list
+from stabie_ase.potentials.analytic import LennardJones, Morse
+from stabie_ase.potentials.base import Potential
+
+FS = units.fs
+P_MIN = 1e-3
+"""Of the Kolmogorov-Smirnov tests: one seed in a thousand would fail."""
+
+BONDS = Morse(depth=4.5, a=1.9, r0=1.1)
+TRIANGLE = Atoms("N3", [[0, 0, 0], [1.1, 0, 0], [0.55, 0.95, 0]])
+
+
+class CellSprings(Potential):
+    """An ideal gas in a cell of springs: U = k/2 Σ h_ij², whose isobaric distribution is Wishart's."""
+
+    cutoff = 1.0
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+    def energies(self, batch, neighbors):
+        nothing = batch.sum_over_atoms(0.0 * batch.positions).sum(dim=1)
+        return 0.5 * self.k * batch.cells.square().sum(dim=(1, 2)) + nothing
+
+
+def gas(n_replicas, n_atoms, volume, potential, temperature, pressure_GPa=0.0):
+    side = volume ** (1 / 3)
+    points = np.random.default_rng(0).uniform(0.0, side, (n_replicas, n_atoms, 3))
+    frames = [Atoms(f"Ar{n_atoms}", x, cell=[side] * 3, pbc=True) for x in points]
+    forces = PotentialForces(potential, stress=True)
+    batch = AtomsBatch.from_atoms(frames)
+    return initial_state(batch, forces, temperature, fix_com=False, pressure_GPa=pressure_GPa), forces
+
+
+def volumes(state):
+    return torch.linalg.det(state.batch.cells)
+
+
+def ks(samples, distribution):
+    return stats.kstest(np.asarray(samples), distribution.cdf).pvalue
+
+
+# -- temperature
+
+
+@pytest.mark.parametrize("held", [[], [1]], ids=["free", "held"])
+@pytest.mark.parametrize(
+    "integrator",
+    [
+        StochasticVelocityRescaling(0.5 * FS, damping=10 * FS),
+        Langevin(0.5 * FS, 0.1 / FS),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_kinetic_energy_is_canonical(integrator, held):
+    """2K/(k_B T) ~ χ²(N_f) for 400 molecules started at half the temperature of the bath."""
+    temperature, n = 400.0, 400
+    molecule = TRIANGLE.copy()
+    molecule.set_constraint(FixAtoms(held))
+    state = initial_state(
+        AtomsBatch.from_atoms([molecule] * n),
+        PotentialForces(BONDS),
+        temperature / 2,
+        fix_com=integrator.fix_com,
+        mobile=mobile_atoms([molecule] * n),
+    )
+    state = state.replace(temperature=state.temperature * 2.0)
+    state = advance(state, integrator, PotentialForces(BONDS), 400)
+    n_f = 6 if held or integrator.fix_com else 9
+    assert ks(2.0 * kinetic_energy(state) / (units.kB * temperature), stats.chi2(n_f)) > P_MIN
+
+
+def test_velocity_rescaling_relaxes_as_published():
+    """Without forces d⟨K⟩/dt = (K̄ - ⟨K⟩)/τ exactly."""
+    temperature, tau, n = 300.0, 100 * FS, 2000
+    nobody = LennardJones(epsilon=0.0, sigma=1.0, cutoff=0.5)
+    state = initial_state(AtomsBatch.from_atoms([TRIANGLE] * n), PotentialForces(nobody), 0.0)
+    state = initial_state(state.batch, PotentialForces(nobody), 100.0)
+    state = state.replace(temperature=torch.full_like(state.temperature, temperature))
+    before = kinetic_energy(state)
+    after = kinetic_energy(advance(state, StochasticVelocityRescaling(2.0 * FS, tau), PotentialForces(nobody), 50))
+    target = 3.0 * units.kB * temperature  # N_f = 6
+    expected = target + (before - target) * np.exp(-1.0)
+    error = (after - expected).std() / n**0.5
+    assert float((after - expected).mean().abs()) < 4 * float(error)
+    assert float(error) < 0.02 * target
+
+
+def test_a_ramp_moves_the_bath():
+    integrator = TemperatureRamp(Langevin(1.0 * FS, 0.1 / FS), 100.0, 500.0, n_steps=200)
+    batch = AtomsBatch.from_atoms([TRIANGLE] * 200)
+    state = initial_state(batch, PotentialForces(BONDS), 100.0, fix_com=integrator.fix_com)
+    middle, _, _ = simulate(state, integrator, BONDS, 100)
+    assert torch.allclose(middle.temperature, torch.full_like(middle.temperature, 100.0 + 400.0 * 99 / 200))
+    end, _, _ = simulate(middle, integrator, BONDS, 150)
+    assert (end.temperature == 500.0).all()
+    assert ks(2.0 * kinetic_energy(end) / (units.kB * 500.0), stats.chi2(9)) > P_MIN
+
+
+# -- atoms that are held
+
+
+@pytest.mark.parametrize(
+    "integrator",
+    [
+        VelocityVerlet(0.5 * FS),
+        Langevin(0.5 * FS, 0.1 / FS),
+        NoseHooverChain(0.5 * FS, damping=20 * FS),
+        StochasticVelocityRescaling(0.5 * FS, damping=20 * FS),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_held_atoms_stay(integrator):
+    """Held in one replica, free in the other, which then moves as it does alone."""
+    held = TRIANGLE.copy()
+    held.set_constraint([FixAtoms([2]), FixCom()])
+    frames = [held, TRIANGLE]
+    start = initial_state(
+        AtomsBatch.from_atoms(frames),
+        PotentialForces(BONDS),
+        400.0,
+        fix_com=integrator.fix_com,
+        mobile=mobile_atoms(frames),
+    )
+    end = advance(start, integrator, PotentialForces(BONDS), 100)
+    moved = (end.batch.positions != start.batch.positions).any(dim=1)
+    assert moved.tolist() == [True, True, False, True, True, True]
+    alone = advance(start.select([1]), integrator, PotentialForces(BONDS), 100)
+    assert torch.equal(alone.batch.positions, end.select([1]).batch.positions)
+
+
+def test_other_constraints_are_refused_by_name():
+    molecule = TRIANGLE.copy()
+    molecule.set_constraint(FixBondLength(0, 1))
+    with pytest.raises(ValueError, match="FixBondLength"):
+        mobile_atoms([molecule])
+
+
+def test_nothing_that_moves_is_refused():
+    state = initial_state(AtomsBatch.from_atoms(Atoms("N")), PotentialForces(BONDS), 300.0)
+    with pytest.raises(ValueError, match="nothing that can move"):
+        simulate(state, VelocityVerlet(FS), BONDS, 1)
+
+
+# -- pressure
+
+
+def test_volume_of_an_ideal_gas():
+    """V ~ Gamma(N + 1, k_B T/P) for 500 gases started at two thirds of the mean."""
+    n, temperature, pressure = 10, 300.0, 0.05
+    mean = (n + 1) * units.kB * temperature / (pressure * units.GPa)
+    nobody = LennardJones(epsilon=0.0, sigma=1.0, cutoff=0.5)
+    state, _ = gas(500, n, mean / 1.5, nobody, temperature, pressure)
+    compressibility = 1.0 / (pressure * units.GPa)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.02 / FS, damping=100 * FS, compressibility=compressibility)
+    end, _, _ = simulate(state, integrator, nobody, 350)
+    assert end.alive.all()
+    assert ks(volumes(end), stats.gamma(n + 1, scale=units.kB * temperature / (pressure * units.GPa))) > P_MIN
+    assert ks(2.0 * kinetic_energy(end) / (units.kB * temperature), stats.chi2(3 * n)) > P_MIN
+    shape = end.batch.cells / volumes(end)[:, None, None] ** (1 / 3)
+    torch.testing.assert_close(shape, torch.eye(3).expand_as(shape).double(), atol=1e-9, rtol=0)
+
+
+def test_shape_of_a_flexible_cell():
+    """p(h) ~ |det h|^(N-2) exp(-k|h|²/(2 k_B T)), so h hᵀ is Wishart with N + 1 degrees of freedom."""
+    n, temperature, k = 6, 300.0, 0.002
+    scale = units.kB * temperature / k
+    springs = CellSprings(k)
+    state, _ = gas(500, n, (scale * n) ** 1.5, springs, temperature)
+    compressibility = float(volumes(state)[0]) / (units.kB * temperature * n)
+    integrator = StochasticCellRescaling(
+        2.0 * FS, 0.02 / FS, damping=100 * FS, compressibility=compressibility, flexible=True
+    )
+    end, _, _ = simulate(state, integrator, springs, 450)
+    gram = (end.batch.cells @ end.batch.cells.mT) / scale
+    assert ks(gram.diagonal(dim1=1, dim2=2).sum(dim=1), stats.chi2(3 * (n + 1))) > P_MIN
+    exact = stats.chi2.rvs([n + 1, n, n - 1], size=(20_000, 3), random_state=1).prod(axis=1)
+    assert stats.ks_2samp(torch.linalg.det(gram).numpy(), exact).pvalue > P_MIN
+    off = gram[:, 0, 1] / (gram[:, 0, 0] * gram[:, 1, 1]).sqrt()
+    assert ks((off + 1.0) / 2.0, stats.beta(n / 2, n / 2)) > P_MIN  # of a Wishart matrix's correlations
+
+
+def argon_crystal(n_replicas, pressure_GPa=0.0, temperature=60.0):
+    potential = LennardJones(epsilon=0.0103, sigma=3.4, cutoff=6.5)
+    frames = [bulk("Ar", "fcc", a=5.35, cubic=True).repeat(2)] * n_replicas
+    forces = PotentialForces(potential, stress=True)
+    batch = AtomsBatch.from_atoms(frames)
+    return initial_state(batch, forces, temperature, fix_com=False, pressure_GPa=pressure_GPa), potential
+
+
+def test_inner_and_outer_pressure_of_a_crystal_balance():
+    """⟨V P_int⟩ = P ⟨V⟩ - k_B T in each direction and ⟨V (P_int)_xy⟩ = 0, which follow from the flexible distribution."""
+    temperature, pressure = 60.0, 0.1
+    state, potential = argon_crystal(12, pressure, temperature)
+    integrator = StochasticCellRescaling(
+        4.0 * FS, 0.01 / FS, damping=200 * FS, compressibility=0.35 / units.GPa, flexible=True
+    )
+    state, _, _ = simulate(state, integrator, potential, 400)
+    samples = []
+    for _ in range(40):
+        state, _, _ = simulate(state, integrator, potential, 10)
+        p, volume = state.momenta, volumes(state)
+        kinetic = state.batch.sum_over_atoms(p[:, :, None] * p[:, None, :] / state.batch.masses[:, None, None])
+        inner = kinetic - volume[:, None, None] * state.stress
+        outer = (pressure * units.GPa * volume - units.kB * temperature)[:, None, None] * torch.eye(3)
+        samples.append(inner - outer)
+    own = torch.stack(samples).mean(dim=0)  # one mean a replica
+    mean, error = own.mean(dim=0), own.std(dim=0) / own.shape[0] ** 0.5
+    assert (mean.abs() < 4.5 * error).all(), (mean, error)
+    assert (error < 0.1 * pressure * units.GPa * volumes(state).mean()).all()
+
+
+@pytest.mark.parametrize("flexible", [False, True])
+def test_replica_alone_is_replica_in_a_batch_at_constant_pressure(flexible):
+    state, potential = argon_crystal(3)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=100 * FS, flexible=flexible)
+    together, _, _ = simulate(state, integrator, potential, 40)
+    alone, _, _ = simulate(state.select([1]), integrator, potential, 40)
+    assert not torch.equal(together.batch.cells, state.batch.cells)
+    for name, x in alone.tensors().items():
+        torch.testing.assert_close(x, together.select([1]).tensors()[name], rtol=1e-9, atol=1e-9)
+
+
+def test_constant_pressure_refuses_what_it_cannot_do():
+    integrator = StochasticCellRescaling(1.0 * FS, 0.01 / FS)
+    molecule = initial_state(AtomsBatch.from_atoms(TRIANGLE), PotentialForces(BONDS), 300.0, fix_com=False)
+    with pytest.raises(ValueError, match="periodic in all three directions"):
+        simulate(molecule, integrator, BONDS, 1)
+    state, potential = argon_crystal(1)
+    with pytest.raises(ValueError, match="stress at the start"):
+        simulate(state.replace(stress=None), integrator, potential, 1)
+    held = state.mobile.clone()
+    held[0] = False
+    with pytest.raises(ValueError, match="FixAtoms"):
+        simulate(state.replace(mobile=held), integrator, potential, 1)
+
+
+def test_a_list_outlives_small_strains_and_misses_no_pair():
+    rng = np.random.default_rng(3)
+    cutoff, verlet = 3.0, VerletList(3.0, skin=1.0)
+    batch = AtomsBatch.from_atoms([crystal(5, seed=1), crystal(3, seed=2)])
+    for _ in range(60):
+        strain = torch.as_tensor(rng.normal(0.0, 0.006, (2, 3, 3)))
+        stretch = torch.eye(3).double() + 0.5 * (strain + strain.mT)
+        positions = torch.einsum("nx,nxy->ny", batch.positions, stretch[batch.system])
+        positions = positions + torch.as_tensor(rng.normal(0.0, 0.03, positions.shape))
+        batch = batch.replace(positions=positions, cells=batch.cells @ stretch)
+        kept = verlet(batch).within(batch, cutoff)
+        fresh = neighbor_list(batch, cutoff).within(batch, cutoff)
+        columns = [set(map(tuple, torch.cat([x.pairs.T, x.shifts], dim=1).tolist())) for x in (kept, fresh)]
+        assert columns[0] == columns[1]
+    assert 2 <= verlet.n_builds <= 30
