@@ -163,10 +163,11 @@ def test_other_constraints_are_refused_by_name():
         mobile_atoms([molecule])
 
 
-def test_nothing_that_moves_is_refused():
+@pytest.mark.parametrize("thermostat", [NoseHooverChain, StochasticVelocityRescaling])
+def test_nothing_to_scale_is_refused(thermostat):
     state = initial_state(AtomsBatch.from_atoms(Atoms("N")), PotentialForces(BONDS), 300.0)
     with pytest.raises(ValueError, match="nothing that can move"):
-        simulate(state, VelocityVerlet(FS), BONDS, 1)
+        simulate(state, thermostat(FS, 20 * FS), BONDS, 1)
 
 
 # -- pressure

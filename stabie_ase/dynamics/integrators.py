@@ -44,8 +44,12 @@ class Integrator:
 
     def check(self, state: MDState) -> None:
         """Raise ValueError for a state that this integrator cannot advance."""
-        if bool((degrees_of_freedom(state, self.fix_com) == 0).any()):
-            raise ValueError("a replica has nothing that can move: all its atoms are held, or it is one atom at rest")
+
+
+def check_motion(state: MDState, fix_com: bool) -> None:
+    """Raise ValueError if a replica has no kinetic energy that a thermostat could scale."""
+    if bool((degrees_of_freedom(state, fix_com) == 0).any()):
+        raise ValueError("a replica has nothing that can move: all its atoms are held, or it is one atom at rest")
 
 
 def kick(state: MDState, dt: float) -> MDState:
@@ -163,6 +167,9 @@ class StochasticVelocityRescaling(Integrator):
         state = kick(state, dt / 2)
         return count(state)
 
+    def check(self, state: MDState) -> None:
+        check_motion(state, self.fix_com)
+
     def heat_bath(self, state: MDState, dt: float) -> MDState:
         """K := c K + (1 - c) K̄/N_f Σ R_i² + 2 R_1 sqrt(c (1 - c) K K̄/N_f), c = e^(-dt/τ), K̄ = N_f k_B T/2 (their eq. A7).
 
@@ -213,6 +220,9 @@ class NoseHooverChain(Integrator):
         state = kick(state, dt / 2)
         state = self.heat_bath(state, dt / 2)
         return count(state)
+
+    def check(self, state: MDState) -> None:
+        check_motion(state, self.fix_com)
 
     def heat_bath(self, state: MDState, dt: float) -> MDState:
         """Evolve the chain by dt and scale the momenta with it.
