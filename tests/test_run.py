@@ -12,7 +12,8 @@ import torch
 from ase.io import read
 from ase.io.trajectory import TrajectoryWriter
 
-import stabie_ase.training.directory as directory_module
+import stabie_ase.directory as directory_module
+import stabie_ase.training.directory as run_directory_module
 import stabie_ase.training.run as run_module
 from stabie_ase.evaluation import StabilityResult
 from stabie_ase.potentials.checkpoint import load_potential
@@ -182,8 +183,8 @@ class FullDisk:
         (directory_module, "write_atomically", 0),
         (directory_module, "write_atomically", 6),
         (TrajectoryWriter, "write", 7),
-        (directory_module, "save_potential", 0),
-        (directory_module.json, "dumps", 3),
+        (run_directory_module, "save_potential", 0),
+        (run_directory_module.json, "dumps", 3),
     ],
     ids=["first state", "later state", "unstable frames", "model", "metrics"],
 )
@@ -231,7 +232,7 @@ def test_killed_before_the_run_began_does_not_block_its_place(here):
     (here / "model-stabie").mkdir()
     (here / "model-stabie" / ".config.json.tmp").write_text("{")
     (here / "model-stabie" / ".config.json.12345.tmp").write_text("{")
-    directory_module.RunDirectory.check_free("model-stabie")
+    run_directory_module.RunDirectory.check_free("model-stabie")
 
 
 def test_left_overs_of_a_killed_process_are_cleared(here):
@@ -323,7 +324,7 @@ def damaged_runs():
         (run / "state.pt").write_bytes(data)
 
     def other_state(run):
-        torch.save({"training": {"weights": {}}, "n_metrics": 1, "n_unstable": 0}, run / "state.pt")
+        torch.save({"state": {"weights": {}}, "lengths": {"metrics": 1, "unstable": 0}}, run / "state.pt")
 
     def changed_input(run):
         with open(run.parent / "ref.xyz", "a") as file:
@@ -429,7 +430,7 @@ def test_files_of_a_run(finished):
     assert f"Model: {path.name}/model.pt" in printed.stdout and "stabie-ase view model-stabie" in printed.stdout
     assert load_potential(path / "model.pt").family == "schnet"
     state = torch.load(path / "state.pt", weights_only=True)  # tensors and plain values only
-    assert state["n_metrics"] == len(metrics(path)) and state["n_unstable"] == len(read(path / "unstable.traj", ":"))
+    assert state["lengths"] == {"metrics": len(metrics(path)), "unstable": len(read(path / "unstable.traj", ":"))}
 
 
 def test_config_holds_every_option_resolved(finished):
@@ -509,7 +510,7 @@ def test_names_of_run_and_model(here, monkeypatch, model, run, result):
     monkeypatch.setattr(run_module, "prepare", lambda output, *rest: got.append(output) or 1 / 0)
     tiny.run("finetune", model, "--ref", "ref.xyz")
     assert got == [run]
-    assert run_module.model_path(directory_module.RunDirectory(run), Inputs(model, "ref.xyz")).name == result
+    assert run_module.model_path(run_directory_module.RunDirectory(run), Inputs(model, "ref.xyz")).name == result
 
 
 # -- the final comparison

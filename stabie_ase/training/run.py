@@ -16,6 +16,7 @@ import torch
 from scipy.stats import binomtest
 
 import stabie_ase
+from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
 from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate
 from stabie_ase.observables import OBSERVABLES, Observable
@@ -24,7 +25,7 @@ from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.stability import Failures, criterion_from
 from stabie_ase.training.config import BadOption, FinetuneConfig, from_dict
-from stabie_ase.training.directory import FORMAT, RunDirectory, UnusableRun, in_words
+from stabie_ase.training.directory import RunDirectory
 from stabie_ase.training.stabie import StabieTraining
 
 logger = logging.getLogger(__name__)
@@ -228,7 +229,7 @@ def resume(path: str | os.PathLike, on_read: Callable[[str], None] | None = None
     state = directory.load()
     if state is not None:
         try:
-            finetuning.training.restore(state["training"])
+            finetuning.training.restore(state["state"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise directory.damaged_state(error) from error
     directory.cut_to(state)
@@ -271,7 +272,6 @@ def with_temperature(config, reference: Reference):
 
 def _describe(inputs: Inputs, setup: Finetuning) -> dict:
     return {
-        "format": FORMAT,
         "config": asdict(setup.config),
         "inputs": asdict(inputs.absolute()),
         "digests": inputs.digests(),
