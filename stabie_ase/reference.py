@@ -88,7 +88,7 @@ def read_reference(
         The file is missing, empty or no structure file; energies or forces are missing (the keys found are named), not
         finite or huge; atoms sit on top of each other; too few frames.
     """
-    frames = _read_frames(path)
+    frames = read_frames(path)
     if len(frames) < min_frames:
         raise UnusableReference(f"{path}: {len(frames)} frames, at least {min_frames} are needed")
     energy_key, forces_key = _choose_keys(path, frames, energy_key, forces_key)
@@ -98,7 +98,7 @@ def read_reference(
         _check_frame(path, k, atoms, energy, force)
     formulas = list(Counter(atoms.get_chemical_formula() for atoms in frames))
     shown = ", ".join(formulas[:5]) + (f" and {len(formulas) - 5} other compositions" if len(formulas) > 5 else "")
-    temperature = _temperature(frames)
+    temperature = common_temperature(frames)
     source = (
         f"{len(frames)} frames of {shown} from {Path(path).name} "
         f"(energies from {energy_key!r}, forces from {forces_key!r}"
@@ -113,7 +113,8 @@ def read_reference(
     )
 
 
-def _read_frames(path: str | os.PathLike) -> list[Atoms]:
+def read_frames(path: str | os.PathLike) -> list[Atoms]:
+    """Structures in any format ASE knows; UnusableReference if there are none."""
     path = Path(path)
     if not path.exists():
         raise UnusableReference(f"{path}: no such file")
@@ -206,7 +207,8 @@ def _check_frame(path, k: int, atoms: Atoms, energy, force) -> None:
         raise UnusableReference(f"{where}: two atoms are {float(distances.min()):.3f} Å apart; remove the frame")
 
 
-def _temperature(frames: list[Atoms]) -> float | None:
+def common_temperature(frames: list[Atoms]) -> float | None:
+    """The temperature in K that the frames' info tells, if they all agree."""
     for key in ("temperature_K", "temperature"):
         try:
             values = {float(atoms.info[key]) for atoms in frames}

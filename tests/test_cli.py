@@ -557,7 +557,7 @@ def test_every_finetune_option_is_in_the_help_with_its_default():
     from dataclasses import fields
 
     from stabie_ase.cli.options import flag
-    from stabie_ase.training.config import FinetuneConfig
+    from stabie_ase.config import FinetuneConfig
 
     text = " ".join(tiny.run("finetune", "--help").stdout.split())
     for option in fields(FinetuneConfig):

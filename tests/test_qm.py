@@ -10,10 +10,10 @@ import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
+from stabie_ase.config import BadOption, FinetuneConfig, PretrainConfig, from_dict
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.reference import Reference
-from stabie_ase.training.config import BadOption, FinetuneConfig, PretrainConfig, from_dict
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain, reference_energies
 from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 

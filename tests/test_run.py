@@ -15,10 +15,10 @@ from ase.io.trajectory import TrajectoryWriter
 import stabie_ase.directory as directory_module
 import stabie_ase.training.directory as run_directory_module
 import stabie_ase.training.run as run_module
+from stabie_ase.config import FinetuneConfig
 from stabie_ase.evaluation import StabilityResult
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.stability import BondLengthDeviation, StabilityStatistics
-from stabie_ase.training.config import FinetuneConfig
 from stabie_ase.training.run import Inputs, prepare, resume, verdict
 
 OPTIONS = tiny.flags(

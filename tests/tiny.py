@@ -22,13 +22,13 @@ from ase.io import write
 from click.testing import CliRunner
 
 from stabie_ase.batch import AtomsBatch
+from stabie_ase.config import FinetuneConfig, PretrainConfig
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.reference import Reference, read_reference
-from stabie_ase.training.config import FinetuneConfig, PretrainConfig
 from stabie_ase.training.pretrain import Pretraining, pretrain, reference_energies
 
 TEMPERATURE = 600.0
@@ -46,6 +46,8 @@ FAST = {
     "criterion": "bonds:0.3",
     "updates_per_window": 2,
     "qm_steps": 2,
+    "natural_iterations": 2,
+    "observable_weight": 0.05,  # two steps on energies and forces make little good
     "qm_batch_size": 8,
     "max_simulation_windows": 4,
     "max_learning_windows": 2,

@@ -10,8 +10,8 @@ import click
 from stabie_ase.cli.main import check_device, check_new_file, common_options, main
 from stabie_ase.cli.options import build, options_from
 from stabie_ase.cli.progress import Progress, Rate
+from stabie_ase.config import BadOption, EvaluationConfig, with_temperature
 from stabie_ase.files import replaced
-from stabie_ase.training.config import BadOption, EvaluationConfig
 
 
 @main.command(short_help="Measure stability and errors of models.")
@@ -35,13 +35,12 @@ def evaluate(context, model, reference, compare, output, device, dtype, energy_k
     from stabie_ase.reference import read_reference
     from stabie_ase.report.table import format_table
     from stabie_ase.stability import criterion_from
-    from stabie_ase.training.run import with_temperature
 
     check_device(device)
     if config.observable not in OBSERVABLES:
         raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
     frames = read_reference(reference, energy_key, forces_key)
-    config = with_temperature(config, frames)
+    config = with_temperature(config, frames.temperature_K, "the reference")
     criterion = criterion_from(config.criterion, frames.frames)
     observable = OBSERVABLES[config.observable].from_reference(frames.frames)
     test = StabilityTest(

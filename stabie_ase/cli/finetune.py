@@ -11,7 +11,7 @@ import click
 from stabie_ase.cli.main import check_device, common_options, explain, main
 from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config
 from stabie_ase.cli.progress import Progress, Rate
-from stabie_ase.training.config import FinetuneConfig
+from stabie_ase.config import FinetuneConfig
 
 SECTIONS = {
     "Files": ("reference", "validation", "output", "resume", "config_file", "energy_key", "forces_key"),

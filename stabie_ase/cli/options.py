@@ -12,15 +12,17 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from stabie_ase.training.config import BadOption, from_dict
+from stabie_ase.config import BadOption, from_dict
 
 FLAGS = {"max_time_min": "--max-time", "check_ps": "--check-time"}
 """Flags that are not the field's name without its unit."""
 
+UNIT = re.compile(r"_(per_fs|per_GPa|GPa|K|fs|ps)$")
+
 
 def flag(name: str) -> str:
     """The flag of a field: its name without the unit at the end."""
-    return FLAGS.get(name, "--" + re.sub(r"_(per_fs|K|fs|ps)$", "", name).replace("_", "-"))
+    return FLAGS.get(name, "--" + UNIT.sub("", name).replace("_", "-"))
 
 
 def options_from(cls: type):
@@ -37,8 +39,8 @@ def options_from(cls: type):
 
 
 def _option(option: Field, kind: type):
-    unit = re.search(r"_(per_fs|K|fs|ps|min)$", option.name)
-    unit = unit[1].replace("per_fs", "1/fs") if unit else None
+    unit = UNIT.search(option.name) or re.search(r"_(min)$", option.name)
+    unit = unit[1].replace("per_", "1/") if unit else None
     default = "" if option.default in (None, MISSING) or kind is bool else f" [default: {option.default}]"
     help = option.metadata["help"]
     help = help[0].upper() + help[1:] + (f", in {unit}" if unit else "") + default
@@ -46,7 +48,7 @@ def _option(option: Field, kind: type):
     if kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", option.name, default=None, help=help)
     kind = click.Choice(choices) if choices else kind
-    metavar = None if choices else unit.upper() if unit in ("K", "fs", "ps", "min") else {int: "N", float: "X", str: "TEXT"}[kind]
+    metavar = None if choices else (unit if unit == "GPa" else unit.upper()) if unit in ("K", "fs", "ps", "min", "GPa") else {int: "N", float: "X", str: "TEXT"}[kind]
     return click.option(name, option.name, type=kind, default=None, help=help, metavar=metavar)
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
+from stabie_ase.config import PretrainConfig
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
-from stabie_ase.training.config import PretrainConfig
 from stabie_ase.qm import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
 
 

@@ -16,6 +16,7 @@ import torch
 from scipy.stats import binomtest
 
 import stabie_ase
+from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_temperature
 from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
 from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate
@@ -24,7 +25,6 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.stability import Failures, criterion_from
-from stabie_ase.training.config import BadOption, FinetuneConfig, from_dict
 from stabie_ase.training.directory import RunDirectory
 from stabie_ase.training.stabie import StabieTraining
 
@@ -249,7 +249,7 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, on_read: Callable[[str], Non
     reference, validation = inputs.read_reference(), inputs.read_validation()
     if on_read:
         on_read(reference.source)
-    config = with_temperature(config, reference)
+    config = with_temperature(config, reference.temperature_K, "the reference")
     potential = inputs.load_potential()
     for part in (reference, validation) if validation else (reference,):
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
@@ -259,15 +259,6 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, on_read: Callable[[str], Non
     torch.manual_seed(config.seed)
     training = StabieTraining(potential, reference, observable, criterion, config, validation)
     return Finetuning(None, inputs, config, reference, observable, training)
-
-
-def with_temperature(config, reference: Reference):
-    """A config whose temperature is the reference's unless one was given."""
-    if config.temperature_K is not None:
-        return config
-    if reference.temperature_K is None:
-        raise BadOption("the reference tells no single temperature (info key temperature_K); give --temperature in K")
-    return replace(config, temperature_K=reference.temperature_K)
 
 
 def _describe(inputs: Inputs, setup: Finetuning) -> dict:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import accumulate_gradient, estimate, fluctuation_weights, potential_energies
+from stabie_ase.config import FinetuneConfig
 from stabie_ase.dynamics import MDState, PotentialForces, Trajectory, simulate
 from stabie_ase.dynamics.integrators import update_forces
 from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
@@ -30,17 +31,20 @@ from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
 from stabie_ase.stability import BondLengthDeviation, Failures
-from stabie_ase.training.config import FinetuneConfig
+from stabie_ase.training.natural import natural_direction
 from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 
 logger = logging.getLogger(__name__)
 
 SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
 
-STEP = 2e-3
-"""First length of a step down the observable's gradient, as a share of the norm of the weights it concerns. It adapts."""
+STEP = 0.5
+"""First length of a step for the observable: how much it changes forces, as a share of the starting model's force error.
 
-SHORTEST, LONGEST = 1.0 / 64, 2.0
+Most of it is made good by the steps on energies and forces that follow. It adapts.
+"""
+
+SHORTEST, LONGEST = 1.0 / 16, 2.0
 """Limits of the factor on that length which follows the force error on the validation frames."""
 
 
@@ -57,6 +61,7 @@ class Progress:
     failures_in_phase: int = 0
     stable_steps_in_phase: int = 0
     balance: float = 1.0
+    lowest_force_mae: float = math.inf
     seconds: float = 0.0
 
 
@@ -89,7 +94,7 @@ class StabieTraining:
         self.escaped = replace(criterion, tolerance=config.escape_factor * criterion.tolerance)
         values = observable(AtomsBatch.from_atoms(reference.frames))
         self.target = values.mean(dim=0).to(potential.device)
-        self.loss_weights = fluctuation_weights(values, observable.weights, config.fluctuation_floor).to(self.target)
+        self.reference_values = values.to(self.target)
         trained, held_out = reference.split(config.validation_share, config.seed) if validation is None else (reference, validation)
         self.labelled, self.validation = (
             LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out)
@@ -100,7 +105,9 @@ class StabieTraining:
         self.replicas = self._fresh(config.replicas)
         self.failed = torch.zeros(config.replicas, dtype=torch.bool, device=potential.device)
         self.optimizer = torch.optim.Adam(potential.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-        self.start_force_mae = self._force_mae()
+        errors = qm_errors(self.potential, self.validation)
+        self.start_force_mae, self.start_force_rmse = errors.force_mae_eV_per_A, errors.force_rmse_eV_per_A
+        self.progress.lowest_force_mae = self.start_force_mae
         self.start_weights = self._weights()
         self.best = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
         self.on_block: Callable[[int, MDState, Failures], None] | None = None
@@ -204,20 +211,23 @@ class StabieTraining:
         if not _enough(fold, len(values)):
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(values))
             return record
-        result = first = estimate(values, self.target, self.loss_weights, config.temperature_K, None, fold)
+        stable = (~self.criterion(frames).unstable).nonzero()[:, 0]
+        weights = self._loss_weights(values[stable])
+        result = first = estimate(values, self.target, weights, config.temperature_K, None, fold)
         for _ in range(config.updates_per_window):
             before = self._weights()
-            error = self._update(frames, result.sample_weights)
+            error = self._update(frames, result.sample_weights, stable)
             if not error <= self._force_bound():
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
                 self.potential.load_state_dict(before)
                 progress.balance = max(0.5 * progress.balance, SHORTEST)
                 error = self._force_mae()
                 break
-            room = error <= self._force_bound(0.5)
+            progress.lowest_force_mae = min(progress.lowest_force_mae, error)
+            room = error <= (1.0 + 0.5 * config.force_error_bound) * progress.lowest_force_mae
             progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
             change = potential_energies(self.potential, frames) - energies
-            result = estimate(values, self.target, self.loss_weights, config.temperature_K, change, fold)
+            result = estimate(values, self.target, weights, config.temperature_K, change, fold)
             if not result.effective_samples >= config.min_ess_share * len(values):
                 break
         return record | {
@@ -237,25 +247,40 @@ class StabieTraining:
         fold = (replica[usable] % 2 == 0) if self.config.cross_fit else None
         return frames.select(usable), energies[usable], values[usable], fold
 
-    def _update(self, frames: AtomsBatch, sample_weights: Tensor) -> float:
-        """One step down the observable's gradient, and what energies and forces make of it; returns the force error.
+    def _loss_weights(self, stable: Tensor) -> Tensor:
+        """Deviations count in units of the fluctuations of all frames that are as they should be.
+
+        A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise.
+        """
+        known = torch.cat([self.reference_values, stable])
+        return fluctuation_weights(known, self.observable.weights, self.config.fluctuation_floor).to(self.target)
+
+    def _update(self, frames: AtomsBatch, sample_weights: Tensor, stable: Tensor) -> float:
+        """One step for the observable, and what energies and forces make of it; returns the force error.
 
         Of ∇L_obs only the direction is used: its length falls with the square of the unstable share, and the last
-        failures would never be learned. It is not given to Adam, which would spread it over all weights alike.
+        failures would never be learned.
         """
         config, progress = self.config, self.progress
         self.optimizer.zero_grad()
         accumulate_gradient(self.potential, frames, sample_weights)
-        parameters = [p for p in self.potential.parameters() if p.grad is not None]
-        norm = _norm([p.grad for p in parameters])
-        if torch.isfinite(norm) and norm > 0:
-            # Weights of elements that do not occur must not count.
-            size = _norm([p * (p.grad != 0) for p in parameters])
-            length = progress.balance * config.observable_weight * STEP * size
+        direction, change = natural_direction(
+            self.potential, self._sound_frames(frames, stable), self.loss, config.natural_iterations
+        )
+        if math.isfinite(change) and change > 0:
+            length = progress.balance * config.observable_weight * STEP * self.start_force_rmse / change
             with torch.no_grad():
-                for p in parameters:
-                    p -= (length / norm).to(p.dtype) * p.grad
+                for p, part in zip(self.potential.parameters(), direction):
+                    p -= (length * part).to(p.dtype)
         return self._qm_steps()
+
+    def _sound_frames(self, frames: AtomsBatch, stable: Tensor) -> list[AtomsBatch]:
+        """Labelled frames and as many stable ones from the dynamics, other ones for each update."""
+        size, step = self.config.qm_batch_size, self.progress.updates
+        parts = [self.labelled.batch.select(minibatch(len(self.labelled), size, self.config.seed, step))]
+        if len(stable):
+            parts.append(frames.select(stable[minibatch(len(stable), size, self.config.seed, step)]))
+        return parts
 
     def _qm_steps(self) -> float:
         """Steps on energies and forces with a learning rate that falls to zero; returns the force error."""
@@ -323,8 +348,8 @@ class StabieTraining:
     def _accurate(self) -> bool:
         return self._force_mae() <= self._force_bound()
 
-    def _force_bound(self, share: float = 1.0) -> float:
-        return (1.0 + share * self.config.force_error_bound) * self.start_force_mae
+    def _force_bound(self) -> float:
+        return (1.0 + self.config.force_error_bound) * self.start_force_mae
 
     def _force_mae(self) -> float:
         return qm_errors(self.potential, self.validation).force_mae_eV_per_A
@@ -393,6 +418,7 @@ class StabieTraining:
             "progress": vars(self.progress).copy(),
             "best": self.best,
             "start_force_mae": self.start_force_mae,
+            "start_force_rmse": self.start_force_rmse,
         }
 
     def restore(self, state: dict) -> None:
@@ -403,13 +429,9 @@ class StabieTraining:
         self.failed = state["failed"].to(self.failed.device)
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
-        self.start_force_mae = state["start_force_mae"]
+        self.start_force_mae, self.start_force_rmse = state["start_force_mae"], state["start_force_rmse"]
 
 
 def _enough(fold: Tensor | None, n_samples: int) -> bool:
     """Whether there are two samples or more to form a covariance from, in each fold."""
     return n_samples >= 2 if fold is None else min(int(fold.sum()), int((~fold).sum())) >= 2
-
-
-def _norm(tensors: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([x.detach().double().norm() for x in tensors]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -64,6 +64,21 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     return cls(**values)
 
 
+def with_temperature(config: Any, found: float | None, where: str) -> Any:
+    """A config whose temperature is the one found in some frames unless one was given.
+
+    Raises
+    ------
+    BadOption
+        Neither.
+    """
+    if config.temperature_K is not None:
+        return config
+    if found is None:
+        raise BadOption(f"{where} tells no single temperature (info key temperature_K); give --temperature in K")
+    return replace(config, temperature_K=found)
+
+
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Every knob of the StABIE loop; each field's metadata tell what it is. Units are in the names."""
@@ -93,23 +108,26 @@ class FinetuneConfig:
     )
     observable_weight: float = knob(
         1.0,
-        "factor on the length of the steps down the observable's gradient; 0: energies and forces alone, as a control",
+        "factor on the length of the steps for the observable; 0: energies and forces alone, as a control",
         0.0,
         1e9,
     )
+    natural_iterations: int = knob(
+        8, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
+    )
     fluctuation_floor: float = knob(
-        0.003,
-        "a bin counts by the inverse of its variance in the reference plus this share of the mean variance; 1e6: all bins alike",
+        1e-4,
+        "a bin counts by the inverse of its variance in stable frames plus this share of the mean variance; 1e6: all bins alike",
         1e-9,
         1e9,
     )
     qm_weight: float = knob(1.0, "weight of energies and forces: factor on the learning rate of their steps; 0 for none", 0.0, 1e6)
     learning_rate: float = knob(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
-    qm_steps: int = knob(100, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
+    qm_steps: int = knob(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
     updates_per_window: int = knob(3, "updates at most on the samples of one window", 1, 1_000_000)
     min_ess_share: float = knob(0.5, "effective share of the samples below which a new window is run", 0.0, 1.0)
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
-    qm_batch_size: int = knob(64, "frames in the energy/force term of an update", 1, 1_000_000)
+    qm_batch_size: int = knob(32, "frames in the energy/force term of an update", 1, 1_000_000)
     validation_share: float = knob(
         0.1, "part of the reference kept out of the energy/force term to judge accuracy by, as pretraining does", 0.0, 0.9
     )
@@ -189,3 +207,73 @@ class EvaluationConfig:
 
     def __post_init__(self):
         check_options(self)
+
+
+ENSEMBLES = ("nve", "nvt", "nvt-nose-hoover", "nvt-rescaling", "npt", "npt-flexible")
+
+
+@dataclass(frozen=True)
+class MDConfig:
+    """Molecular dynamics as `stabie-ase md` runs it."""
+
+    ensemble: str = knob(
+        "nvt",
+        "ensemble: nvt is Langevin, npt is Langevin with stochastic cell rescaling, for which the model must give the stress",
+        choices=ENSEMBLES,
+    )
+    time_ps: float = knob(10.0, "time of each replica, what has been run included", 1e-6, 1e9)
+    replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
+    temperature_K: float | None = knob(None, "temperature; that of the starting frames if not given", 1e-3, 1e5)
+    end_temperature_K: float | None = knob(None, "temperature at the end, reached linearly", 1e-3, 1e5)
+    pressure_GPa: float = knob(0.0, "pressure", -1e3, 1e5)
+    timestep_fs: float = knob(0.5, "time step", 1e-3, 20.0)
+    friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
+    damping_fs: float = knob(50.0, "characteristic time of the other thermostats", 0.1, 1e6)
+    pressure_damping_fs: float = knob(1000.0, "relaxation time of the volume", 1.0, 1e9)
+    compressibility_per_GPa: float = knob(0.46, "estimate of the compressibility, which sets the speed of the cell only", 1e-6, 1e6)
+    sample_every_fs: float = knob(50.0, "time between two frames", 1e-3, 1e9)
+    check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
+    criterion: str | None = knob(None, "KIND:TOLERANCE (Å), such as bonds:0.5, that stops a replica")
+    seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
+
+    def __post_init__(self):
+        check_options(self)
+        if not self.timestep_fs <= self.sample_every_fs:
+            raise BadOption(
+                f"sample_every_fs is {self.sample_every_fs:g}, expected a time of at least one step ({self.timestep_fs:g} fs)"
+            )
+        if self.end_temperature_K is not None and self.ensemble == "nve":
+            raise BadOption("end_temperature_K is given, but nve dynamics have no thermostat to follow it")
+
+    def steps(self, time_fs: float) -> int:
+        """A time as a number of steps, at least one."""
+        return max(1, round(time_fs / self.timestep_fs))
+
+    @property
+    def integrator(self) -> Integrator:
+        """The dynamics these options ask for; needs a temperature for a ramp."""
+        from ase import units
+
+        from stabie_ase import dynamics
+
+        dt, friction, damping = self.timestep_fs * units.fs, self.friction_per_fs / units.fs, self.damping_fs * units.fs
+        if self.ensemble == "nve":
+            return dynamics.VelocityVerlet(dt)
+        if self.ensemble == "nvt":
+            integrator = dynamics.Langevin(dt, friction)
+        elif self.ensemble == "nvt-nose-hoover":
+            integrator = dynamics.NoseHooverChain(dt, damping)
+        elif self.ensemble == "nvt-rescaling":
+            integrator = dynamics.StochasticVelocityRescaling(dt, damping)
+        else:
+            integrator = dynamics.StochasticCellRescaling(
+                dt,
+                friction,
+                damping=self.pressure_damping_fs * units.fs,
+                compressibility=self.compressibility_per_GPa / units.GPa,
+                flexible=self.ensemble == "npt-flexible",
+            )
+        if self.end_temperature_K is None:
+            return integrator
+        n_steps = self.steps(1000.0 * self.time_ps)
+        return dynamics.TemperatureRamp(integrator, self.temperature_K, self.end_temperature_K, n_steps)

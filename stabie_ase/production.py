@@ -1,0 +1,169 @@
+"""Molecular dynamics on disk: trajectories, a thermodynamic log and exact restarts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
+from torch import Tensor
+
+from stabie_ase.config import MDConfig
+from stabie_ase.directory import FrameLog, TextLog, WorkDirectory
+from stabie_ase.dynamics import MDState, kinetic_energy, simulate
+from stabie_ase.dynamics.state import degrees_of_freedom
+from stabie_ase.evaluation import start
+from stabie_ase.potentials.base import Potential
+from stabie_ase.stability import Criterion
+
+SAVE_EVERY = 10.0
+"""Seconds between two saved states."""
+
+COLUMNS = "replica,time_ps,potential_energy_eV,kinetic_energy_eV,temperature_K,volume_A3,pressure_GPa"
+
+
+class MDDirectory(WorkDirectory):
+    """`thermo.csv` and `frames/replica-0000.traj` and so on, or one `frames.traj`."""
+
+    command = "md"
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path)
+        self.thermo = TextLog(self.path / "thermo.csv")
+        self.frames: list[FrameLog] = []
+
+    def arrange(self, replicas: int, one_file: bool) -> None:
+        """Decide where frames go."""
+        if one_file:
+            self.frames = [FrameLog(self.path / "frames.traj")]
+        else:
+            with self.writing():
+                (self.path / "frames").mkdir(exist_ok=True)
+            self.frames = [FrameLog(self.path / "frames" / f"replica-{k:04d}.traj") for k in range(replicas)]
+        self.logs = {"thermo": self.thermo} | {log.path.name: log for log in self.frames}
+
+
+class Production:
+    """Replicas run to a requested time, from wherever the directory's state stands.
+
+    Parameters
+    ----------
+    directory : MDDirectory
+        Arranged.
+    config : MDConfig
+        With a temperature.
+    potential : Potential
+    frames : sequence of Atoms
+        To start from.
+    criterion : Criterion or None
+        Stops a replica.
+    """
+
+    def __init__(
+        self, directory: MDDirectory, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criterion: Criterion | None
+    ):
+        self.directory, self.config, self.potential = directory, config, potential
+        self.criteria = [criterion] if criterion else []
+        self.integrator = config.integrator
+        self.state = start(potential, frames, config.replicas, config.temperature_K, self.integrator, config.seed)
+        self.state = self.state.replace(pressure=torch.full_like(self.state.pressure, config.pressure_GPa * units.GPa))
+        self.integrator.check(self.state)
+        self.stopped = ~self.state.alive
+        self.done = 0
+
+    @property
+    def n_steps(self) -> int:
+        """Of the whole run."""
+        return self.config.steps(1000.0 * self.config.time_ps)
+
+    def take_up(self, saved: dict | None) -> None:
+        """Go on from what the directory's `load` returned."""
+        if saved is not None:
+            try:
+                state = saved["state"]
+                self.state, self.done = self.state.restore(state["replicas"]), int(state["done"])
+                self.stopped = state["stopped"].to(self.stopped.device)
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise self.directory.damaged_state(error) from error
+        self.directory.cut_to(saved)
+
+    def run(self, on_sample: Callable[[int, MDState, Tensor], None] | None = None) -> None:
+        """Take all replicas to the end; `on_sample(steps_done, state, stopped)` after every frame."""
+        config, saved = self.config, time.monotonic()
+        if self.done == 0 and self.directory.thermo.length == 0:
+            with self.directory.writing():
+                self.directory.thermo.append(COLUMNS)
+            self._write(torch.arange(config.replicas, device=self.state.batch.device))
+            self._save()
+        while self.done < self.n_steps and not bool(self.stopped.all()):
+            n = min(config.steps(config.sample_every_fs), self.n_steps - self.done)
+            going = (~self.stopped).nonzero()[:, 0]
+            ends, _, failures = simulate(
+                self.state.select(going),
+                self.integrator,
+                self.potential,
+                n,
+                self.criteria,
+                check_every=min(config.steps(config.check_every_fs), n) if self.criteria else n,
+            )
+            self.state = self.state.put(going, ends)
+            self.stopped[going[failures.failed]] = True
+            self.done += n
+            self._write(going)
+            if on_sample:
+                on_sample(self.done, self.state, self.stopped)
+            if time.monotonic() - saved > SAVE_EVERY:
+                self._save()
+                saved = time.monotonic()
+        self._save()
+
+    def _save(self) -> None:
+        self.directory.save({"replicas": self.state.tensors(), "stopped": self.stopped, "done": self.done})
+
+    def _write(self, replicas: Tensor) -> None:
+        """A frame and a line of the log for each of these replicas."""
+        frames = self._frames(replicas)
+        lines = [self._line(atoms) for atoms in frames]
+        with self.directory.writing():
+            self.directory.thermo.append(*lines)
+            if len(self.directory.frames) == 1 and self.directory.frames[0].path.name == "frames.traj":
+                self.directory.frames[0].append(frames)
+                return
+            for k, atoms in zip(replicas.tolist(), frames):
+                self.directory.frames[k].append([atoms])
+
+    def _frames(self, replicas: Tensor) -> list[Atoms]:
+        state = self.state.select(replicas)
+        images = state.batch.to_atoms()
+        momenta, forces = (x.cpu().double().split(state.batch.sizes) for x in (state.momenta, state.forces))
+        n_f = degrees_of_freedom(state, self.integrator.fix_com)
+        temperature = (2.0 * kinetic_energy(state) / (units.kB * n_f.clamp(min=1.0))).tolist()
+        for k, atoms in enumerate(images):
+            atoms.set_momenta(momenta[k].numpy())
+            results = {"energy": float(state.potential_energy[k]), "forces": forces[k].numpy()}
+            if state.stress is not None:
+                stress = state.stress[k].cpu().double().numpy()
+                results["stress"] = stress[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+            atoms.calc = SinglePointCalculator(atoms, **results)
+            atoms.info |= {
+                "replica": int(replicas[k]),
+                "time_ps": float(state.step[k]) * self.config.timestep_fs / 1000.0,
+                "temperature_K": temperature[k],
+            }
+        return images
+
+    @staticmethod
+    def _line(atoms: Atoms) -> str:
+        kinetic, volume, pressure = atoms.get_kinetic_energy(), "", ""
+        if atoms.pbc.all():
+            volume = f"{atoms.get_volume():.4f}"
+        if "stress" in atoms.calc.results:
+            pressure = f"{-atoms.get_stress(include_ideal_gas=True)[:3].mean() / units.GPa:.6f}"
+        info = atoms.info
+        return (
+            f"{info['replica']},{info['time_ps']:.6g},{atoms.get_potential_energy():.8g},{kinetic:.8g},"
+            f"{info['temperature_K']:.6g},{volume},{pressure}"
+        )

@@ -1,0 +1,174 @@
+"""`stabie-ase md`: what it writes is what the engine did, restarts go on exactly, bad input is one line."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from ase.constraints import FixAtoms, FixBondLength
+from ase.io import read, write
+
+import stabie_ase.production as production_module
+from helpers import crystal, schnet
+from stabie_ase.calculator import StABIECalculator
+from stabie_ase.potentials.checkpoint import save_potential
+
+RUN = ("md", "model.pt", "--start", "ref.xyz", "--replicas", "3", "--time", "0.1", "--sample-every", "10", "--seed", "4")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with model.pt and ref.xyz, as the working directory."""
+    shutil.copy(tiny.model_path(), tmp_path / "model.pt")
+    shutil.copy(tiny.reference_path(), tmp_path / "ref.xyz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    result = tiny.run("-q", *map(str, arguments))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(*arguments):
+    result = tiny.run(*map(str, arguments))
+    assert result.exit_code not in (0, None)
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1 and "Traceback" not in result.output, result.output
+    return lines[0]
+
+
+def thermo(path):
+    return np.genfromtxt(path / "thermo.csv", delimiter=",", names=True)
+
+
+def same(a, b):
+    """Two runs end in the same bits, and tell the same on the way."""
+    assert (a / "thermo.csv").read_text() == (b / "thermo.csv").read_text()
+    states = [torch.load(path / "state.pt", weights_only=True)["state"] for path in (a, b)]
+    assert states[0]["done"] == states[1]["done"]
+    for name, x in states[0]["replicas"].items():
+        assert torch.equal(x, states[1]["replicas"][name]), name
+    for file in sorted((a / "frames").iterdir()):
+        for one, other in zip(read(file, ":"), read(b / "frames" / file.name, ":"), strict=True):
+            assert np.array_equal(one.positions, other.positions)
+
+
+def test_frames_and_log_are_those_of_the_model(here):
+    run(*RUN)
+    log = thermo(here / "model-md")
+    assert len(log) == 3 * 11
+    for k in range(3):
+        frames = read(here / "model-md" / "frames" / f"replica-{k:04d}.traj", ":")
+        mine = log[log["replica"] == k]
+        assert np.allclose([atoms.info["time_ps"] for atoms in frames], np.arange(11) * 0.01)
+        assert np.allclose(mine["time_ps"], np.arange(11) * 0.01)
+        for atoms, line in zip(frames[::5], mine[::5], strict=True):
+            told, forces = atoms.get_potential_energy(), atoms.get_forces()
+            assert line["potential_energy_eV"] == pytest.approx(told, rel=1e-7)
+            assert line["kinetic_energy_eV"] == pytest.approx(atoms.get_kinetic_energy(), rel=1e-6)
+            assert line["temperature_K"] == pytest.approx(atoms.get_temperature(), rel=1e-5)  # Langevin: 3N momenta
+            atoms.calc = StABIECalculator("model.pt")
+            assert atoms.get_potential_energy() == pytest.approx(told, abs=1e-5)
+            np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_exactly(here, monkeypatch):
+    run(*RUN, "--output", "whole")
+    monkeypatch.setattr(production_module, "SAVE_EVERY", 0.0)
+    real, calls = production_module.simulate, []
+
+    def simulate(*arguments, **settings):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(production_module, "simulate", simulate)
+    result = tiny.run(*RUN, "--output", "broken")
+    assert result.exit_code == 130 and "stabie-ase md --resume broken" in result.output
+    (here / "broken" / "thermo.csv").open("a").write("half a li")  # as a killed process leaves it
+    run("md", "--resume", "broken")
+    same(here / "whole", here / "broken")
+
+
+def test_a_longer_time_continues_to_the_requested_total(here):
+    run(*RUN, "--output", "whole")
+    run(*RUN, "--output", "parts", "--time", "0.06")
+    run("md", "--resume", "parts", "--time", "0.1")
+    same(here / "whole", here / "parts")
+    run("md", "--resume", "parts")  # there is nothing left to do, and it asks for the first total
+    same(here / "whole", here / "parts")
+
+
+def test_a_criterion_stops_replicas(here):
+    result = run(*RUN, "--time", "1", "--criterion", "bonds:0.2", "--temperature", "3000", "--one-file")
+    assert "stopped before" in result.output
+    log = thermo(here / "model-md")
+    last = [log["time_ps"][log["replica"] == k].max() for k in range(3)]
+    assert min(last) < 1.0
+    assert len(read(here / "model-md" / "frames.traj", ":")) == len(log)
+
+
+def test_constant_pressure_tells_volume_and_pressure(here):
+    save_potential(schnet(), here / "crystal.pt")
+    write(here / "crystal.xyz", crystal(4))
+    run("md", "crystal.pt", "--start", "crystal.xyz", "--ensemble", "npt-flexible", "--temperature", "100", "--replicas", "2",
+        "--time", "0.01", "--sample-every", "5", "--pressure", "1", "--pressure-damping", "100")  # fmt: skip
+    log = thermo(here / "crystal-md")
+    assert len(np.unique(log["volume_A3"])) == 5 and np.isfinite(log["pressure_GPa"]).all()  # both began with one cell
+    atoms = read(here / "crystal-md" / "frames" / "replica-0001.traj", -1)
+    assert log["volume_A3"][-1] == pytest.approx(atoms.get_volume(), rel=1e-5)
+    inner = -atoms.get_stress(include_ideal_gas=True)[:3].mean() / tiny.units.GPa
+    assert log["pressure_GPa"][-1] == pytest.approx(inner, abs=1e-5)
+
+
+def test_atoms_that_the_file_holds_stay(here):
+    frames = read("ref.xyz", ":3")
+    for atoms in frames:
+        atoms.set_constraint(FixAtoms([1]))
+    write("held.traj", frames)
+    run("md", "model.pt", "--start", "held.traj", "--temperature", "600", "--replicas", "2", "--time", "0.02")
+    path = read(here / "model-md" / "frames" / "replica-0000.traj", ":")
+    moved = np.abs(path[-1].positions - path[0].positions).max(axis=1)
+    assert moved[1] == 0.0 and (np.delete(moved, 1) > 0.0).all()
+
+
+def test_a_ramp_ends_where_it_should(here):
+    run(*RUN, "--temperature", "10", "--end-temperature", "900", "--friction", "0.2")
+    state = torch.load(here / "model-md" / "state.pt", weights_only=True)["state"]["replicas"]
+    assert float(state["temperature"][0]) == pytest.approx(10.0 + 890.0 * 199 / 200)
+    assert "--end-temperature" in refused("md", "--resume", "model-md", "--time", "1")
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(here):
+    frames = read("ref.xyz", ":2")
+    frames[0].set_constraint(FixBondLength(0, 1))
+    write("bonds.traj", frames)
+    before = sorted(p.name for p in here.iterdir())
+    assert "FixBondLength" in refused("md", "model.pt", "--start", "bonds.traj", "--temperature", "300")
+    assert "periodic in all three directions" in refused(*RUN, "--ensemble", "npt")
+    assert "no thermostat" in refused(*RUN, "--ensemble", "nve", "--end-temperature", "3")
+    assert "no such file" in refused("md", "model.pt", "--start", "nothing.xyz")
+    assert "not a structure file" in refused("md", "model.pt", "--start", "model.pt")
+    assert "give MODEL and --start" in refused("md", "model.pt")
+    assert "sample_every_fs" in refused(*RUN, "--timestep", "20")
+    assert "no such directory" in refused("md", "--resume", "nothing")
+    assert sorted(p.name for p in here.iterdir()) == before
+
+
+def test_what_a_run_was_begun_with_is_kept(here):
+    run(*RUN)
+    assert "--ensemble" in refused("md", "--resume", "model-md", "--ensemble", "nve")
+    assert "belongs to stabie-ase md" in refused("finetune", "--resume", "model-md")
+    assert "not an empty directory" in refused(*RUN)
+    with open("ref.xyz", "a") as file:
+        file.write("\n")
+    assert "start file" in refused("md", "--resume", "model-md")
+
+
+def test_a_long_time_step_is_told(here):
+    result = tiny.run(*RUN, "--timestep", "8")
+    assert "a time step of 8 fs is long for atoms of 12 amu" in result.output

@@ -1,0 +1,114 @@
+"""Natural gradient steps: against dense linear algebra, and the change of forces that they foretell."""
+
+import pytest
+import torch
+
+from helpers import METHANOL, WATER, schnet
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.neighbors import neighbor_list
+from stabie_ase.potentials.base import Potential
+from stabie_ase.qm import LabelledFrames, QMLoss
+from stabie_ase.training.natural import natural_direction
+
+LOSS = QMLoss()
+
+
+class Linear(Potential):
+    """Energies linear in six parameters, so that the metric does not depend on them."""
+
+    cutoff = 5.0
+
+    def __init__(self):
+        super().__init__()
+        self.theta = torch.nn.Parameter(torch.linspace(-1.0, 1.0, 4, dtype=torch.float64))
+        self.phi = torch.nn.Parameter(torch.tensor([0.5, 0.1], dtype=torch.float64))
+        self.idle = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+    def energies(self, batch, neighbors):
+        r = neighbors.half.vectors(batch).norm(dim=1)
+        terms = torch.stack([torch.exp(-r), torch.exp(-r / 2), 1 / r, 1 / r**2, torch.sin(r), torch.cos(2 * r)], dim=1)
+        owner = batch.system[neighbors.half.pairs[0]]
+        return torch.zeros(batch.n_systems, dtype=r.dtype).index_add(0, owner, terms @ torch.cat([self.theta, self.phi]))
+
+
+def systems():
+    rng = torch.Generator().manual_seed(3)
+    batches = [AtomsBatch.from_atoms([METHANOL, WATER, METHANOL]), AtomsBatch.from_atoms([WATER, WATER])]
+    return [b.replace(positions=b.positions + 0.1 * torch.randn(b.positions.shape, generator=rng)) for b in batches]
+
+
+def predicted(potential, batch):
+    p = potential.compute(batch, neighbor_list(batch, potential.cutoff))
+    return LabelledFrames(batch, p.energies, p.forces.double())
+
+
+def dense_metric(potential, frames):
+    """The Hessian of the loss against the potential's own predictions, by autograd alone."""
+    targets = [predicted(potential, part) for part in frames]
+    parameters = list(potential.parameters())
+    total = sum(LOSS(potential, t) for t in targets) / len(targets)
+
+    def flat(grads):
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, parameters)])
+
+    first = flat(torch.autograd.grad(total, parameters, create_graph=True, allow_unused=True))
+    return torch.stack([flat(torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True)) for x in first])
+
+
+def set_gradient(potential, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    for p in potential.parameters():
+        p.grad = torch.randn(p.shape, generator=rng, dtype=torch.float64).to(p.dtype)
+
+
+def test_enough_iterations_solve_the_linear_system():
+    potential, frames = Linear(), systems()
+    set_gradient(potential)
+    potential.idle.grad = None
+    g = torch.cat([potential.theta.grad, potential.phi.grad])
+    h = dense_metric(potential, frames)[:6, :6]
+    shift = 0.1 * float(g @ h @ g / (g @ g))
+    exact = torch.linalg.solve(h + shift * torch.eye(6), g)
+    direction, change = natural_direction(potential, frames, LOSS, iterations=12, damping=0.1)
+    torch.testing.assert_close(torch.cat(direction[:2]), exact, rtol=1e-5, atol=1e-8)
+    assert (direction[2] == 0).all()
+    assert change == pytest.approx(float((0.5 * exact @ h @ exact).sqrt()), rel=1e-5)
+
+
+def test_no_iterations_leave_the_gradient():
+    potential, frames = Linear(), systems()
+    set_gradient(potential)
+    g = [p.grad.clone() for p in potential.parameters()]
+    direction, change = natural_direction(potential, frames, LOSS, iterations=0)
+    assert all(torch.equal(a, b) for a, b in zip(direction, g))
+    flat = torch.cat(g)
+    assert change == pytest.approx(float((0.5 * flat @ dense_metric(potential, frames) @ flat).sqrt()), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_changes_its_forces_as_foretold_and_less_than_by_the_plain_gradient(dtype):
+    potential, frames = schnet(dtype), systems()
+    before = {name: x.clone() for name, x in potential.state_dict().items()}
+    now = [predicted(potential, part) for part in frames]
+    gained = {}
+    for iterations in (0, 15):
+        set_gradient(potential, seed=1)
+        g = [p.grad.double().clone() for p in potential.parameters()]
+        direction, change = natural_direction(potential, frames, LOSS, iterations)
+        assert all(torch.equal(x, before[name]) for name, x in potential.state_dict().items())
+        assert all(p.grad is None for p in potential.parameters())
+        length = 2e-4 / change
+        with torch.no_grad():
+            for p, part in zip(potential.parameters(), direction):
+                p -= (length * part).to(p.dtype)
+        moved = sum(LOSS(potential, t).item() for t in now) / len(now)
+        assert moved**0.5 == pytest.approx(2e-4, rel=0.05)
+        gained[iterations] = length * sum(float((a * b).sum()) for a, b in zip(g, direction))
+        potential.load_state_dict(before)
+    assert gained[15] > 3 * gained[0]  # of the loss, for the same change of the forces
+
+
+def test_no_gradient_is_no_step():
+    potential, frames = Linear(), systems()
+    direction, change = natural_direction(potential, frames, LOSS, iterations=5)
+    assert change == 0 and all((part == 0).all() for part in direction)
