@@ -340,8 +340,8 @@ def test_an_update_beyond_the_bound_of_the_force_error_is_taken_back(monkeypatch
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
 
 
-@pytest.mark.parametrize("share, balance", [(1.0, 0.6), (1.02, 0.6), (1.03, 0.35)], ids=["as at the start", "less than half way", "more"])
-def test_the_observable_gives_way_half_way_to_the_bound_of_the_force_error(monkeypatch, share, balance):
+@pytest.mark.parametrize("share, balance", [(1.0, 0.6), (1.039, 0.6), (1.041, 0.35)], ids=["as at the start", "room", "no room"])
+def test_the_observable_gives_way_near_the_bound_of_the_force_error(monkeypatch, share, balance):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
     training.progress.balance = 0.5
@@ -350,10 +350,21 @@ def test_the_observable_gives_way_half_way_to_the_bound_of_the_force_error(monke
     assert training.progress.balance == pytest.approx(balance)
 
 
+def test_room_is_counted_from_the_lowest_force_error(monkeypatch):
+    training = loop(force_error_bound=0.05, updates_per_window=1)
+    until_learning(training)
+    for share, balance in ((0.9, 0.6), (0.93, 0.72), (0.95, 0.72 * 0.7)):
+        training.progress.phase = LEARNING
+        training.progress.balance = 0.5 if share == 0.9 else training.progress.balance
+        force_error_becomes(training, share, monkeypatch)
+        training.step()
+        assert training.progress.balance == pytest.approx(balance)
+
+
 def test_steps_have_a_longest_and_a_shortest_length(monkeypatch):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
-    for share, balance in ((1.0, LONGEST), (1.03, SHORTEST), (1.06, SHORTEST)):
+    for share, balance in ((1.0, LONGEST), (1.045, SHORTEST), (1.06, SHORTEST)):
         training.progress.phase, training.progress.balance = LEARNING, balance
         force_error_becomes(training, share, monkeypatch)
         training.step()

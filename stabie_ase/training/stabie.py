@@ -2,8 +2,8 @@
 
     pretrained potential
     repeat: simulation phase   run replicas; stop each that fails and rewind it to the start of that window
-            learning phase     run all from there, broken ones too; a step down the gradient of the Boltzmann estimator,
-                               then energies and forces; back to the same start; until the failures are gone
+            learning phase     run all from there, broken ones too; a step down the natural gradient of the Boltzmann
+                               estimator, then energies and forces; back to the same start; until the failures are gone
     keep the best state by measured stability
 """
 
@@ -29,10 +29,10 @@ from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
 from stabie_ase.evaluation import start
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
+from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 from stabie_ase.reference import Reference
 from stabie_ase.stability import BondLengthDeviation, Failures
 from stabie_ase.training.natural import natural_direction
-from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ Most of it is made good by the steps on energies and forces that follow. It adap
 
 SHORTEST, LONGEST = 1.0 / 16, 2.0
 """Limits of the factor on that length which follows the force error on the validation frames."""
+
+ROOM = 0.8
+"""Share of the bound on the force error, counted from the lowest error so far, up to which steps grow."""
 
 
 @dataclass
@@ -224,7 +227,7 @@ class StabieTraining:
                 error = self._force_mae()
                 break
             progress.lowest_force_mae = min(progress.lowest_force_mae, error)
-            room = error <= (1.0 + 0.5 * config.force_error_bound) * progress.lowest_force_mae
+            room = error <= (1.0 + ROOM * config.force_error_bound) * progress.lowest_force_mae
             progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
             change = potential_energies(self.potential, frames) - energies
             result = estimate(values, self.target, weights, config.temperature_K, change, fold)
