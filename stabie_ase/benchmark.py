@@ -1,0 +1,95 @@
+"""What a machine does with a model: replica-steps per second and memory against the number of replicas."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from ase import Atoms, units
+
+from stabie_ase.dynamics import Langevin, MDState, PotentialForces
+from stabie_ase.dynamics.simulate import advance
+from stabie_ase.evaluation import start
+from stabie_ase.potentials.base import Potential
+
+ENOUGH = 0.9
+"""Share of the best rate that is worth no more replicas."""
+
+BLOCK = 5
+"""Steps between two looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Langevin dynamics of so many replicas.
+
+    Attributes
+    ----------
+    replicas : int
+    rate : float
+        Replica-steps per second.
+    memory_MB : float or None
+        Largest amount in use so far: of the device, or of the process on a CPU; None where the system does not tell.
+    """
+
+    replicas: int
+    rate: float
+    memory_MB: float | None
+
+
+def measure(potential: Potential, frames: Sequence[Atoms], replicas: int, seconds: float, temperature_K: float) -> Measurement:
+    """Run for so long after a first block that nobody measures."""
+    integrator = Langevin(0.5 * units.fs, 0.01 / units.fs)
+    state = start(potential, frames, replicas, temperature_K, integrator, seed=0)
+    forces = PotentialForces(potential)
+    with potential.frozen():
+        state = _block(state, integrator, forces)
+        steps, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            state = _block(state, integrator, forces)
+            steps += BLOCK
+    return Measurement(replicas, replicas * steps / (time.perf_counter() - began), _memory_MB(potential.device))
+
+
+def _block(state: MDState, integrator: Langevin, forces: PotentialForces) -> MDState:
+    state = advance(state, integrator, forces, BLOCK)
+    if state.batch.device.type == "cuda":
+        torch.cuda.synchronize(state.batch.device)
+    return state
+
+
+def _memory_MB(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def sweep(
+    potential: Potential, frames: Sequence[Atoms], most: int, seconds: float, temperature_K: float
+) -> Iterator[Measurement]:
+    """1, 2, 4, ... replicas up to `most`; ends early where twice as many bring no more or do not fit."""
+    rates = []
+    replicas = 1
+    while replicas <= most:
+        try:
+            measurement = measure(potential, frames, replicas, seconds, temperature_K)
+        except torch.OutOfMemoryError:
+            return
+        yield measurement
+        rates.append(measurement.rate)
+        if len(rates) > 3 and max(rates[-2:]) < 1.03 * max(rates[:-2]):
+            return
+        replicas *= 2
+
+
+def recommended(measurements: Sequence[Measurement]) -> Measurement:
+    """The fewest replicas that come close to the best rate."""
+    best = max(m.rate for m in measurements)
+    return next(m for m in measurements if m.rate >= ENOUGH * best)
