@@ -19,15 +19,6 @@ from ase.io import read, write
 from stabie_ase.cli.progress import Progress
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with model.pt and ref.xyz, as the working directory."""
-    shutil.copy(tiny.model_path(), tmp_path / "model.pt")
-    shutil.copy(tiny.reference_path(), tmp_path / "ref.xyz")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def contents(folder):
     """Every file below a folder with its bytes."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} | {

@@ -1,7 +1,5 @@
 """`stabie-ase md`: what it writes is what the engine did, restarts go on exactly, bad input is one line."""
 
-import shutil
-
 import numpy as np
 import pytest
 import tiny
@@ -15,15 +13,6 @@ from stabie_ase.calculator import StABIECalculator
 from stabie_ase.potentials.checkpoint import save_potential
 
 RUN = ("md", "model.pt", "--start", "ref.xyz", "--replicas", "3", "--time", "0.1", "--sample-every", "10", "--seed", "4")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with model.pt and ref.xyz, as the working directory."""
-    shutil.copy(tiny.model_path(), tmp_path / "model.pt")
-    shutil.copy(tiny.reference_path(), tmp_path / "ref.xyz")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def run(*arguments):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from stabie_ase.cli.main import check_device, common_options, explain, main
+from stabie_ase.cli.main import check_device, common_options, explain, main, told_how_to_go_on
 from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import FinetuneConfig
@@ -99,7 +98,7 @@ def run_to_end(finetuning, quiet: bool) -> None:
     resume_command = directory.resume_command + (" --trust-checkpoint" if finetuning.inputs.trust_checkpoint else "")
     if not quiet:
         click.echo(f"Run directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
-    with _told_how_to_go_on(resume_command):
+    with told_how_to_go_on(lambda: f"go on with: {resume_command}"):
         _loop(finetuning, quiet)
         result = _comparison(finetuning, quiet)
     click.echo(format_table(result["models"], result["test"]["time_ps"]))
@@ -108,15 +107,6 @@ def run_to_end(finetuning, quiet: bool) -> None:
     click.echo(f"Report: {_report(directory)}")
     if directory.unstable_path.exists():
         click.echo(f"Unstable frames: stabie-ase view {directory.path}")
-
-
-@contextmanager
-def _told_how_to_go_on(resume_command: str):
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; go on with: {resume_command}", err=True)
-        raise click.exceptions.Exit(130) from None
 
 
 def _loop(finetuning, quiet: bool) -> None:

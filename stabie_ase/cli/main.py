@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 
 import click
@@ -39,6 +41,16 @@ class OneLineErrors(click.Group):
             if context.params.get("verbose", 0) >= 2:
                 raise
             raise click.ClickException(explain(error)) from error
+
+
+@contextmanager
+def told_how_to_go_on(how: Callable[[], str]) -> Iterator[None]:
+    """A ctrl-C in this block ends the program with what became of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"\ninterrupted; {how()}", err=True)
+        raise click.exceptions.Exit(130) from None
 
 
 def explain(error: Exception) -> str:

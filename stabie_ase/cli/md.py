@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from stabie_ase.cli.main import check_device, main
+from stabie_ase.cli.main import check_device, main, told_how_to_go_on
 from stabie_ase.cli.options import Sectioned, build, changed, options_from
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import BadOption, MDConfig, from_dict, with_temperature
@@ -135,18 +135,7 @@ def _run(quiet, directory, description, inputs, config, potential, frames, crite
             share = f"stopped {100 * float(stopped.double().mean()):.0f} %, "
             progress.show(steps, share + rate.update(int(state.step.sum())))
 
-        try:
+        with told_how_to_go_on(lambda: f"go on with: {directory.resume_command}"):
             production.run(on_sample)
-        except KeyboardInterrupt:
-            raise Interrupted(directory.resume_command) from None
     n = int(production.stopped.sum())
     click.echo(f"{config.replicas} replicas at {production.done * config.timestep_fs / 1000:g} ps" + (f", {n} stopped before" if n else ""))
-
-
-class Interrupted(click.ClickException):
-    """Ctrl-C, with the way to go on."""
-
-    exit_code = 130
-
-    def show(self, file=None) -> None:
-        click.echo(f"\ninterrupted; to go on: {self.message}", err=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from stabie_ase.cli.main import check_device, check_new_file, main
+from stabie_ase.cli.main import check_device, check_new_file, main, told_how_to_go_on
 from stabie_ase.cli.options import build, options_from
 from stabie_ase.cli.progress import Progress
 from stabie_ase.config import PretrainConfig
@@ -57,9 +57,12 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
         if resumed:
             click.echo(f"Going on after epoch {training.epoch}")
 
+    def kept():
+        return f"the same command goes on from {state_path}" if state_path.exists() else "nothing was saved yet"
+
     saved = time.monotonic()
     with Progress(60.0 * config.max_time_min, "pretrain", quiet) as progress:
-        try:
+        with told_how_to_go_on(kept):
             while not training.finished:
                 record = training.run_epoch()
                 used = max(training.seconds, 60.0 * config.max_time_min * training.epoch / config.epochs)
@@ -67,9 +70,6 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
                 if time.monotonic() - saved > SAVE_EVERY:
                     write_atomically({"options": options, "training": training.state()}, state_path)
                     saved = time.monotonic()
-        except KeyboardInterrupt:
-            kept = f"the same command goes on from {state_path}" if state_path.exists() else "nothing was saved yet"
-            raise Interrupted(kept) from None
     training.take_best()
     save_potential(potential, output)
     state_path.unlink(missing_ok=True)
@@ -77,15 +77,6 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
         f"Wrote {output}: best of {training.epoch} epochs at {training.best_epoch}, validation force RMSE "
         f"{1000 * training.best_error:.1f} meV/Å, {training.seconds:.0f} s"
     )
-
-
-class Interrupted(click.ClickException):
-    """Ctrl-C, with what became of the work."""
-
-    exit_code = 130
-
-    def show(self, file=None) -> None:
-        click.echo(f"\ninterrupted; {self.message}", err=True)
 
 
 def _options(config: PretrainConfig, family: str, dtype: str, reference: str, energy_key, forces_key) -> dict:
