@@ -1,5 +1,6 @@
 """Dynamics: laws of the integrators, agreement with ASE, and batch members that are strangers to each other."""
 
+import importlib
 import itertools
 from dataclasses import fields
 
@@ -31,6 +32,7 @@ from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.stability import BondLengthDeviation
 
+simulate_module = importlib.import_module("stabie_ase.dynamics.simulate")
 FS = units.fs
 P_MIN = 1e-3
 """Of the Kolmogorov-Smirnov tests: one seed in a thousand would fail."""
@@ -555,6 +557,21 @@ def test_recorded_frames_are_those_of_a_plain_loop():
     for k in range(frames.n_systems):
         expected = states[4 * int(frame[k]) + 3].batch.select([int(replica[k])])
         assert torch.equal(frames.select([k]).positions, expected.positions)
+
+
+def test_long_recordings_go_through_a_file(monkeypatch):
+    """The same frames, and memory that belongs to a file instead of the process."""
+    state, potential = morse_state(3, 2), Morse(depth=4.5, a=1.9, r0=1.1)
+    run = lambda: simulate(state, INTEGRATORS["langevin"], potential, 40, sample_every=2)[1]  # noqa: E731
+    inside = run()
+    monkeypatch.setattr(simulate_module, "IN_MEMORY", 100)
+    mapped = []
+    real = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *a, **s: mapped.append(real(*a, **s)) or mapped[-1])
+    outside = run()
+    assert torch.equal(inside.positions, outside.positions) and torch.equal(inside.valid, outside.valid)
+    assert len(mapped) == 1 and np.shares_memory(mapped[0], outside.positions.numpy())
+    assert torch.equal(inside.frames()[0].positions, outside.frames()[0].positions)
 
 
 def flying_apart(*speeds):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -157,13 +159,26 @@ def simulate(
     return state.put(active, running), recorder.trajectory() if recorder else None, failures
 
 
+IN_MEMORY = 2**30
+"""Bytes of recorded positions up to which they are kept in memory; what is larger goes through a temporary file."""
+
+
+def _buffer(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros in the dtype and on the device of `like`; on a CPU, large ones are mapped to a file that goes with them."""
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size <= IN_MEMORY:
+        return like.new_zeros(shape)
+    with tempfile.TemporaryFile(prefix="stabie-frames-") as file:
+        return torch.from_numpy(np.memmap(file, dtype=like.numpy().dtype, mode="w+", shape=shape))
+
+
 class _Recorder:
     """Buffers for every frame to come, filled in place."""
 
     def __init__(self, state: MDState, n_steps: int, sample_every: int):
         n, batch = n_steps // sample_every, state.batch
         self.batch, self.n_recorded = batch, 0
-        self.positions = batch.positions.new_zeros((n, batch.n_atoms, 3))
+        self.positions = _buffer((n, batch.n_atoms, 3), batch.positions)
         self.energies = state.potential_energy.new_zeros((n, batch.n_systems))
         self.steps = sample_every * torch.arange(1, n + 1, device=batch.device)
         self.valid = torch.zeros((n, batch.n_systems), dtype=torch.bool, device=batch.device)
