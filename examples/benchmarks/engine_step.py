@@ -25,6 +25,7 @@ import stabie_ase
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, NoseHooverChain, PotentialForces, initial_state
 from stabie_ase.dynamics.simulate import advance
+from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.potentials.schnet import SchNetPotential
@@ -78,7 +79,7 @@ def compare(potential, integrator, n_replicas, args):
 
     def known_forces(batch):
         forces.neighbors(batch)
-        return state.potential_energy, state.forces
+        return Prediction(state.potential_energy, state.forces, None)
 
     def bare():
         for _ in range(args.steps):
