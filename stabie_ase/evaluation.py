@@ -86,7 +86,13 @@ def starting_frames(frames: Sequence[Atoms], n: int, seed: int) -> list[Atoms]:
 
 
 def start(
-    potential: Potential, frames: Sequence[Atoms], n: int, temperature_K: float, integrator: Integrator, seed: int
+    potential: Potential,
+    frames: Sequence[Atoms],
+    n: int,
+    temperature_K: float,
+    integrator: Integrator,
+    seed: int,
+    pressure_GPa: float = 0.0,
 ) -> MDState:
     """Replicas at random reference frames with Maxwell-Boltzmann momenta."""
     chosen = starting_frames(frames, n, seed)
@@ -97,6 +103,7 @@ def start(
         temperature_K,
         seed=seed,
         fix_com=integrator.fix_com,
+        pressure_GPa=pressure_GPa,
         mobile=mobile_atoms(chosen).to(batch.device),
     )
 

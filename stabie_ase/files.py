@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import threading
@@ -43,6 +44,11 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, to tell later whether it is still the same."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def write_atomically(data: Any, path: str | os.PathLike) -> None:

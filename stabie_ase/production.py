@@ -33,26 +33,24 @@ class MDDirectory(WorkDirectory):
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)
         self.thermo = TextLog(self.path / "thermo.csv")
-        self.frames: list[FrameLog] = []
 
     def arrange(self, replicas: int, one_file: bool) -> None:
         """Decide where frames go."""
         if one_file:
-            self.frames = [FrameLog(self.path / "frames.traj")]
+            logs = [FrameLog(self.path / "frames.traj")]
         else:
             with self.writing():
                 (self.path / "frames").mkdir(exist_ok=True)
-            self.frames = [FrameLog(self.path / "frames" / f"replica-{k:04d}.traj") for k in range(replicas)]
-        self.logs = {"thermo": self.thermo} | {log.path.name: log for log in self.frames}
+            logs = [FrameLog(self.path / "frames" / f"replica-{k:04d}.traj") for k in range(replicas)]
+        self.logs = {"thermo": self.thermo} | {log.path.name: log for log in logs}
+        self.log_of = logs * replicas if one_file else logs
 
 
 class Production:
-    """Replicas run to a requested time, from wherever the directory's state stands.
+    """Replicas run to a requested time. Nothing is written before `take_up` says where.
 
     Parameters
     ----------
-    directory : MDDirectory
-        Arranged.
     config : MDConfig
         With a temperature.
     potential : Potential
@@ -63,13 +61,14 @@ class Production:
     """
 
     def __init__(
-        self, directory: MDDirectory, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criterion: Criterion | None
+        self, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criterion: Criterion | None
     ):
-        self.directory, self.config, self.potential = directory, config, potential
+        self.config, self.potential = config, potential
         self.criteria = [criterion] if criterion else []
         self.integrator = config.integrator
-        self.state = start(potential, frames, config.replicas, config.temperature_K, self.integrator, config.seed)
-        self.state = self.state.replace(pressure=torch.full_like(self.state.pressure, config.pressure_GPa * units.GPa))
+        self.state = start(
+            potential, frames, config.replicas, config.temperature_K, self.integrator, config.seed, config.pressure_GPa
+        )
         self.integrator.check(self.state)
         self.stopped = ~self.state.alive
         self.done = 0
@@ -79,8 +78,9 @@ class Production:
         """Of the whole run."""
         return self.config.steps(1000.0 * self.config.time_ps)
 
-    def take_up(self, saved: dict | None) -> None:
-        """Go on from what the directory's `load` returned."""
+    def take_up(self, directory: MDDirectory) -> None:
+        """Work in an arranged directory from now on, from its last state or from the start."""
+        self.directory, saved = directory, directory.load()
         if saved is not None:
             try:
                 state = saved["state"]
@@ -129,11 +129,8 @@ class Production:
         lines = [self._line(atoms) for atoms in frames]
         with self.directory.writing():
             self.directory.thermo.append(*lines)
-            if len(self.directory.frames) == 1 and self.directory.frames[0].path.name == "frames.traj":
-                self.directory.frames[0].append(frames)
-                return
             for k, atoms in zip(replicas.tolist(), frames):
-                self.directory.frames[k].append([atoms])
+                self.directory.log_of[k].append([atoms])
 
     def _frames(self, replicas: Tensor) -> list[Atoms]:
         state = self.state.select(replicas)

@@ -1,5 +1,7 @@
 """`stabie-ase md`: what it writes is what the engine did, restarts go on exactly, bad input is one line."""
 
+import json
+
 import numpy as np
 import pytest
 import tiny
@@ -7,6 +9,7 @@ import torch
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
 
+import stabie_ase.potentials.checkpoint as checkpoint_module
 import stabie_ase.production as production_module
 from helpers import crystal, schnet
 from stabie_ase.calculator import StABIECalculator
@@ -161,3 +164,18 @@ def test_what_a_run_was_begun_with_is_kept(here):
 def test_a_long_time_step_is_told(here):
     result = tiny.run(*RUN, "--timestep", "8")
     assert "a time step of 8 fs is long for atoms of 12 amu" in result.output
+
+
+def test_a_directory_from_someone_else_is_not_trusted(here, monkeypatch):
+    """Trust that its config.json claims counts for nothing; the flag given with --resume does."""
+    run(*RUN)
+    path = here / "model-md" / "config.json"
+    config = json.loads(path.read_text())
+    config["inputs"]["trust_checkpoint"] = True
+    path.write_text(json.dumps(config))
+    asked = []
+    real = checkpoint_module.load_potential
+    monkeypatch.setattr(checkpoint_module, "load_potential", lambda *a: asked.append(a[3]) or real(*a))
+    run("md", "--resume", "model-md")
+    run("md", "--resume", "model-md", "--trust-checkpoint")
+    assert asked == [False, True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from stabie_ase.cli.main import check_device, main
+from stabie_ase.cli.main import check_device, main, model_options
 
 
 @main.command(short_help="Measure how fast dynamics run here.")
@@ -13,10 +13,7 @@ from stabie_ase.cli.main import check_device, main
 @click.option("--replicas", default=1024, show_default=True, type=click.IntRange(1), help="Most replicas to try")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.01), help="Time for each number of replicas")
 @click.option("--temperature", default=300.0, show_default=True, type=click.FloatRange(1e-3), help="In K")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Precision [default: the model's]")
-@click.option("--head", metavar="NAME", help="Head of a multi-head model")
-@click.option("--trust-checkpoint", is_flag=True, help="Run code that a pickled checkpoint carries")
+@model_options
 def bench(model, reference, replicas, seconds, temperature, device, dtype, head, trust_checkpoint):
     """Replica-steps per second of MODEL against the number of replicas, and the number to use."""
     import torch

@@ -95,20 +95,25 @@ def check_device(device: str) -> None:
         raise click.BadParameter(f"there is no {device}, only {torch.cuda.device_count()} of them", param_hint="--device")
 
 
-def common_options(command):
-    """Options of every command that opens a model and a reference."""
+def model_options(command):
+    """Options of every command that opens a model."""
     for option in reversed(
         [
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N"),
             click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Precision [default: the model's]"),
-            click.option("--energy-key", metavar="NAME", help="Energies in the reference [default: found by itself]"),
-            click.option("--forces-key", metavar="NAME", help="Forces in the reference [default: found by itself]"),
             click.option("--head", metavar="NAME", help="Head of a multi-head model"),
             click.option("--trust-checkpoint", is_flag=True, help="Run code that a pickled checkpoint carries"),
         ]
     ):
         command = option(command)
     return command
+
+
+def common_options(command):
+    """Options of every command that opens a model and a reference with energies and forces."""
+    command = click.option("--forces-key", metavar="NAME", help="Forces in the reference [default: found by itself]")(command)
+    command = click.option("--energy-key", metavar="NAME", help="Energies in the reference [default: found by itself]")(command)
+    return model_options(command)
 
 
 def packaged(name: str) -> str:

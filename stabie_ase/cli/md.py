@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
-from stabie_ase.cli.main import check_device, main, told_how_to_go_on
+from stabie_ase.cli.main import check_device, main, model_options, told_how_to_go_on
 from stabie_ase.cli.options import Sectioned, build, changed, options_from
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import BadOption, MDConfig, from_dict, with_temperature
+from stabie_ase.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +32,7 @@ SAFE_TIMESTEP_FS = 1.0
 @click.option("--output", metavar="RUN", help="Directory to write to [default: MODEL's name with -md]")
 @click.option("--resume", metavar="RUN", help="Go on to the end, or to a later one given with --time")
 @click.option("--one-file", is_flag=True, help="All frames in frames.traj instead of one file a replica")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N")
-@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Precision [default: the model's]")
-@click.option("--head", metavar="NAME", help="Head of a multi-head model")
-@click.option("--trust-checkpoint", is_flag=True, help="Run code that a pickled checkpoint carries")
+@model_options
 @options_from(MDConfig)
 @click.pass_context
 def md(context, model, start, output, resume, one_file, device, dtype, head, trust_checkpoint, **given):
@@ -43,56 +40,62 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, tru
 
     Give MODEL and --start FILE to begin a run, or --resume RUN to go on with one.
     """
-    from stabie_ase.directory import UnusableRun, in_words
-    from stabie_ase.production import MDDirectory
-
+    inputs = {"device": device, "dtype": dtype, "head": head, "trust_checkpoint": trust_checkpoint, "one_file": one_file}
     if resume:
         files = {"MODEL": model, "--start": start, "--output": output, "--one-file": one_file}
         _refuse([name for name, value in files.items() if value])
-        directory, saved = MDDirectory.open(resume)
-        try:
-            config, inputs = from_dict(MDConfig, saved["config"]), dict(saved["inputs"])
-            different = [name for name in changed(config, given) if name != "--time"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UnusableRun(f"{directory.config_path} is damaged ({in_words(error)})") from error
-        _refuse(different)
-        config = replace(config, time_ps=given["time_ps"] or config.time_ps)
-        if config.end_temperature_K is not None and given["time_ps"]:
-            raise click.UsageError("the ramp of a run cannot be made longer: --time does not go with --end-temperature", context)
-        for name, digest in saved["digests"].items():
-            if not Path(inputs[name]).is_file() or _digest(inputs[name]) != digest:
-                raise UnusableRun(f"the {name} file of {resume} is gone or has changed: {inputs[name]}")
-        inputs["trust_checkpoint"] = trust_checkpoint or inputs["trust_checkpoint"]
-        check_device(inputs["device"])
+        _go_on(context, resume, trust_checkpoint, given)
     else:
         if not model or not start:
             raise click.UsageError("give MODEL and --start FILE, or --resume RUN", context)
-        config = build(MDConfig, given)
-        check_device(device)
         output = output or f"{Path(model).parent / Path(model).stem}-md"
-        MDDirectory.check_free(output)
-        inputs = {
-            "model": model, "start": start, "device": device, "dtype": dtype, "head": head,
-            "trust_checkpoint": trust_checkpoint, "one_file": one_file,
-        }  # fmt: skip
-    frames, potential, config, criterion = _set_up(inputs, config)
-    if not resume:
-        description = {
-            "config": asdict(config),
-            "inputs": inputs | {name: str(Path(inputs[name]).absolute()) for name in ("model", "start")},
-            "digests": {name: _digest(inputs[name]) for name in ("model", "start")},
-        }
-        directory = MDDirectory(output)
-    _run(context.obj["quiet"], directory, None if resume else description, inputs, config, potential, frames, criterion)
+        _begin(context, output, inputs | {"model": model, "start": start}, build(MDConfig, given))
+
+
+def _begin(context, output, inputs, config: MDConfig) -> None:
+    from stabie_ase.production import MDDirectory, Production
+
+    check_device(inputs["device"])
+    MDDirectory.check_free(output)
+    production = Production(*_set_up(inputs, config))
+    files = ("model", "start")
+    directory = MDDirectory.create(
+        output,
+        {
+            "config": asdict(production.config),
+            "inputs": inputs | {name: str(Path(inputs[name]).absolute()) for name in files},
+            "digests": {name: digest(inputs[name]) for name in files},
+        },
+    )
+    _run(context, directory, production, inputs)
+
+
+def _go_on(context, path, trust: bool, given) -> None:
+    from stabie_ase.directory import UnusableRun, in_words
+    from stabie_ase.production import MDDirectory, Production
+
+    directory, saved = MDDirectory.open(path)
+    try:
+        # The directory may be someone else's: trust is given anew each time.
+        config, inputs = from_dict(MDConfig, saved["config"]), saved["inputs"] | {"trust_checkpoint": trust}
+        files = {inputs[name]: (name, saved["digests"][name]) for name in ("model", "start")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnusableRun(f"{directory.config_path} is damaged ({in_words(error)})") from error
+    _refuse([name for name in changed(config, given) if name != "--time"])
+    if given["time_ps"]:
+        if config.end_temperature_K is not None:
+            raise click.UsageError("the ramp of a run cannot be made longer: --time does not go with --end-temperature", context)
+        config = replace(config, time_ps=given["time_ps"])
+    for file, (name, before) in files.items():
+        if not Path(file).is_file() or digest(file) != before:
+            raise UnusableRun(f"the {name} file of {path} is gone or has changed: {file}")
+    check_device(inputs["device"])
+    _run(context, directory, Production(*_set_up(inputs, config)), inputs)
 
 
 def _refuse(flags: list[str]) -> None:
     if flags:
         raise click.ClickException(f"--resume goes on with what the run was begun with; leave out {', '.join(flags)}")
-
-
-def _digest(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _set_up(inputs, config: MDConfig):
@@ -113,21 +116,18 @@ def _set_up(inputs, config: MDConfig):
         logger.warning(
             "a time step of %g fs is long for atoms of %.3g amu; up to %.2g fs is usual", config.timestep_fs, lightest, safe
         )
-    return frames, potential, config, criterion_from(config.criterion, frames) if config.criterion else None
+    return config, potential, frames, criterion_from(config.criterion, frames) if config.criterion else None
 
 
-def _run(quiet, directory, description, inputs, config, potential, frames, criterion) -> None:
-    from stabie_ase.production import MDDirectory, Production
-
-    production = Production(directory, config, potential, frames, criterion)
-    if description:
-        directory = production.directory = MDDirectory.create(directory.path, description)
+def _run(context, directory, production, inputs) -> None:
+    config, quiet = production.config, context.obj["quiet"]
+    resume_command = directory.resume_command + (" --trust-checkpoint" if inputs["trust_checkpoint"] else "")
     directory.claim()
     directory.arrange(config.replicas, inputs["one_file"])
-    production.take_up(None if description else directory.load())
+    production.take_up(directory)
     if not quiet:
         click.echo(f"{config.replicas} replicas, {config.ensemble}, {config.temperature_K:g} K, to {config.time_ps:g} ps")
-        click.echo(f"Directory: {directory.path}\nctrl-C is safe; to go on: {directory.resume_command}")
+        click.echo(f"Directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
     rate = Rate()
     with Progress(production.n_steps, "md", quiet) as progress:
 
@@ -135,7 +135,7 @@ def _run(quiet, directory, description, inputs, config, potential, frames, crite
             share = f"stopped {100 * float(stopped.double().mean()):.0f} %, "
             progress.show(steps, share + rate.update(int(state.step.sum())))
 
-        with told_how_to_go_on(lambda: f"go on with: {directory.resume_command}"):
+        with told_how_to_go_on(lambda: f"go on with: {resume_command}"):
             production.run(on_sample)
     n = int(production.stopped.sum())
     click.echo(f"{config.replicas} replicas at {production.done * config.timestep_fs / 1000:g} ps" + (f", {n} stopped before" if n else ""))

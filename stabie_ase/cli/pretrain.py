@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from stabie_ase.cli.main import check_device, check_new_file, main, told_how_to_
 from stabie_ase.cli.options import build, options_from
 from stabie_ase.cli.progress import Progress
 from stabie_ase.config import PretrainConfig
+from stabie_ase.files import digest
 
 SAVE_EVERY = 5.0
 """Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""
@@ -82,8 +82,7 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
 def _options(config: PretrainConfig, family: str, dtype: str, reference: str, energy_key, forces_key) -> dict:
     """What must be the same for a state to be gone on with; the budget may be raised."""
     options = {name: value for name, value in asdict(config).items() if name not in ("epochs", "max_time_min")}
-    digest = hashlib.sha256(Path(reference).read_bytes()).hexdigest()
-    return options | {"family": family, "dtype": dtype, "reference": digest, "energy_key": energy_key, "forces_key": forces_key}
+    return options | {"family": family, "dtype": dtype, "reference": digest(reference), "energy_key": energy_key, "forces_key": forces_key}
 
 
 def _restore(training, path: Path, options: dict) -> bool:

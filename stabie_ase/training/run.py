@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import platform
@@ -20,6 +19,7 @@ from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_tempera
 from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
 from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate
+from stabie_ase.files import digest
 from stabie_ase.observables import OBSERVABLES, Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
@@ -59,7 +59,7 @@ class Inputs:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files, so that a resumed run works on what it began with."""
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.paths().items()}
+        return {name: digest(path) for name, path in self.paths().items()}
 
     def paths(self) -> dict[str, Path]:
         """The files by the names of the fields."""
