@@ -14,10 +14,13 @@ import click
 
 from stabie_ase.config import BadOption, from_dict
 
-FLAGS = {"max_time_min": "--max-time", "check_ps": "--check-time"}
+FLAGS = {"check_ps": "--check-time"}
 """Flags that are not the field's name without its unit."""
 
-UNIT = re.compile(r"_(per_fs|per_GPa|GPa|K|fs|ps)$")
+UNIT = re.compile(r"_(per_fs|per_GPa|GPa|K|fs|ps|min)$")
+
+METAVARS = {"GPa": "GPa", "K": "K", "fs": "FS", "ps": "PS", "min": "MIN", int: "N", float: "X", str: "TEXT"}
+"""By unit, else by kind."""
 
 
 def flag(name: str) -> str:
@@ -39,7 +42,7 @@ def options_from(cls: type):
 
 
 def _option(option: Field, kind: type):
-    unit = UNIT.search(option.name) or re.search(r"_(min)$", option.name)
+    unit = UNIT.search(option.name)
     unit = unit[1].replace("per_", "1/") if unit else None
     default = "" if option.default in (None, MISSING) or kind is bool else f" [default: {option.default}]"
     help = option.metadata["help"]
@@ -48,7 +51,7 @@ def _option(option: Field, kind: type):
     if kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", option.name, default=None, help=help)
     kind = click.Choice(choices) if choices else kind
-    metavar = None if choices else (unit if unit == "GPa" else unit.upper()) if unit in ("K", "fs", "ps", "min", "GPa") else {int: "N", float: "X", str: "TEXT"}[kind]
+    metavar = None if choices else METAVARS.get(unit) or METAVARS[kind]
     return click.option(name, option.name, type=kind, default=None, help=help, metavar=metavar)
 
 

@@ -73,6 +73,19 @@ def count(state: MDState) -> MDState:
     return state.replace(step=state.step + 1)
 
 
+def baoab(
+    state: MDState, force_function: ForceFunction, dt: float, heat_bath: Callable[[MDState, float], MDState]
+) -> MDState:
+    """One step with the heat bath in its middle, between two halves of the drift."""
+    state = kick(state, dt / 2)
+    state = drift(state, dt / 2)
+    state = heat_bath(state, dt)
+    state = drift(state, dt / 2)
+    state = update_forces(state, force_function)
+    state = kick(state, dt / 2)
+    return count(state)
+
+
 @dataclass(frozen=True)
 class VelocityVerlet(Integrator):
     """Constant energy (NVE); Swope, Andersen, Berens & Wilson, J. Chem. Phys. 76, 637 (1982).
@@ -114,14 +127,7 @@ class Langevin(Integrator):
     fix_com: bool = False
 
     def step(self, state: MDState, force_function: ForceFunction, noise: Tensor | None = None) -> MDState:
-        dt = self.timestep
-        state = kick(state, dt / 2)
-        state = drift(state, dt / 2)
-        state = self.heat_bath(state, dt, noise)
-        state = drift(state, dt / 2)
-        state = update_forces(state, force_function)
-        state = kick(state, dt / 2)
-        return count(state)
+        return baoab(state, force_function, self.timestep, lambda state, dt: self.heat_bath(state, dt, noise))
 
     def steps(self, state: MDState, n_steps: int) -> Iterator[Step]:
         """The next steps, their noise drawn together: it is a function of key and step only, and far cheaper so."""
@@ -158,14 +164,7 @@ class StochasticVelocityRescaling(Integrator):
     fix_com: bool = True
 
     def step(self, state: MDState, force_function: ForceFunction) -> MDState:
-        dt = self.timestep
-        state = kick(state, dt / 2)
-        state = drift(state, dt / 2)
-        state = self.heat_bath(state, dt)
-        state = drift(state, dt / 2)
-        state = update_forces(state, force_function)
-        state = kick(state, dt / 2)
-        return count(state)
+        return baoab(state, force_function, self.timestep, self.heat_bath)
 
     def check(self, state: MDState) -> None:
         check_motion(state, self.fix_com)

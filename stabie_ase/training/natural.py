@@ -52,9 +52,9 @@ def natural_direction(
     """
     parameters = list(potential.parameters())
     gradient = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
-    metric = _Metric(potential, frames, loss)
     if not float(gradient.norm()) > 0:
         return _unflat(gradient, parameters), 0.0
+    metric = _Metric(potential, frames, loss)
     x, product = torch.zeros_like(gradient), torch.zeros_like(gradient)  # d and H d
     residual, p, shift = gradient.clone(), gradient.clone(), None
     for _ in range(iterations):
