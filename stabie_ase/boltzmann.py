@@ -78,32 +78,68 @@ def estimate(
         Fewer than two samples, in a fold where there is one.
     """
     values, reference, weights = values.double(), reference.double(), weights.double()
-    beta = 1.0 / (units.kB * temperature_K)
-    log_p = values.new_zeros(len(values)) if energy_change is None else -beta * energy_change.double()
-    everything = torch.ones(len(values), dtype=torch.bool, device=values.device)
-    mean, p, ess = _weighted_mean(values, log_p, everything)
-    if fold is None:
-        sample_weights = _covariance_weights(values, 2.0 * weights * (mean - reference), mean, p, ess, beta)
-    else:
-        sample_weights = torch.zeros_like(p)
-        halves = [(half, *_weighted_mean(values, log_p, half)) for half in (fold, ~fold)]
-        for (_, other_mean, _, _), (_, own_mean, own_p, own_ess) in (halves, halves[::-1]):
-            residual = 2.0 * weights * (other_mean - reference)
-            sample_weights += 0.5 * _covariance_weights(values, residual, own_mean, own_p, own_ess, beta)
+    mean, _, ess = _weighted_mean(values, temperature_K, energy_change)
+
+    def contracted(other: Tensor | None, own: Tensor | None) -> Tensor:
+        other_mean, _, _ = _weighted_mean(values, temperature_K, energy_change, other)
+        return response_weights(values, 2.0 * weights * (other_mean - reference), temperature_K, energy_change, own)[0]
+
+    halves = [(None, None)] if fold is None else [(fold, ~fold), (~fold, fold)]
+    sample_weights = sum(contracted(*pair) for pair in halves) / len(halves)
     return Estimate(mean, (weights * (mean - reference).square()).sum(), sample_weights, ess)
 
 
-def _weighted_mean(values: Tensor, log_p: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Mean over the chosen samples, their normalised probabilities (zero elsewhere), and Kish's sample size."""
-    if int(chosen.sum()) < 2:
-        raise ValueError(f"a covariance needs two samples or more, got {int(chosen.sum())}")
-    p = torch.softmax(torch.where(chosen, log_p, -torch.inf), dim=0)
-    return p @ values, p, float(1.0 / p.square().sum())
+def response_weights(
+    values: Tensor,
+    residual: Tensor,
+    temperature_K: float,
+    energy_change: Tensor | None = None,
+    chosen: Tensor | None = None,
+) -> tuple[Tensor, float]:
+    """Weights w_i of samples with Σ_i w_i ∇_θ U_θ(Γ_i) = Σ_k λ_k ∂ḡ_k/∂θ for a residual λ known from elsewhere.
 
+    Parameters
+    ----------
+    values : Tensor, shape (n_samples, d)
+        g of every sample.
+    residual : Tensor, shape (d,)
+        λ = ∂L/∂ḡ.
+    temperature_K : float
+    energy_change : Tensor, shape (n_samples,), optional
+        U_θ - U_θ0 in eV.
+    chosen : Tensor of bool, shape (n_samples,), optional
+        Samples that count; the weights of the others are zero.
 
-def _covariance_weights(values: Tensor, residual: Tensor, mean: Tensor, p: Tensor, ess: float, beta: float) -> Tensor:
+    Returns
+    -------
+    weights : Tensor of float64, shape (n_samples,)
+    effective_samples : float
+        Kish's effective sample size of the chosen.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two samples.
+    """
+    values, residual = values.double(), residual.double()
+    mean, p, ess = _weighted_mean(values, temperature_K, energy_change, chosen)
     bessel = ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0
-    return -beta * bessel * p * (values @ residual - mean @ residual)  # no copy of the values
+    beta = 1.0 / (units.kB * temperature_K)
+    return -beta * bessel * p * (values @ residual - mean @ residual), ess  # no copy of the values
+
+
+def _weighted_mean(
+    values: Tensor, temperature_K: float, energy_change: Tensor | None, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor, float]:
+    """Mean over the chosen samples, their normalised probabilities (zero elsewhere), and Kish's sample size."""
+    n = len(values) if chosen is None else int(chosen.sum())
+    if n < 2:
+        raise ValueError(f"a covariance needs two samples or more, got {n}")
+    log_p = values.new_zeros(len(values)) if energy_change is None else -energy_change.double() / (units.kB * temperature_K)
+    if chosen is not None:
+        log_p = torch.where(chosen, log_p, -torch.inf)
+    p = torch.softmax(log_p, dim=0)
+    return p @ values, p, float(1.0 / p.square().sum())
 
 
 def fluctuation_weights(values: Tensor, weights: Tensor, floor: float) -> Tensor:

@@ -93,9 +93,15 @@ class FinetuneConfig:
     damping_fs: float = knob(20.0, "characteristic time of the Nosé-Hoover chain", 0.1, 1e5)
     replicas: int = knob(32, "replicas run in parallel", 2, 1_000_000)
     window_fs: float = knob(250.0, "length of a window of dynamics", 1e-3, 1e7)
-    sample_every_fs: float = knob(12.5, "time between two frames for the estimator", 1e-3, 1e7)
+    sample_every_fs: float = knob(5.0, "time between two frames for the estimator", 1e-3, 1e7)
     check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
     criterion: str = knob("bonds:0.25", "KIND:TOLERANCE (Å) that calls a replica unstable in training")
+    average_fs: float = knob(
+        100.0, "time over which the observable of a frame is averaged along its own trajectory for the estimator; 0: none", 0.0, 1e7
+    )
+    near_factor: float = knob(
+        4.0, "the energies of frames beyond this many times the criterion's tolerance are not changed for the observable", 1.0, 1e6
+    )
     escape_factor: float = knob(
         8.0, "in learning, replicas beyond this many times the criterion's tolerance are stopped", 1.0, 1e6
     )
@@ -135,7 +141,7 @@ class FinetuneConfig:
     force_error_bound: float = knob(
         0.05, "states whose force error on the validation frames grew by more than this share are not kept", 0.0, 100.0
     )
-    max_time_min: float = knob(30.0, "wall time of the loop", 0.0, 1e6)
+    max_time_min: float = knob(15.0, "wall time of the loop", 0.0, 1e6)
     max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
     max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
     check_criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) of the final comparison with the starting model")
@@ -159,6 +165,11 @@ class FinetuneConfig:
     def steps(self, time_fs: float) -> int:
         """A time as a number of steps, at least one."""
         return max(1, round(time_fs / self.timestep_fs))
+
+    @property
+    def half_width(self) -> int:
+        """Frames to either side over which an observable is averaged."""
+        return round(0.5 * self.average_fs / self.sample_every_fs)
 
     @property
     def integrator(self) -> Integrator:

@@ -16,6 +16,7 @@ from stabie_ase.neighbors import neighbor_list
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.stability import BondLengthDeviation, criterion_from
 from stabie_ase.qm import LabelledFrames, QMLoss, minibatch
+from stabie_ase.training.samples import trajectory_averages
 from stabie_ase.training.stabie import FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 
 
@@ -252,7 +253,7 @@ def test_without_the_observable_no_dynamics_are_run():
 
 def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
     """The change of the weights against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample."""
-    training, before, trajectory = learned(qm_weight=0.0, observable_weight=1e-3, natural_iterations=0)
+    training, before, trajectory = learned(qm_weight=0.0, observable_weight=1e-3, natural_iterations=0, near_factor=1.5)
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
     frames, frame, replica = trajectory.frames()
@@ -265,11 +266,14 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
         config.fluctuation_floor,
     )
     residual = 2.0 * loss_weights * (values.mean(dim=0) - training.target)
-    scores = (values - values.mean(dim=0)) @ residual
+    near = (training.criterion(frames).value <= config.near_factor * training.criterion.tolerance).nonzero()[:, 0]
+    assert len(stable) < len(near) < len(values)
+    averages = trajectory_averages(values, frame, replica, config.half_width)[near]
+    scores = (averages - averages.mean(dim=0)) @ residual
     beta = 1.0 / (tiny.units.kB * config.temperature_K)
     energies = potential(frames, neighbor_list(frames, potential.cutoff))
     torch.testing.assert_close(energies.detach(), trajectory.potential_energy[frame, replica], rtol=1e-5, atol=1e-4)
-    (-beta / (len(values) - 1) * (scores * energies).sum()).backward()
+    (-beta / (len(near) - 1) * (scores * energies[near]).sum()).backward()
     used = [(name, p) for name, p in potential.named_parameters() if p.grad is not None]
     after = weights(training)
     step, gradient = (
@@ -389,7 +393,7 @@ def test_an_observable_without_gradient_leaves_energies_and_forces():
     training = loop()
     until_learning(training)
     batch = training.labelled.batch.select([0, 1])
-    assert training._update(batch, torch.zeros(2, dtype=torch.float64), torch.tensor([0, 1])) > 0.0
+    assert training._update(batch, torch.zeros(2, dtype=torch.float64), batch) > 0.0
     assert all(torch.isfinite(x).all() for x in weights(training).values())
 
 

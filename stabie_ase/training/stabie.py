@@ -21,7 +21,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.boltzmann import accumulate_gradient, estimate, fluctuation_weights, potential_energies
+from stabie_ase.boltzmann import accumulate_gradient, fluctuation_weights, potential_energies
 from stabie_ase.config import FinetuneConfig
 from stabie_ase.dynamics import MDState, PotentialForces, Trajectory, simulate
 from stabie_ase.dynamics.integrators import update_forces
@@ -33,6 +33,7 @@ from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
 from stabie_ase.reference import Reference
 from stabie_ase.stability import BondLengthDeviation, Failures
 from stabie_ase.training.natural import natural_direction
+from stabie_ase.training.samples import Samples
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,9 @@ class StabieTraining:
     ):
         self.potential, self.reference, self.observable, self.config = potential, reference, observable, config
         self.criterion = criterion
-        self.escaped = replace(criterion, tolerance=config.escape_factor * criterion.tolerance)
+        self.near, self.escaped = (
+            replace(criterion, tolerance=factor * criterion.tolerance) for factor in (config.near_factor, config.escape_factor)
+        )
         values = observable(AtomsBatch.from_atoms(reference.frames))
         self.target = values.mean(dim=0).to(potential.device)
         self.reference_values = values.to(self.target)
@@ -207,19 +210,25 @@ class StabieTraining:
     # -- learning
 
     def _learn_from(self, trajectory: Trajectory) -> dict[str, object]:
-        """Updates on one window's samples while their effective number holds."""
+        """Updates on one window's samples while their effective number holds.
+
+        All frames tell what is off. Only the energies of those not far outside the criterion are changed for it: where
+        replicas get lost is a matter of the way out, and what they find further on takes no learning, but most of a step.
+        """
         config, progress = self.config, self.progress
-        frames, energies, values, fold = self._samples(trajectory)
-        record = {"n_samples": len(values), "updates": progress.updates}
-        if not _enough(fold, len(values)):
-            logger.warning("all replicas broke at once: %d frames are too few to learn from", len(values))
+        samples = Samples.from_trajectory(trajectory, self.observable, config.half_width)
+        record = {"n_samples": len(samples), "updates": progress.updates}
+        near = samples.select(samples.stable(self.near))
+        if min(len(near.half(k)) for k in ((0, 1) if config.cross_fit else (None,))) < 2:
+            logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return record
-        stable = (~self.criterion(frames).unstable).nonzero()[:, 0]
-        weights = self._loss_weights(values[stable])
-        result = first = estimate(values, self.target, weights, config.temperature_K, None, fold)
+        stable = near.select(near.stable(self.criterion))
+        loss_weights = self._loss_weights(stable.values)
+        residuals = samples.residuals(self.target, loss_weights, config.cross_fit)
+        weights, n_effective = near.weights(residuals, config.temperature_K)
         for _ in range(config.updates_per_window):
             before = self._weights()
-            error = self._update(frames, result.sample_weights, stable)
+            error = self._update(near.frames, weights, stable.frames)
             if not error <= self._force_bound():
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
                 self.potential.load_state_dict(before)
@@ -229,36 +238,27 @@ class StabieTraining:
             progress.lowest_force_mae = min(progress.lowest_force_mae, error)
             room = error <= (1.0 + ROOM * config.force_error_bound) * progress.lowest_force_mae
             progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
-            change = potential_energies(self.potential, frames) - energies
-            result = estimate(values, self.target, weights, config.temperature_K, change, fold)
-            if not result.effective_samples >= config.min_ess_share * len(values):
+            change = potential_energies(self.potential, near.frames) - near.energies
+            weights, n_effective = near.weights(residuals, config.temperature_K, change)
+            if not n_effective >= config.min_ess_share * len(near):
                 break
         return record | {
-            "observable_loss": float(first.loss),
-            "ess_share": result.effective_samples / len(values),
+            "observable_loss": float((loss_weights * (samples.values.mean(dim=0) - self.target).square()).sum()),
+            "ess_share": n_effective / len(near),
             "updates": progress.updates,
             "balance": progress.balance,
             "force_mae_eV_per_A": error,
         }
-
-    def _samples(self, trajectory: Trajectory) -> tuple[AtomsBatch, Tensor, Tensor, Tensor | None]:
-        """Frames of a window with their energies and observables; frames that are not finite are left out."""
-        frames, frame, replica = trajectory.frames()
-        energies = trajectory.potential_energy[frame, replica]
-        values = self.observable(frames) if len(replica) else energies.new_zeros((0, len(self.target)))
-        usable = (torch.isfinite(energies) & torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
-        fold = (replica[usable] % 2 == 0) if self.config.cross_fit else None
-        return frames.select(usable), energies[usable], values[usable], fold
 
     def _loss_weights(self, stable: Tensor) -> Tensor:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
 
         A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise.
         """
-        known = torch.cat([self.reference_values, stable])
+        known = torch.cat([self.reference_values, stable.to(self.reference_values)])
         return fluctuation_weights(known, self.observable.weights, self.config.fluctuation_floor).to(self.target)
 
-    def _update(self, frames: AtomsBatch, sample_weights: Tensor, stable: Tensor) -> float:
+    def _update(self, frames: AtomsBatch, sample_weights: Tensor, stable: AtomsBatch) -> float:
         """One step for the observable, and what energies and forces make of it; returns the force error.
 
         Of ∇L_obs only the direction is used: its length falls with the square of the unstable share, and the last
@@ -268,7 +268,7 @@ class StabieTraining:
         self.optimizer.zero_grad()
         accumulate_gradient(self.potential, frames, sample_weights)
         direction, change = natural_direction(
-            self.potential, self._sound_frames(frames, stable), self.loss, config.natural_iterations
+            self.potential, self._sound_frames(stable), self.loss, config.natural_iterations
         )
         if math.isfinite(change) and change > 0:
             length = progress.balance * config.observable_weight * STEP * self.start_force_rmse / change
@@ -277,13 +277,11 @@ class StabieTraining:
                     p -= (length * part).to(p.dtype)
         return self._qm_steps()
 
-    def _sound_frames(self, frames: AtomsBatch, stable: Tensor) -> list[AtomsBatch]:
+    def _sound_frames(self, stable: AtomsBatch) -> list[AtomsBatch]:
         """Labelled frames and as many stable ones from the dynamics, other ones for each update."""
-        size, step = self.config.qm_batch_size, self.progress.updates
-        parts = [self.labelled.batch.select(minibatch(len(self.labelled), size, self.config.seed, step))]
-        if len(stable):
-            parts.append(frames.select(stable[minibatch(len(stable), size, self.config.seed, step)]))
-        return parts
+        pools = [pool for pool in (self.labelled.batch, stable) if pool.n_systems]
+        size, seed, step = self.config.qm_batch_size, self.config.seed, self.progress.updates
+        return [pool.select(minibatch(pool.n_systems, size, seed, step)) for pool in pools]
 
     def _qm_steps(self) -> float:
         """Steps on energies and forces with a learning rate that falls to zero; returns the force error."""
@@ -433,8 +431,3 @@ class StabieTraining:
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
         self.start_force_mae, self.start_force_rmse = state["start_force_mae"], state["start_force_rmse"]
-
-
-def _enough(fold: Tensor | None, n_samples: int) -> bool:
-    """Whether there are two samples or more to form a covariance from, in each fold."""
-    return n_samples >= 2 if fold is None else min(int(fold.sum()), int((~fold).sum())) >= 2
