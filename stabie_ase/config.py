@@ -146,7 +146,9 @@ class FinetuneConfig:
     max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
     check_criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) of the final comparison with the starting model")
     check_replicas: int = knob(64, "fresh replicas of the final comparison", 2, 1_000_000)
-    check_ps: float = knob(2.0, "time of each replica in the final comparison", 1e-6, 1e9)
+    check_ps: float | None = knob(
+        None, "time of each replica in the final comparison; 2 ps if not given, or less where that took longer than --max-time", 1e-6, 1e9
+    )
     seed: int = knob(0, "seed of everything random", 0, 2**31 - 1)
 
     def __post_init__(self):

@@ -576,3 +576,19 @@ def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
     monkeypatch.setattr(run_module, "evaluate", lambda *a: tests.append(a[4]) or outcome(3))
     finetuning.finish()
     assert {t.seed for t in tests} == {5} and tests[0].replicas == 8
+
+
+@pytest.mark.parametrize(
+    "asked, seconds, expected",
+    [
+        (None, 10.0, 2.0),  # ten seconds for a picosecond of a replica: time enough
+        (None, 1000.0, 600.0 / (8 * 1 * 1000.0)),  # what ten minutes allow
+        (None, 1e9, 0.005),  # one look at the criterion at least
+        (3.0, 1e9, 3.0),  # as asked
+    ],
+)
+def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked, seconds, expected):
+    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_ps=asked))
+    assert finetuning.check_ps == (asked or 2.0)  # no speed known yet
+    finetuning.training.progress.md_steps, finetuning.training.progress.md_seconds = 1000, seconds
+    assert finetuning.check_ps == pytest.approx(expected)

@@ -139,8 +139,12 @@ def _window_line(record: dict) -> str:
 
 def _comparison(finetuning, quiet: bool) -> dict:
     """The final comparison with its own progress."""
-    config, n = finetuning.config, len(finetuning.training.candidates())
-    steps_each = 1000.0 * config.check_ps / config.timestep_fs
+    from stabie_ase.training.run import LONGEST_CHECK
+
+    config, n, time = finetuning.config, len(finetuning.training.candidates()), finetuning.check_ps
+    if config.check_ps is None and time < LONGEST_CHECK and not quiet:
+        click.echo(f"The comparison is cut to {time:.2g} ps so as not to take longer than the loop; see --check-time")
+    steps_each = 1000.0 * time / config.timestep_fs
     with Progress(n * steps_each, "comparison", quiet) as progress:
 
         def on_check(k, steps, state, failures):

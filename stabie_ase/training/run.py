@@ -30,6 +30,9 @@ from stabie_ase.training.stabie import StabieTraining
 
 logger = logging.getLogger(__name__)
 
+LONGEST_CHECK = 2.0
+"""Time of each replica in a final comparison that nobody has asked to be longer, in ps."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -87,6 +90,18 @@ class Finetuning:
         """Where the result goes: named `model` with the suffix of the input."""
         return model_path(self.directory, self.inputs)
 
+    @property
+    def check_ps(self) -> float:
+        """Time of each replica in the final comparison: as given, or as long as it takes no longer than the loop may."""
+        config, progress = self.config, self.training.progress
+        if config.check_ps is not None:
+            return config.check_ps
+        if not progress.md_steps:
+            return LONGEST_CHECK
+        steps = 60.0 * config.max_time_min * progress.md_steps / progress.md_seconds
+        steps /= config.check_replicas * len(self.training.candidates())
+        return min(LONGEST_CHECK, max(steps * config.timestep_fs, config.check_every_fs) / 1000.0)
+
     def train(self, on_window: Callable[[dict], None] | None = None) -> None:
         """The loop, saved after every window."""
         training, directory = self.training, self.directory
@@ -119,7 +134,7 @@ class Finetuning:
         test = StabilityTest(
             temperature_K=config.temperature_K,
             replicas=config.check_replicas,
-            time_ps=config.check_ps,
+            time_ps=self.check_ps,
             timestep_fs=config.timestep_fs,
             friction_per_fs=config.friction_per_fs or 0.01,
             check_every_fs=config.check_every_fs,

@@ -61,6 +61,7 @@ class Progress:
     window: int = 0
     updates: int = 0
     md_steps: int = 0
+    md_seconds: float = 0.0
     starts: int = 0
     failures_in_phase: int = 0
     stable_steps_in_phase: int = 0
@@ -191,7 +192,7 @@ class StabieTraining:
         return self._record(updates=self.progress.updates, force_mae_eV_per_A=error)
 
     def _window(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
-        config = self.config
+        config, began = self.config, time.monotonic()
         ends, trajectory, failures = simulate(
             state,
             self.integrator,
@@ -205,6 +206,7 @@ class StabieTraining:
             on_block=self.on_block,
         )
         self.progress.md_steps += int((ends.step - state.step).sum())
+        self.progress.md_seconds += time.monotonic() - began
         return ends, trajectory, failures
 
     # -- learning
