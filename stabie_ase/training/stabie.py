@@ -45,7 +45,7 @@ STEP = 0.5
 Most of it is made good by the steps on energies and forces that follow. It adapts.
 """
 
-SHORTEST, LONGEST = 1.0 / 16, 2.0
+SHORTEST, LONGEST = 1.0 / 16, 8.0
 """Limits of the factor on that length which follows the force error on the validation frames."""
 
 ROOM = 0.8
