@@ -193,7 +193,7 @@ class PretrainConfig:
     epochs: int = knob(5000, "passes over the training frames at most", 1, 1_000_000_000)
     max_time_min: float = knob(60.0, "wall time at most", 0.0, 1e6)
     batch_size: int = knob(10, "frames in one step", 1, 1_000_000)
-    learning_rate: float = knob(1e-3, "learning rate of Adam at the start; halved on a plateau", 1e-12, 1.0)
+    learning_rate: float = knob(1e-3, "learning rate of Adam at the start, ten times this for mace; halved on a plateau", 1e-12, 1.0)
     patience: int = knob(50, "epochs without a better validation error that make a plateau", 1, 1_000_000)
     min_learning_rate: float = knob(1e-5, "learning rate below which training has converged", 0.0, 1.0)
     ema_decay: float = knob(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)

@@ -441,6 +441,19 @@ def test_pretrain_writes_a_model_that_opens(here, small_builder):
     assert tiny.run("-q", "evaluate", "new.pt", "--ref", "ref.xyz", "--time", "0.005", "--replicas", "2").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    "family, extra, rate", [("schnet", (), 1e-3), ("mace", (), 1e-2), ("mace", ("--learning-rate", "0.002"), 0.002)]
+)
+def test_each_family_has_its_learning_rate(here, small_builder, monkeypatch, family, extra, rate):
+    from stabie_ase.training import pretrain as module
+
+    monkeypatch.setitem(module.BUILDERS, "mace", module.BUILDERS["schnet"])
+    began, real = [], module.Pretraining
+    monkeypatch.setattr(module, "Pretraining", lambda *a: began.append(a[2]) or real(*a))
+    assert tiny.run("pretrain", "--model", family, *pretrain("--epochs", "1", *extra)[3:]).exit_code == 0
+    assert began[0].learning_rate == rate
+
+
 def test_pretrain_goes_on_after_ctrl_c(here, small_builder, monkeypatch):
     from stabie_ase.training.pretrain import Pretraining
 

@@ -17,9 +17,12 @@ from stabie_ase.files import digest
 SAVE_EVERY = 5.0
 """Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""
 
+FAMILIES = {"schnet": {}, "mace": {"learning_rate": 1e-2}}
+"""Options that suit a family better than the defaults."""
+
 
 @main.command()
-@click.option("--model", "family", type=click.Choice(["schnet", "mace"]), required=True, help="Family of the model")
+@click.option("--model", "family", type=click.Choice(list(FAMILIES)), required=True, help="Family of the model")
 @click.option("--ref", "reference", required=True, metavar="FILE", help="Frames with energies and forces")
 @click.option("-o", "--output", required=True, metavar="MODEL", help="Checkpoint to write")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N")
@@ -33,7 +36,7 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
 
     The same command goes on where an interrupted one stopped, from MODEL.pretrain.
     """
-    config, quiet = build(PretrainConfig, given), context.obj["quiet"]
+    config, quiet = build(PretrainConfig, given, FAMILIES[family]), context.obj["quiet"]
     check_new_file(output)
 
     import torch
