@@ -179,6 +179,17 @@ def test_budgets():
     assert training.finished and training.progress.updates == 1
 
 
+def test_time_runs_out_within_a_window_too(monkeypatch):
+    training = loop(min_ess_share=0.0, updates_per_window=3)
+    until_learning(training)
+    seen = []
+    training.on_block = lambda steps, state, failures: seen.append(training.seconds - training.progress.seconds)
+    monkeypatch.setattr(training, "_out_of_time", lambda: True)
+    training.step()
+    assert training.finished and training.progress.updates == 1
+    assert 0.0 < seen[0] < seen[-1]  # so that a bar moves while a long window runs
+
+
 # -- learning
 
 

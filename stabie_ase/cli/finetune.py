@@ -172,7 +172,7 @@ def _used(training) -> float:
     """Seconds of the budget used, or their equal in cycles or updates where those run out first."""
     config, live = training.config, training.progress
     budget = 60.0 * config.max_time_min
-    shares = [live.seconds / budget] if budget else [1.0]
+    shares = [training.seconds / budget] if budget else [1.0]
     if config.max_cycles:
         shares.append(live.cycle / config.max_cycles)
     if config.max_updates:

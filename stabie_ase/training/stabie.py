@@ -117,6 +117,7 @@ class StabieTraining:
         self.progress.lowest_force_mae = self.start_force_mae
         self.start_weights = self._weights()
         self.best = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
+        self._began: float | None = None
         self.on_block: Callable[[int, MDState, Failures], None] | None = None
         self.on_qm_step: Callable[[int], None] | None = None
 
@@ -124,15 +125,20 @@ class StabieTraining:
 
     def step(self) -> tuple[dict[str, object], list[Atoms]]:
         """Run one window of the present phase; returns a record for the log and the frames that failed in it."""
-        began = time.monotonic()
+        self._began = time.monotonic()
         if not self.config.observable_weight:
             record, unstable = self._control(), []
         else:
             record, unstable = (self._simulate if self.progress.phase == SIMULATION else self._learn)()
-        self.progress.seconds += time.monotonic() - began
+        self.progress.seconds, self._began = self.seconds, None
         if self._budget_spent():
             self.progress.phase = FINISHED
         return record, unstable
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, that of the window under way included; progress.seconds is that of finished ones."""
+        return self.progress.seconds + (0.0 if self._began is None else time.monotonic() - self._began)
 
     @property
     def finished(self) -> bool:
@@ -242,7 +248,7 @@ class StabieTraining:
             progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
             change = potential_energies(self.potential, near.frames) - near.energies
             weights, n_effective = near.weights(residuals, config.temperature_K, change)
-            if not n_effective >= config.min_ess_share * len(near):
+            if not n_effective >= config.min_ess_share * len(near) or self._out_of_time():
                 break
         return record | {
             "observable_loss": float((loss_weights * (samples.values.mean(dim=0) - self.target).square()).sum()),
@@ -370,10 +376,13 @@ class StabieTraining:
         n_steps = self.config.steps(self.config.window_fs)
         return int(torch.where(failures.failed, failures.step, n_steps).sum())
 
+    def _out_of_time(self) -> bool:
+        return self.seconds >= 60.0 * self.config.max_time_min
+
     def _budget_spent(self) -> bool:
         config, progress = self.config, self.progress
         return (
-            progress.seconds >= 60.0 * config.max_time_min
+            self._out_of_time()
             or (config.max_cycles is not None and progress.cycle >= config.max_cycles)
             or (config.max_updates is not None and progress.updates >= config.max_updates)
         )
