@@ -79,8 +79,8 @@ class Samples:
     ) -> tuple[Tensor, float]:
         """Sample weights whose Σ_i w_i ∇_θ U_θ(Γ_i) is the gradient of the loss, and their effective number.
 
-        The average over the near trajectory stands for g in the covariance. It has the same mean; the fast vibrations,
-        which are noise here, are gone from it; and a frame on the way out counts as what it is about to become.
+        The average over the near trajectory stands for g in the covariance. Its mean is that of g but for the ends; the fast
+        vibrations, which are noise here, are gone from it; and a frame on the way out counts as what it is about to become.
         """
         parts = [
             response_weights(
