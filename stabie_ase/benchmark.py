@@ -12,6 +12,7 @@ from ase import Atoms, units
 from stabie_ase.dynamics import Langevin, MDState, PotentialForces
 from stabie_ase.dynamics.simulate import advance
 from stabie_ase.evaluation import start
+from stabie_ase.memory import most_used_bytes
 from stabie_ase.potentials.base import Potential
 
 ENOUGH = 0.9
@@ -50,7 +51,8 @@ def measure(potential: Potential, frames: Sequence[Atoms], replicas: int, second
         while time.perf_counter() - began < seconds:
             state = _block(state, integrator, forces)
             steps += BLOCK
-    return Measurement(replicas, replicas * steps / (time.perf_counter() - began), _memory_MB(potential.device))
+    rate, memory = replicas * steps / (time.perf_counter() - began), most_used_bytes(potential.device)
+    return Measurement(replicas, rate, None if memory is None else memory / 1e6)
 
 
 def _block(state: MDState, integrator: Langevin, forces: PotentialForces) -> MDState:
@@ -58,17 +60,6 @@ def _block(state: MDState, integrator: Langevin, forces: PotentialForces) -> MDS
     if state.batch.device.type == "cuda":
         torch.cuda.synchronize(state.batch.device)
     return state
-
-
-def _memory_MB(device: torch.device) -> float | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        import resource
-        import sys
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def sweep(
@@ -80,7 +71,9 @@ def sweep(
     while replicas <= most:
         try:
             measurement = measure(potential, frames, replicas, seconds, temperature_K)
-        except torch.OutOfMemoryError:
+        except MemoryError:
+            if not rates:
+                raise
             return
         yield measurement
         rates.append(measurement.rate)

@@ -60,7 +60,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = " ".join(str(error).split()) or type(error).__name__
-    expected = (ValueError, OSError, NotImplementedError, ImportError)
+    expected = (ValueError, OSError, NotImplementedError, ImportError, MemoryError)
     return text if isinstance(error, expected) else f"{type(error).__name__}: {text} (stabie-ase -vv ... shows where)"
 
 

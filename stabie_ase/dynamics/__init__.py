@@ -1,6 +1,7 @@
 """Batched molecular dynamics."""
 
 from stabie_ase.dynamics.barostat import StochasticCellRescaling
+from stabie_ase.dynamics.forces import PotentialForces
 from stabie_ase.dynamics.integrators import (
     Integrator,
     Langevin,
@@ -9,7 +10,7 @@ from stabie_ase.dynamics.integrators import (
     TemperatureRamp,
     VelocityVerlet,
 )
-from stabie_ase.dynamics.simulate import PotentialForces, Trajectory, simulate
+from stabie_ase.dynamics.simulate import Trajectory, simulate
 from stabie_ase.dynamics.state import MDState, initial_state, kinetic_energy, mobile_atoms
 
 __all__ = [

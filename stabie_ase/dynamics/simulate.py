@@ -12,32 +12,11 @@ import torch
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
+from stabie_ase.dynamics.forces import PotentialForces
 from stabie_ase.dynamics.integrators import Integrator
 from stabie_ase.dynamics.state import ForceFunction, MDState
-from stabie_ase.neighbors import VerletList
-from stabie_ase.potentials.base import Potential, Prediction
+from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, Failures
-
-
-class PotentialForces:
-    """A potential as a force function, with a Verlet list of its own.
-
-    Parameters
-    ----------
-    potential : Potential
-    skin : float
-        Of the neighbour list, in Å.
-    stress : bool
-        Also the stress, which a barostat needs.
-    """
-
-    def __init__(self, potential: Potential, skin: float = 1.0, stress: bool = False):
-        self.potential, self.stress = potential, stress
-        self.neighbors = VerletList(potential.cutoff, skin)
-
-    def __call__(self, batch: AtomsBatch) -> Prediction:
-        energies, forces, stress = self.potential.compute(batch, self.neighbors(batch), stress=self.stress)
-        return Prediction(energies, forces.to(batch.dtype), stress.to(batch.dtype) if self.stress else None)
 
 
 @dataclass(frozen=True)
