@@ -14,13 +14,12 @@ from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
 from torch import Tensor
 
+from stabie_ase import cell_list
 from stabie_ase.batch import AtomsBatch
+from stabie_ase.cell_list import FAR_AWAY
 
 ALL_PAIRS_MAX_ATOMS = 64
 """Up to this size a molecule's list holds all its pairs and never goes out of date."""
-
-FAR_AWAY = 1e6
-"""In Å; where an atom further from the origin than this is does not matter any more."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _check_cells(cells: np.ndarray, pbc: np.ndarray) -> None:
 
 
 def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
-    """Neighbour list of a batch: all pairs for small molecules, matscipy for periodic or large systems.
+    """Neighbour list of a batch: all pairs for small molecules, else matscipy on a CPU and linked cells on other devices.
 
     Parameters
     ----------
@@ -145,19 +144,21 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
         return all_pairs(batch)
     if infinite:
         raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
-    positions, cells = batch.positions.detach().cpu().double().numpy(), batch.cells.detach().cpu().double().numpy()
-    _check_cells(cells, pbc)
+    _check_cells(batch.cells.detach().cpu().double().numpy(), pbc)
+    half = _matscipy_half_list if batch.device.type == "cpu" else cell_list.half_list
+    return _mirror(*half(batch, cutoff), float(cutoff), bool(pbc.any()))
+
+
+def _matscipy_half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:
+    """What `cell_list.half_list` returns, system by system; on a CPU a few times faster."""
+    positions, cells, pbc = (x.detach().numpy() for x in (batch.positions.double(), batch.cells.double(), batch.pbc))
     starts = np.cumsum([0, *batch.sizes])
     pairs, shifts = [], []
     for k in range(batch.n_systems):
         p, s = _half_list(positions[starts[k] : starts[k + 1]], cells[k], pbc[k], cutoff)
         pairs.append(p + starts[k])
         shifts.append(s)
-
-    def integers(arrays, axis):
-        return torch.as_tensor(np.concatenate(arrays, axis=axis), dtype=torch.int64, device=batch.device)
-
-    return _mirror(integers(pairs, 1), integers(shifts, 0), float(cutoff), bool(pbc.any()))
+    return tuple(torch.from_numpy(np.concatenate(x, axis=k).astype(np.int64)) for x, k in ((pairs, 1), (shifts, 0)))
 
 
 class VerletList:

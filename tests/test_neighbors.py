@@ -10,6 +10,7 @@ from helpers import METHANOL, WATER, brute_force_pairs, crystal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from stabie_ase import cell_list
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import VerletList, all_pairs, neighbor_list
 from stabie_ase.potentials.analytic import LennardJones
@@ -41,6 +42,35 @@ def test_every_pair_and_no_other(atoms, cutoff):
     assume(full_cell.volume > 2.0)
     found = neighbor_list(AtomsBatch.from_atoms(atoms), cutoff)
     assert as_set(found) == brute_force_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+
+
+def same_by_linked_cells(batch, cutoff):
+    """What other devices are given, computed on this one."""
+    pairs, shifts = cell_list.half_list(batch, cutoff)
+    half = neighbor_list(batch, cutoff).half
+    return torch.equal(pairs, half.pairs) and torch.equal(shifts, half.shifts)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(periodic_systems(), min_size=1, max_size=3), st.floats(0.5, 6.0))
+def test_linked_cells_find_the_same_pairs(systems, cutoff):
+    assume(all(atoms.cell.complete().volume > 2.0 for atoms in systems))
+    assert same_by_linked_cells(AtomsBatch.from_atoms(systems), cutoff)
+
+
+def test_linked_cells_of_many_bins_and_of_none():
+    """A large crystal, a slab, an isolated chain that is longer than any bin, a single atom and one that flew away."""
+    rng = np.random.default_rng(2)
+    large, slab = bulk("Ar", "fcc", 5.3, cubic=True).repeat(5), bulk("Ar", "fcc", 5.3).repeat((7, 6, 2))
+    slab.pbc = (True, True, False)
+    chain = Atoms("H90", positions=np.cumsum(rng.normal(size=(90, 3)), axis=0))
+    lost = bulk("Ar", "fcc", 5.3, cubic=True)
+    lost.positions[1] = 1e9
+    systems = [large, slab, chain, Atoms("H"), lost]
+    for atoms in systems[:2]:
+        atoms.positions += rng.normal(scale=0.2, size=atoms.positions.shape) + 40.0
+    for cutoff in (3.0, 8.0):
+        assert all(same_by_linked_cells(AtomsBatch.from_atoms(part), cutoff) for part in (systems[:4], systems[:1], lost))
 
 
 @pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 0, 1), (0, 0, 1)])
@@ -138,6 +168,7 @@ def test_cell_that_is_not_finite_gives_an_empty_list():
     bad.cell[0, 0] = np.nan
     found = neighbor_list(AtomsBatch.from_atoms([good, bad]), 3.0)
     assert as_set(found) == as_set(neighbor_list(AtomsBatch.from_atoms(good), 3.0))
+    assert same_by_linked_cells(AtomsBatch.from_atoms([good, bad]), 3.0)
 
 
 def moved(batch, distance):
