@@ -193,6 +193,18 @@ def test_mace_is_that_of_its_own_calculator(mace_modules, dtype, rtol):
             assert np.allclose(found[name], expected[name], atol=rtol * np.abs(expected[name]).max())
 
 
+def test_mace_gives_the_same_bits_from_its_first_call_on(mace_modules):
+    """A resumed run calls a model for the first time where the uninterrupted one calls it again."""
+    torch.manual_seed(0)
+    potential = MACEPotential.build({1: -13.0, 6: -1030.0, 8: -2040.0}, avg_num_neighbors=5.0, dtype=torch.float32)
+    molecules = [METHANOL.copy() for _ in range(6)]
+    for k, atoms in enumerate(molecules):
+        atoms.rattle(0.05, seed=k)
+    first, second, third = (predict(potential, molecules) for _ in range(3))
+    assert torch.equal(first.forces, third.forces) and torch.equal(second.forces, third.forces)
+    assert torch.equal(first.energies, third.energies)
+
+
 @pytest.fixture(scope="module")
 def two_heads(mace_modules):
     return build_mace(

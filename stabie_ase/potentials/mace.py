@@ -174,7 +174,10 @@ class MACEPotential(Potential):
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         graph = self._graph(batch, neighbors.within(batch, self.cutoff))
-        return self.network(graph, compute_force=False)["node_energy"].double()
+        # On a CPU TorchScript's optimiser gains nothing, and its first calls differ from later ones in the last bits: a
+        # resumed run would not end as an uninterrupted one.
+        with torch.jit.optimized_execution(batch.device.type != "cpu"):
+            return self.network(graph, compute_force=False)["node_energy"].double()
 
     def _graph(self, batch: AtomsBatch, near: NeighborList) -> dict[str, Tensor]:
         """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j."""
