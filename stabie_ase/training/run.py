@@ -100,7 +100,8 @@ class Finetuning:
             return LONGEST_CHECK
         steps = 60.0 * config.max_time_min * progress.md_steps / progress.md_seconds
         steps /= config.check_replicas * len(self.training.candidates())
-        return min(LONGEST_CHECK, max(steps * config.timestep_fs, config.check_every_fs) / 1000.0)
+        time = max(steps * config.timestep_fs, config.check_every_fs) / 1000.0
+        return min(LONGEST_CHECK, float(f"{time:.2g}"))
 
     def train(self, on_window: Callable[[dict], None] | None = None) -> None:
         """The loop, saved after every window."""
