@@ -139,7 +139,10 @@ class FinetuneConfig:
     )
     cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
     force_error_bound: float = knob(
-        0.05, "states whose force error on the validation frames grew by more than this share are not kept", 0.0, 100.0
+        0.05,
+        "share by which the force error may grow in a state that is kept, with 95 % confidence from the validation frames",
+        0.0,
+        100.0,
     )
     max_time_min: float = knob(15.0, "wall time of the loop", 0.0, 1e6)
     max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
@@ -97,6 +99,22 @@ def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int = 64
         float((energy - energy.mean()).abs().mean()),
         float(force.square().mean().sqrt()),
     )
+
+
+def force_errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> Tensor:
+    """Mean absolute error of the force components of each frame, float64, shape (n_frames,), in eV/Å."""
+    errors = []
+    with potential.frozen():
+        for part in frames.chunks(chunk_size):
+            forces = potential.compute(part.batch, neighbor_list(part.batch, potential.cutoff)).forces.double()
+            errors.append(part.batch.sum_over_atoms((forces - part.forces).abs().mean(dim=1)) / part.batch.counts)
+    return torch.cat(errors)
+
+
+def upper_limit(differences: Tensor, confidence: float = 0.95) -> float:
+    """One-sided confidence limit of the mean of a sample by Student's t; of a single number, that number."""
+    n, mean = len(differences), float(differences.mean())
+    return mean if n < 2 else mean + float(student_t.ppf(confidence, n - 1) * differences.std() / math.sqrt(n))
 
 
 def minibatch(n: int, size: int, seed: int, step: int) -> Tensor:

@@ -15,7 +15,7 @@ from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.reference import Reference
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain, reference_energies
-from stabie_ase.qm import LabelledFrames, QMLoss, minibatch, qm_errors
+from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
 
 
 def of_sizes(*sizes, seed=0):
@@ -35,6 +35,24 @@ def predictions(potential, frames):
 
 
 # -- loss and errors
+
+
+def test_force_errors_by_frame():
+    reference = of_sizes(2, 3, 5)
+    frames, potential = LabelledFrames.from_reference(reference), tiny.truth()
+    _, forces = predictions(potential, frames)
+    expected = [np.abs(f - f_ref).mean() for f, f_ref in zip(forces, reference.forces)]
+    np.testing.assert_allclose(force_errors_by_frame(potential, frames), expected, rtol=1e-12)
+    np.testing.assert_allclose(force_errors_by_frame(potential, frames, chunk_size=2), expected, rtol=1e-12)
+
+
+def test_upper_limit_covers_the_mean_as_often_as_it_says():
+    """19 of 20 samples of five; of one number it is that number."""
+    generator = torch.Generator().manual_seed(0)
+    samples = 0.3 + torch.randn((4000, 5), generator=generator, dtype=torch.float64)
+    covered = np.mean([upper_limit(x) >= 0.3 for x in samples])
+    assert abs(covered - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
+    assert upper_limit(torch.tensor([0.7])) == pytest.approx(0.7)
 
 
 def test_loss_by_hand():

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from ase.calculators.singlepoint import SinglePointCalculator
+from scipy.stats import ttest_1samp
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import fluctuation_weights
@@ -15,7 +16,7 @@ from stabie_ase.dynamics import PotentialForces
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.stability import BondLengthDeviation, criterion_from
-from stabie_ase.qm import LabelledFrames, QMLoss, minibatch
+from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch
 from stabie_ase.training.samples import trajectory_averages
 from stabie_ase.training.stabie import FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 
@@ -341,7 +342,7 @@ def test_samples_are_used_again_while_they_serve():
 
 def force_error_becomes(training, share, monkeypatch):
     """Whatever happens, the force error is this many times the starting model's."""
-    monkeypatch.setattr(training, "_force_mae", lambda: share * training.start_force_mae)
+    monkeypatch.setattr(training, "_force_error", lambda: (share * training.start_force_mae, share - 1.0))
 
 
 @pytest.mark.parametrize("share", [1.06, float("nan")])
@@ -365,15 +366,19 @@ def test_the_observable_gives_way_near_the_bound_of_the_force_error(monkeypatch,
     assert training.progress.balance == pytest.approx(balance)
 
 
-def test_room_is_counted_from_the_lowest_force_error(monkeypatch):
-    training = loop(force_error_bound=0.05, updates_per_window=1)
-    until_learning(training)
-    for share, balance in ((0.9, 0.6), (0.93, 0.72), (0.95, 0.72 * 0.7)):
-        training.progress.phase = LEARNING
-        training.progress.balance = 0.5 if share == 0.9 else training.progress.balance
-        force_error_becomes(training, share, monkeypatch)
-        training.step()
-        assert training.progress.balance == pytest.approx(balance)
+def test_growth_of_the_force_error_is_what_the_frames_can_exclude():
+    """Against scipy's confidence interval of the differences frame by frame."""
+    training = loop()
+    assert training._force_error() == (training.start_force_mae, 0.0)
+    before = force_errors_by_frame(training.potential, training.validation)
+    with torch.no_grad():
+        for p in training.potential.parameters():
+            p.mul_(1.0 + 0.02 * torch.randn_like(p))
+    after = force_errors_by_frame(training.potential, training.validation)
+    interval = ttest_1samp((after - before).numpy(), 0.0).confidence_interval(0.9)
+    error, growth = training._force_error()
+    assert error == pytest.approx(float(after.mean())) and len(after) == 4
+    assert growth == pytest.approx(interval.high / float(before.mean())) and growth > (after.mean() / before.mean() - 1.0)
 
 
 def test_steps_have_a_longest_and_a_shortest_length(monkeypatch):
@@ -403,9 +408,10 @@ def test_a_window_without_frames_is_survived(caplog):
 def test_an_observable_without_gradient_leaves_energies_and_forces():
     training = loop()
     until_learning(training)
-    batch = training.labelled.batch.select([0, 1])
-    assert training._update(batch, torch.zeros(2, dtype=torch.float64), batch) > 0.0
+    batch, before = training.labelled.batch.select([0, 1]), weights(training)
+    training._update(batch, torch.zeros(2, dtype=torch.float64), batch)
     assert all(torch.isfinite(x).all() for x in weights(training).values())
+    assert any(not torch.equal(x, before[name]) for name, x in weights(training).items())
 
 
 def test_validation_frames_are_not_trained_on():
@@ -422,11 +428,10 @@ def test_validation_frames_are_not_trained_on():
 def remembered(monkeypatch, hazards, force_maes, bound=0.05):
     """Cycles of the best state when simulation phases measure these hazards at these force errors."""
     training = loop(force_error_bound=bound)
-    training.start_force_mae = 1.0
     best = []
     for cycle, (hazard, error) in enumerate(zip(hazards, force_maes)):
         monkeypatch.setattr(training, "_hazard", lambda h=hazard: h)
-        monkeypatch.setattr(training, "_force_mae", lambda e=error: e)
+        monkeypatch.setattr(training, "_force_error", lambda e=error: (e, e - 1.0))
         training.progress.cycle = cycle
         with torch.no_grad():
             training.potential.network.lin1.weight.fill_(float(cycle))
@@ -438,7 +443,7 @@ def remembered(monkeypatch, hazards, force_maes, bound=0.05):
 
 def test_the_best_is_the_lowest_hazard_within_the_force_bound(monkeypatch):
     assert remembered(monkeypatch, [2.0, 1.0, 1.5, 0.5], [1.0, 1.0, 1.0, 1.0]) == [0, 1, 1, 3]
-    assert remembered(monkeypatch, [2.0, 1.0, 0.1, 0.5], [1.0, 1.04, 1.06, 1.05]) == [0, 1, 1, 3]
+    assert remembered(monkeypatch, [2.0, 1.0, 0.1, 0.5], [1.0, 1.04, 1.06, 1.049]) == [0, 1, 1, 3]
     assert remembered(monkeypatch, [2.0, 1.0, 0.1], [1.0, 1.04, 1.06], bound=0.1) == [0, 1, 2]
 
 
@@ -446,9 +451,9 @@ def test_candidates(monkeypatch):
     training = loop()
     assert set(training.candidates()) == {"start"}
     training.progress.updates = 3
-    monkeypatch.setattr(training, "_force_mae", lambda: 1.04 * training.start_force_mae)
+    force_error_becomes(training, 1.04, monkeypatch)
     assert set(training.candidates()) == {"start", "last"}
-    monkeypatch.setattr(training, "_force_mae", lambda: 1.06 * training.start_force_mae)
+    force_error_becomes(training, 1.06, monkeypatch)
     training.best["cycle"] = 2
     assert set(training.candidates()) == {"start", "best"}
 
