@@ -12,7 +12,7 @@ from ase import Atoms, units
 from stabie_ase.dynamics import Langevin, MDState, PotentialForces
 from stabie_ase.dynamics.simulate import advance
 from stabie_ase.evaluation import start
-from stabie_ase.memory import most_used_bytes
+from stabie_ase.memory import most_used_bytes, out_of_memory
 from stabie_ase.potentials.base import Potential
 
 ENOUGH = 0.9
@@ -71,8 +71,8 @@ def sweep(
     while replicas <= most:
         try:
             measurement = measure(potential, frames, replicas, seconds, temperature_K)
-        except MemoryError:
-            if not rates:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or not rates:
                 raise
             return
         yield measurement

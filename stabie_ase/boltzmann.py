@@ -78,15 +78,22 @@ def estimate(
         Fewer than two samples, in a fold where there is one.
     """
     values, reference, weights = values.double(), reference.double(), weights.double()
-    mean, _, ess = _weighted_mean(values, temperature_K, energy_change)
+    mean, p, ess = _weighted_mean(values, temperature_K, energy_change)
+    loss, residual = squared_loss(mean, reference, weights)
+    if fold is None:
+        return Estimate(mean, loss, _covariance_weights(values, residual, mean, p, ess, temperature_K), ess)
+    halves = [_weighted_mean(values, temperature_K, energy_change, half) for half in (fold, ~fold)]
+    parts = [
+        _covariance_weights(values, squared_loss(other[0], reference, weights)[1], *own, temperature_K)
+        for other, own in (halves, halves[::-1])
+    ]
+    return Estimate(mean, loss, sum(parts) / 2.0, ess)
 
-    def contracted(other: Tensor | None, own: Tensor | None) -> Tensor:
-        other_mean, _, _ = _weighted_mean(values, temperature_K, energy_change, other)
-        return response_weights(values, 2.0 * weights * (other_mean - reference), temperature_K, energy_change, own)[0]
 
-    halves = [(None, None)] if fold is None else [(fold, ~fold), (~fold, fold)]
-    sample_weights = sum(contracted(*pair) for pair in halves) / len(halves)
-    return Estimate(mean, (weights * (mean - reference).square()).sum(), sample_weights, ess)
+def squared_loss(mean: Tensor, reference: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """L = Σ_k c_k (ḡ_k - g_k^ref)² and its residual ∂L/∂ḡ, shape (d,)."""
+    deviation = mean - reference
+    return (weights * deviation.square()).sum(), 2.0 * weights * deviation
 
 
 def response_weights(
@@ -123,9 +130,7 @@ def response_weights(
     """
     values, residual = values.double(), residual.double()
     mean, p, ess = _weighted_mean(values, temperature_K, energy_change, chosen)
-    bessel = ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0
-    beta = 1.0 / (units.kB * temperature_K)
-    return -beta * bessel * p * (values @ residual - mean @ residual), ess  # no copy of the values
+    return _covariance_weights(values, residual, mean, p, ess, temperature_K), ess
 
 
 def _weighted_mean(
@@ -140,6 +145,14 @@ def _weighted_mean(
         log_p = torch.where(chosen, log_p, -torch.inf)
     p = torch.softmax(log_p, dim=0)
     return p @ values, p, float(1.0 / p.square().sum())
+
+
+def _covariance_weights(
+    values: Tensor, residual: Tensor, mean: Tensor, p: Tensor, ess: float, temperature_K: float
+) -> Tensor:
+    bessel = ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0
+    beta = 1.0 / (units.kB * temperature_K)
+    return -beta * bessel * p * (values @ residual - mean @ residual)  # no copy of the values
 
 
 def fluctuation_weights(values: Tensor, weights: Tensor, floor: float) -> Tensor:

@@ -79,8 +79,16 @@ def with_temperature(config: Any, found: float | None, where: str) -> Any:
     return replace(config, temperature_K=found)
 
 
+class HasTimestep:
+    """Options with a `timestep_fs`."""
+
+    def steps(self, time_fs: float) -> int:
+        """A time as a number of steps, at least one."""
+        return max(1, round(time_fs / self.timestep_fs))
+
+
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(HasTimestep):
     """Every knob of the StABIE loop; each field's metadata tell what it is. Units are in the names."""
 
     observable: str = knob("hr", "observable that is matched")
@@ -167,10 +175,6 @@ class FinetuneConfig:
                     f"to one window ({self.window_fs:g} fs)"
                 )
 
-    def steps(self, time_fs: float) -> int:
-        """A time as a number of steps, at least one."""
-        return max(1, round(time_fs / self.timestep_fs))
-
     @property
     def half_width(self) -> int:
         """Frames to either side over which an observable is averaged."""
@@ -229,7 +233,7 @@ ENSEMBLES = ("nve", "nvt", "nvt-nose-hoover", "nvt-rescaling", "npt", "npt-flexi
 
 
 @dataclass(frozen=True)
-class MDConfig:
+class MDConfig(HasTimestep):
     """Molecular dynamics as `stabie-ase md` runs it."""
 
     ensemble: str = knob(
@@ -260,10 +264,6 @@ class MDConfig:
             )
         if self.end_temperature_K is not None and self.ensemble == "nve":
             raise BadOption("end_temperature_K is given, but nve dynamics have no thermostat to follow it")
-
-    def steps(self, time_fs: float) -> int:
-        """A time as a number of steps, at least one."""
-        return max(1, round(time_fs / self.timestep_fs))
 
     @property
     def integrator(self) -> Integrator:

@@ -11,6 +11,7 @@ from ase import Atoms, units
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
+from stabie_ase.config import HasTimestep
 from stabie_ase.dynamics import Integrator, Langevin, MDState, PotentialForces, initial_state, mobile_atoms, simulate
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
@@ -20,7 +21,7 @@ from stabie_ase.qm import LabelledFrames, QMErrors, qm_errors
 
 
 @dataclass(frozen=True)
-class StabilityTest:
+class StabilityTest(HasTimestep):
     """How stability is measured.
 
     Attributes
@@ -51,10 +52,6 @@ class StabilityTest:
     @property
     def integrator(self) -> Integrator:
         return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
-
-    def steps(self, time_fs: float) -> int:
-        """A time as a number of steps, at least one."""
-        return max(1, round(time_fs / self.timestep_fs))
 
 
 @dataclass(frozen=True)

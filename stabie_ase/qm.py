@@ -86,13 +86,7 @@ class QMErrors:
 
 def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> QMErrors:
     """Errors of a potential on labelled frames."""
-    energy_errors, force_errors = [], []
-    with potential.frozen():
-        for part in frames.chunks(chunk_size):
-            prediction = potential.compute(part.batch, neighbor_list(part.batch, potential.cutoff))
-            energy_errors.append(prediction.energies - part.energies)
-            force_errors.append(prediction.forces.double() - part.forces)
-    energy, force = torch.cat(energy_errors), torch.cat(force_errors)
+    energy, force = _deviations(potential, frames, chunk_size)
     return QMErrors(
         float(force.abs().mean()),
         float(energy.abs().mean()),
@@ -103,12 +97,19 @@ def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int = 64
 
 def force_errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> Tensor:
     """Mean absolute error of the force components of each frame, float64, shape (n_frames,), in eV/Å."""
-    errors = []
+    _, force = _deviations(potential, frames, chunk_size)
+    return frames.batch.sum_over_atoms(force.abs().mean(dim=1)) / frames.batch.counts
+
+
+def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Predictions minus labels: energies, shape (n_frames,), and forces, shape (n_atoms, 3)."""
+    energies, forces = [], []
     with potential.frozen():
         for part in frames.chunks(chunk_size):
-            forces = potential.compute(part.batch, neighbor_list(part.batch, potential.cutoff)).forces.double()
-            errors.append(part.batch.sum_over_atoms((forces - part.forces).abs().mean(dim=1)) / part.batch.counts)
-    return torch.cat(errors)
+            prediction = potential.compute(part.batch, neighbor_list(part.batch, potential.cutoff))
+            energies.append(prediction.energies - part.energies)
+            forces.append(prediction.forces.double() - part.forces)
+    return torch.cat(energies), torch.cat(forces)
 
 
 def upper_limit(differences: Tensor, confidence: float = 0.95) -> float:

@@ -89,7 +89,7 @@ def test_stress_and_lists_of_parts():
     batch = AtomsBatch.from_atoms(frames)
     at_once = PotentialForces(LennardJones(0.0104, 3.4, 8.0), stress=True)
     parts = PotentialForces(LennardJones(0.0104, 3.4, 8.0), stress=True)
-    parts._set(batch, 2 * 32 + 5)
+    parts._set(2 * 32 + 5)
     for _ in range(2):
         for found, expected in zip(parts(batch), at_once(batch)):
             torch.testing.assert_close(found, expected)

@@ -46,6 +46,8 @@ class PotentialForces:
         self.potential, self.skin, self.stress = potential, skin, stress
         self.neighbors = VerletList(potential.cutoff, skin)
         self._parts: dict[tuple[int, int], VerletList] = {}
+        self._limits = _known.setdefault(potential, {})
+        self._kind = (potential.device, potential.dtype, stress)
 
     def __call__(self, batch: AtomsBatch) -> Prediction:
         """Energies, forces and, if asked for, stress.
@@ -65,24 +67,20 @@ class PotentialForces:
                 if batch.n_systems == 1 or at_once <= max(batch.sizes):
                     raise MemoryError(f"{max(batch.sizes)} atoms do not fit in the memory of {batch.device}") from error
             # Outside of the handler: the error holds on to what was being computed.
-            self._set(batch, 0.5 * min(at_once, batch.n_atoms))
+            self._set(0.5 * min(at_once, batch.n_atoms))
             logger.warning("out of memory; from here on at most %d atoms at once", self.at_once(batch))
 
     def at_once(self, batch: AtomsBatch) -> float:
         """The most atoms of such a batch in one call; measured on the first question."""
-        known = _known.setdefault(self.potential, {})
-        if self._key(batch) not in known:
+        if self._kind not in self._limits:
             if batch.n_atoms <= SMALL or batch.n_systems == 1:
                 return math.inf
-            self._set(batch, atoms_that_fit(lambda part: self._compute(part, VerletList(self.potential.cutoff, self.skin)), batch))
-        return known[self._key(batch)]
+            self._set(atoms_that_fit(lambda part: self._compute(part, VerletList(self.potential.cutoff, self.skin)), batch))
+        return self._limits[self._kind]
 
-    def _set(self, batch: AtomsBatch, atoms: float) -> None:
+    def _set(self, atoms: float) -> None:
         self._parts.clear()
-        _known.setdefault(self.potential, {})[self._key(batch)] = atoms
-
-    def _key(self, batch: AtomsBatch) -> tuple:
-        return batch.device, self.potential.dtype, self.stress
+        self._limits[self._kind] = atoms
 
     def _in_parts(self, batch: AtomsBatch, at_once: float) -> Prediction:
         """As many systems at a time as have room, the last ones fewer, each part with a list of its own."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.boltzmann import response_weights
+from stabie_ase.boltzmann import response_weights, squared_loss
 from stabie_ase.dynamics import Trajectory
 from stabie_ase.observables import Observable
 from stabie_ase.stability import Criterion
@@ -70,9 +70,8 @@ class Samples:
 
         Each with the half whose covariance it meets, the other one: see `stabie_ase.boltzmann.estimate`.
         """
-        if not cross_fit:
-            return [(None, 2.0 * weights * (self.values.mean(dim=0) - target))]
-        return [(1 - k, 2.0 * weights * (self.values[self.replica % 2 == k].mean(dim=0) - target)) for k in (0, 1)]
+        pairs = [(0, 1), (1, 0)] if cross_fit else [(None, None)]
+        return [(own, squared_loss(self.values[self.half(other)].mean(dim=0), target, weights)[1]) for other, own in pairs]
 
     def weights(
         self, residuals: list[tuple[int | None, Tensor]], temperature_K: float, energy_change: Tensor | None = None

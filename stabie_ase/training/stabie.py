@@ -21,7 +21,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.boltzmann import accumulate_gradient, fluctuation_weights, potential_energies
+from stabie_ase.boltzmann import accumulate_gradient, fluctuation_weights, potential_energies, squared_loss
 from stabie_ase.config import FinetuneConfig
 from stabie_ase.dynamics import MDState, PotentialForces, Trajectory, simulate
 from stabie_ase.dynamics.integrators import update_forces
@@ -249,7 +249,7 @@ class StabieTraining:
             if not n_effective >= config.min_ess_share * len(near) or self._out_of_time():
                 break
         return record | {
-            "observable_loss": float((loss_weights * (samples.values.mean(dim=0) - self.target).square()).sum()),
+            "observable_loss": float(squared_loss(samples.values.mean(dim=0), self.target, loss_weights)[0]),
             "ess_share": n_effective / len(near),
             "updates": progress.updates,
             "balance": progress.balance,
