@@ -12,7 +12,16 @@ from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.config import HasTimestep
-from stabie_ase.dynamics import Integrator, Langevin, MDState, PotentialForces, initial_state, mobile_atoms, simulate
+from stabie_ase.dynamics import (
+    Integrator,
+    Langevin,
+    MDState,
+    PotentialForces,
+    Trajectory,
+    initial_state,
+    mobile_atoms,
+    simulate,
+)
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.reference import Reference
@@ -66,12 +75,15 @@ class StabilityResult:
         Mean over all frames before each replica's failure.
     observable_error : float or None
         Σ_k c_k |ḡ_k - g_k^ref|.
+    observable_standard_error : float or None
+        Of that, by leaving out one replica at a time; None of a single replica.
     """
 
     statistics: StabilityStatistics
     failures: Failures
-    observable_mean: Tensor | None
-    observable_error: float | None
+    observable_mean: Tensor | None = None
+    observable_error: float | None = None
+    observable_standard_error: float | None = None
 
 
 def starting_frames(frames: Sequence[Atoms], n: int, seed: int) -> list[Atoms]:
@@ -127,21 +139,57 @@ def run_stability_test(
         sample_every=test.steps(test.sample_every_fs) if observable else None,
         on_block=on_block,
     )
-    mean = error = None
-    if observable is not None:
-        mean, error = _observable_before_failure(trajectory, failures, observable, reference_mean)
-    return StabilityResult(stability_statistics(failures, n_steps, integrator.timestep), failures, mean, error)
+    found = () if observable is None else _observable_before_failure(trajectory, failures, observable, reference_mean)
+    return StabilityResult(stability_statistics(failures, n_steps, integrator.timestep), failures, *found)
 
 
-def _observable_before_failure(trajectory, failures: Failures, observable: Observable, reference: Tensor | None):
+def _observable_before_failure(
+    trajectory: Trajectory, failures: Failures, observable: Observable, reference: Tensor | None
+) -> tuple[Tensor | None, float | None, float | None]:
+    """Mean over all frames before each replica's failure, its distance from the reference and that one's standard error."""
     first = torch.where(failures.failed, failures.step, torch.iinfo(torch.int64).max)
     before = trajectory.valid & (trajectory.steps[:, None] < first)
     if not before.any():
-        return None, None
-    frames, _, _ = trajectory.keep(before).frames()
-    mean = observable(frames).mean(dim=0).cpu()
-    error = None if reference is None else float((observable.weights * (mean - reference).abs()).sum())
-    return mean, error
+        return None, None, None
+    frames, _, replica = trajectory.keep(before).frames()
+    values = observable(frames)
+    mean = values.mean(dim=0).cpu()
+    if reference is None:
+        return mean, None, None
+
+    def error(mean: Tensor) -> Tensor:
+        return (observable.weights * (mean - reference).abs()).sum(dim=-1)
+
+    sums = values.new_zeros(before.shape[1], values.shape[1]).index_add(0, replica, values).cpu()
+    return mean, float(error(mean)), jackknife_error(sums, before.sum(dim=0).cpu(), error)
+
+
+def jackknife_error(sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor]) -> float | None:
+    """Standard error of a function of a pooled mean, by leaving out one group at a time.
+
+    Frames of one replica are correlated, replicas are not: they are the groups (delete-one jackknife; Efron and Stein,
+    Ann. Stat. 9, 586, 1981).
+
+    Parameters
+    ----------
+    sums : Tensor, shape (n_groups, d)
+        Over the samples of each group.
+    counts : Tensor, shape (n_groups,)
+        Samples of each group; groups without any do not count.
+    statistic : callable
+        From means, shape (n_groups, d), to values, shape (n_groups,).
+
+    Returns
+    -------
+    float or None
+        None of fewer than two groups.
+    """
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    n = len(counts)
+    if n < 2:
+        return None
+    without = statistic((sums.sum(dim=0) - sums) / (counts.sum() - counts)[:, None])
+    return float(((n - 1) * without.var(correction=0)).sqrt())
 
 
 def reference_mean(observable: Observable, reference: Reference) -> Tensor:
@@ -165,6 +213,7 @@ def summarize(result: StabilityResult, errors: QMErrors) -> dict[str, object]:
         "energy_mae_eV": errors.energy_mae_offset_removed_eV,
         "energy_mae_with_offset_eV": errors.energy_mae_eV,
         "hr_error": result.observable_error,
+        "hr_error_standard_error": result.observable_standard_error,
     }
 
 

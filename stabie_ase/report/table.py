@@ -39,8 +39,8 @@ def table_rows(
     def row(label, cell):
         return label, [cell(summary) for summary in summaries]
 
-    def single(key, scale=1.0):
-        return lambda summary: number(summary.get(key), scale)
+    def single(key, scale=1.0, digits=3):
+        return lambda summary: number(summary.get(key), scale, digits)
 
     def failures(summary):
         return f"{summary.get('n_failed', MISSING)} of {summary.get('n_replicas', MISSING)}"
@@ -67,6 +67,7 @@ def table_rows(
         row("median stable time (ps)", median),
         row("  95 % band", median_band),
         row("h(r) error", single("hr_error")),
+        row("  standard error", single("hr_error_standard_error", digits=2)),
         row("force MAE (meV/Å)", single("force_mae_eV_per_A", 1000.0)),
         row("energy MAE less offset (meV)", single("energy_mae_eV", 1000.0)),
         row("  with its offset", single("energy_mae_with_offset_eV", 1000.0)),
