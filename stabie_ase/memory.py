@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from stabie_ase.allocator import return_freed_memory
 
 
 def free_bytes(device: torch.device) -> float | None:
@@ -22,13 +23,14 @@ def free_bytes(device: torch.device) -> float | None:
 def taken_bytes(function: Callable[[], object], device: torch.device) -> float | None:
     """The most that a call holds beyond what was held before it; None where that cannot be measured.
 
-    On a CPU it is the growth of the resident memory, which misses what the allocator had kept from earlier calls.
+    On a CPU it is the growth of the resident memory.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
+    return_freed_memory()  # what an earlier call has left would not be seen to grow
     measurable = _forget_peak()
     before = _status("VmRSS") if measurable else None
     function()

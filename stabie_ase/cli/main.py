@@ -11,6 +11,7 @@ from importlib.resources import files
 import click
 
 import stabie_ase
+from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.cli.progress import LogLines
 
 
@@ -77,6 +78,7 @@ def main(context: click.Context, quiet: bool, verbose: int) -> None:
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, LogLines)] + [LogLines()]
     log.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
     context.obj = {"quiet": quiet}
+    keep_freed_memory()
 
 
 def check_device(device: str) -> None:
