@@ -130,8 +130,8 @@ def _convolve(conv: nn.Module, h: Tensor, pairs: Tensor, filters: Tensor) -> Ten
     """Continuous-filter convolution with one filter for a pair and its reverse."""
     x = conv.lin1(h)
     receivers, senders = pairs
-    messages = x.index_select(0, senders) * filters.repeat(2, 1)
-    return conv.lin2(torch.zeros_like(x).index_add(0, receivers, messages))
+    messages = x.index_select(0, senders).view(2, *filters.shape) * filters
+    return conv.lin2(torch.zeros_like(x).index_add(0, receivers, messages.flatten(0, 1)))
 
 
 def to_data(potential: SchNetPotential) -> dict[str, Any]:
