@@ -105,7 +105,8 @@ def some_records(cycles=4, seed=0):
                 {"phase": "learning", "cycle": cycle, "window": window, "md_replica_ps": md, "share": share,
                  "seconds": 2.0 * md, "n_samples": 640, "observable_loss": 0.01 * 0.97**updates,
                  "ess_share": rng.uniform(0.45, 0.95), "updates": updates, "learning_rate": 1e-4,
-                 "force_mae_eV_per_A": 0.19 + 0.002 * np.sin(updates / 20)}
+                 "force_mae_eV_per_A": 0.19 + 0.002 * np.sin(updates / 20),
+                 "force_mae_limit_eV_per_A": 0.195 + 0.002 * np.sin(updates / 20)}
             )  # fmt: skip
     return records
 
@@ -339,6 +340,9 @@ def test_learning_figure_shows_windows_with_updates_only():
         np.testing.assert_array_equal(axes.lines[0].get_xdata(), [r["updates"] for r in learned])
         np.testing.assert_allclose(axes.lines[0].get_ydata(), [scale * r[key] for r in learned], rtol=1e-12)
     assert panels[0].get_ylabel() == "force MAE\n(meV/Å)"
+    (band,) = panels[0].collections
+    limits = [1000.0 * r["force_mae_limit_eV_per_A"] for r in learned]
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(max(limits))
 
 
 def test_figures_survive_numbers_that_are_none():

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from stabie_ase.report.table import number
 
@@ -144,7 +144,8 @@ def learning_figure(
 ) -> Figure | None:
     """Force error on the validation frames, observable loss and effective samples over updates; None before any.
 
-    With the starting model's force error in eV/Å the bound that follows from it is drawn too.
+    A band reaches from the force error up to the limit of its confidence interval, which is held against the bound. With
+    the starting model's force error in eV/Å that bound is drawn too.
     """
     learned = [record for record in records if record.get("updates") is not None]
     if not learned:
@@ -163,6 +164,8 @@ def learning_figure(
         axes.plot(updates, values, markersize=size, linewidth=1.3, **style)
         axes.set_ylabel(label)
         axes.grid(color="0.9")
+    limit = 1000.0 * _numbers([record.get("force_mae_limit_eV_per_A") for record in learned])
+    panels[0].fill_between(updates, panels[0].lines[0].get_ydata(), limit, color="#D55E00", alpha=0.2, linewidth=0)
     if start_force_mae is not None and (config or {}).get("force_error_bound") is not None:
         bound = (1.0 + config["force_error_bound"]) * start_force_mae
         panels[0].axhline(1000.0 * bound, color="0.3", linewidth=0.9, linestyle=":")
@@ -195,6 +198,9 @@ def _logarithmic_if_wide(axes, values: np.ndarray) -> bool:
     wide = bool(len(values) and values.min() > 0 and values.max() > 20 * values.min())
     if wide:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     return wide
 
 

@@ -208,9 +208,10 @@ def _course(run: RunFiles, figures: Mapping[str, bytes]) -> str:
          "are run again from the same states, and the share falls if the model learns. Dotted: the shares that end a "
          "phase. Below: failures per stable replica-ps in each simulation phase (half a failure added).",
          "No window has been simulated yet.")}
-{_figure("learning", figures, "After the updates of each learning window: force error on the validation frames, loss "
-         "of the observable on the window's samples before the updates, and effective share of the samples after "
-         "them (Kish). Below the dotted line the last step was taken back.",
+{_figure("learning", figures, "After the updates of each learning window: force error on the validation frames with, as a "
+         "band, what it may be at 95 % confidence; a step that takes that beyond the dotted bound is taken back. Loss of "
+         "the observable on the window's samples before the updates, and effective share of the samples after them "
+         "(Kish); below the dotted line samples are not used again.",
          "The weights have not been updated: no learning window saw enough failures.")}"""
 
 

@@ -240,7 +240,7 @@ class StabieTraining:
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
                 self.potential.load_state_dict(before)
                 progress.balance = max(0.5 * progress.balance, SHORTEST)
-                error, _ = self._force_error()
+                error, growth = self._force_error()
                 break
             room = growth <= ROOM * config.force_error_bound
             progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
@@ -254,6 +254,7 @@ class StabieTraining:
             "updates": progress.updates,
             "balance": progress.balance,
             "force_mae_eV_per_A": error,
+            "force_mae_limit_eV_per_A": (1.0 + growth) * self.start_force_mae,
         }
 
     def _loss_weights(self, stable: Tensor) -> Tensor:
