@@ -143,7 +143,11 @@ class FinetuneConfig(HasTimestep):
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
     qm_batch_size: int = knob(32, "frames in the energy/force term of an update", 1, 1_000_000)
     validation_share: float = knob(
-        0.1, "part of the reference kept out of the energy/force term to judge accuracy by, as pretraining does", 0.0, 0.9
+        0.1,
+        "part of the reference kept out of the energy/force term to judge accuracy by: frames the model has not been trained on, "
+        "if they stand out by their errors, else what pretraining keeps out",
+        0.0,
+        0.9,
     )
     cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
     force_error_bound: float = knob(
@@ -205,7 +209,7 @@ class PretrainConfig:
     min_learning_rate: float = knob(1e-5, "learning rate below which training has converged", 0.0, 1.0)
     ema_decay: float = knob(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)
     validation_share: float = knob(0.1, "part of the reference kept out of training", 0.0, 0.9)
-    seed: int = knob(0, "seed of the weights, the split and the order of the frames", 0, 2**31 - 1)
+    seed: int = knob(0, "seed of the weights and the order of the frames", 0, 2**31 - 1)
 
     def __post_init__(self):
         check_options(self)

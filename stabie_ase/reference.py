@@ -70,9 +70,12 @@ class Reference:
             self.source,
         )
 
-    def split(self, share: float, seed: int) -> tuple[Reference, Reference]:
-        """Random split; the second part holds `share` of the frames, at least one and never all."""
-        order = np.random.default_rng(seed).permutation(len(self)).tolist()
+    def split(self, share: float) -> tuple[Reference, Reference]:
+        """Random split, the same at all times; the second part holds `share` of the frames, at least one and never all.
+
+        What pretraining has held out must be held out of fine-tuning too, whatever the seeds are.
+        """
+        order = np.random.default_rng(0).permutation(len(self)).tolist()
         n = min(max(1, round(share * len(self))), len(self) - 1)
         return self.subset(sorted(order[n:])), self.subset(sorted(order[:n]))
 

@@ -18,7 +18,7 @@ from stabie_ase.observables import DistanceDistribution
 from stabie_ase.stability import BondLengthDeviation, criterion_from
 from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch
 from stabie_ase.training.samples import trajectory_averages
-from stabie_ase.training.stabie import FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
+from stabie_ase.training.stabie import DOUBT, FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 
 
 def loop(potential=None, **changes):
@@ -356,14 +356,27 @@ def test_an_update_beyond_the_bound_of_the_force_error_is_taken_back(monkeypatch
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
 
 
-@pytest.mark.parametrize("share, balance", [(1.0, 0.6), (1.039, 0.6), (1.041, 0.35)], ids=["as at the start", "room", "no room"])
-def test_the_observable_gives_way_near_the_bound_of_the_force_error(monkeypatch, share, balance):
+@pytest.mark.parametrize("share, balance", [(1.0, 0.6), (1.049, 0.6), (1.051, 0.25)], ids=["as at the start", "room", "no room"])
+def test_steps_grow_up_to_the_bound_of_the_force_error(monkeypatch, share, balance):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
     training.progress.balance = 0.5
     force_error_becomes(training, share, monkeypatch)
     training.step()
     assert training.progress.balance == pytest.approx(balance)
+
+
+def test_a_model_that_knows_the_frames_by_heart_is_told_early(monkeypatch, caplog):
+    """Nothing is kept, so that there is nothing to compare with the start, and the remedy is named once."""
+    training = loop(force_error_bound=0.05, updates_per_window=1, max_learning_windows=100)
+    until_learning(training)
+    force_error_becomes(training, 1.2, monkeypatch)
+    for k in range(DOUBT + 2):
+        assert ("--valid FILE" in caplog.text) == (k >= DOUBT)
+        training.step()
+    assert training.progress.taken_back == training.progress.updates == DOUBT + 2
+    assert caplog.text.count("--valid FILE") == 1
+    assert training.unchanged and list(training.candidates()) == ["start"]
 
 
 def test_growth_of_the_force_error_is_what_the_frames_can_exclude():
@@ -384,7 +397,7 @@ def test_growth_of_the_force_error_is_what_the_frames_can_exclude():
 def test_steps_have_a_longest_and_a_shortest_length(monkeypatch):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
-    for share, balance in ((1.0, LONGEST), (1.045, SHORTEST), (1.06, SHORTEST)):
+    for share, balance in ((1.0, LONGEST), (1.06, SHORTEST)):
         training.progress.phase, training.progress.balance = LEARNING, balance
         force_error_becomes(training, share, monkeypatch)
         training.step()

@@ -26,7 +26,7 @@ from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.stability import Failures, criterion_from
 from stabie_ase.training.directory import RunDirectory
-from stabie_ase.training.stabie import StabieTraining
+from stabie_ase.training.stabie import WHY_TAKEN_BACK, StabieTraining
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +151,8 @@ class Finetuning:
             (name for name in outcomes if name != "start"), key=lambda n: outcomes[n][0]["hazard_per_ps"], default="start"
         )
         gained, message = verdict(start[1], outcomes[stabie][1])
+        if self.training.unchanged and self.training.progress.updates:
+            message = f"The starting model is kept: all {self.training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
         kept = stabie if gained else "start"
         potential.load_state_dict(candidates[kept])
         shown = {"start": start, "stabie": outcomes[stabie]}

@@ -32,6 +32,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
 from stabie_ase.reference import Reference
 from stabie_ase.stability import BondLengthDeviation, Failures
+from stabie_ase.training.holdout import hold_out
 from stabie_ase.training.natural import natural_direction
 from stabie_ase.training.samples import Samples
 
@@ -48,8 +49,14 @@ Most of it is made good by the steps on energies and forces that follow. It adap
 SHORTEST, LONGEST = 1.0 / 16, 8.0
 """Limits of the factor on that length which follows the force error on the validation frames."""
 
-ROOM = 0.8
-"""Share of the bound on the growth of the force error up to which steps grow."""
+DOUBT = 5
+"""Updates all taken back from the first on, after which it is said what that most likely means."""
+
+
+WHY_TAKEN_BACK = (
+    "each raised the force error on the frames it is judged by beyond the bound: most likely the model was trained on those "
+    "frames; give --valid FILE with frames it has not seen, or a looser --force-error-bound"
+)
 
 
 @dataclass
@@ -60,6 +67,7 @@ class Progress:
     cycle: int = 0
     window: int = 0
     updates: int = 0
+    taken_back: int = 0
     md_steps: int = 0
     md_seconds: float = 0.0
     starts: int = 0
@@ -101,7 +109,9 @@ class StabieTraining:
         values = observable(AtomsBatch.from_atoms(reference.frames))
         self.target = values.mean(dim=0).to(potential.device)
         self.reference_values = values.to(self.target)
-        trained, held_out = reference.split(config.validation_share, config.seed) if validation is None else (reference, validation)
+        trained, held_out = (
+            hold_out(potential, reference, config.validation_share) if validation is None else (reference, validation)
+        )
         self.labelled, self.validation = (
             LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out)
         )
@@ -238,12 +248,10 @@ class StabieTraining:
             error, growth = self._force_error()
             if not growth <= config.force_error_bound:
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
-                self.potential.load_state_dict(before)
-                progress.balance = max(0.5 * progress.balance, SHORTEST)
+                self._take_back(before)
                 error, growth = self._force_error()
                 break
-            room = growth <= ROOM * config.force_error_bound
-            progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
+            progress.balance = min(1.2 * progress.balance, LONGEST)
             change = potential_energies(self.potential, near.frames) - near.energies
             weights, n_effective = near.weights(residuals, config.temperature_K, change)
             if not n_effective >= config.min_ess_share * len(near) or self._out_of_time():
@@ -256,6 +264,14 @@ class StabieTraining:
             "force_mae_eV_per_A": error,
             "force_mae_limit_eV_per_A": (1.0 + growth) * self.start_force_mae,
         }
+
+    def _take_back(self, before: dict[str, Tensor]) -> None:
+        progress = self.progress
+        self.potential.load_state_dict(before)
+        progress.balance = max(0.5 * progress.balance, SHORTEST)
+        progress.taken_back += 1
+        if progress.taken_back == progress.updates == DOUBT:
+            logger.warning("the first %d updates had to be taken back; %s", DOUBT, WHY_TAKEN_BACK)
 
     def _loss_weights(self, stable: Tensor) -> Tensor:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
@@ -346,11 +362,18 @@ class StabieTraining:
     def candidates(self) -> dict[str, dict[str, Tensor]]:
         """Weights worth a comparison: those at the start, the best measured in the loop, and the last if accurate."""
         candidates = {"start": self.start_weights}
+        if self.unchanged:
+            return candidates
         if self.best["cycle"] > 0:
             candidates["best"] = self.best["weights"]
-        if self._accurate() and self.progress.updates:
+        if self._accurate():
             candidates["last"] = self._weights()
         return candidates
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether no update has been kept."""
+        return self.progress.updates == self.progress.taken_back
 
     def _accurate(self) -> bool:
         return self._force_error()[1] <= self.config.force_error_bound

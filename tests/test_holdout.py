@@ -1,0 +1,42 @@
+"""Frames that a model has not been trained on, told by their errors."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from stabie_ase.potentials.analytic import Harmonic
+from stabie_ase.training import holdout
+from stabie_ase.training.holdout import hold_out
+
+
+def parted(monkeypatch, errors, share=0.1):
+    """Indices of the frames held out where frame k has the k-th force error."""
+    reference = tiny.reference()
+    assert len(errors) == len(reference)
+    monkeypatch.setattr(holdout, "force_errors_by_frame", lambda potential, frames: torch.as_tensor(errors))
+    trained, held_out = hold_out(Harmonic(), reference, share)
+    assert sorted([*trained.energies, *held_out.energies]) == sorted(reference.energies)
+    energies = reference.energies.tolist()
+    return [energies.index(e) for e in held_out.energies], [energies.index(e) for e in reference.split(share)[1].energies]
+
+
+def test_frames_that_stand_out_are_those_not_trained_on(monkeypatch):
+    errors = np.full(40, 0.04)
+    errors[[3, 11, 12, 30]] = 0.1
+    found, usual = parted(monkeypatch, errors)
+    assert found == [3, 11, 12, 30] != usual
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_ordinary_spread_is_no_sign(monkeypatch, share):
+    """Errors of one kind of frames, their standard deviation 15 to 25 % of the mean, a hundred times."""
+    rng = np.random.default_rng(0)
+    for spread in np.repeat([0.15, 0.25], 50):
+        found, usual = parted(monkeypatch, 0.1 * np.exp(spread * rng.normal(size=40)), share)
+        assert found == usual
+
+
+def test_pretraining_and_finetuning_hold_out_the_same_frames(monkeypatch):
+    found, usual = parted(monkeypatch, np.full(40, 0.1))
+    assert found == usual
