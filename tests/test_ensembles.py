@@ -5,8 +5,9 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk
+from ase.cluster import Icosahedron
 from ase.constraints import FixAtoms, FixBondLength, FixCom
-from scipy import stats
+from scipy import optimize, stats
 
 from helpers import crystal
 from stabie_ase.batch import AtomsBatch
@@ -122,6 +123,49 @@ def test_a_ramp_moves_the_bath():
     end, _, _ = simulate(middle, integrator, BONDS, 150)
     assert (end.temperature == 500.0).all()
     assert ks(2.0 * kinetic_energy(end) / (units.kB * 500.0), stats.chi2(9)) > P_MIN
+
+
+@pytest.mark.parametrize(
+    "integrator",
+    [
+        Langevin(5 * FS, 0.005 / FS),
+        NoseHooverChain(5 * FS, damping=200 * FS),
+        StochasticVelocityRescaling(5 * FS, damping=200 * FS),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_two_temperatures_are_consistent(integrator):
+    """ln P₂(U)/P₁(U) has the slope β₁ - β₂ in the potential energy (Shirts, J. Chem. Theory Comput. 9, 909, 2013).
+
+    Clusters of 13 argon atoms at 20 and 26 K, solid: 33 vibrations. The slope by logistic regression; replicas are
+    independent, and the error comes from their jackknife in ten groups, about 6 %. The fluctuations of U are what it tests:
+    halved, they would double the slope.
+    """
+    temperatures, n = (20.0, 26.0), 60
+    cluster = Atoms(Icosahedron("Ar", 2, latticeconstant=5.45))
+    potential = LennardJones(epsilon=0.01032, sigma=3.405, cutoff=20.0)
+    both = torch.tensor(temperatures).repeat_interleave(n)
+    state = initial_state(AtomsBatch.from_atoms([cluster] * 2 * n), PotentialForces(potential), 2.0 * both, fix_com=integrator.fix_com)
+    state = state.replace(temperature=both.double())
+    state = advance(state, integrator, PotentialForces(potential), 500)
+    energies = []
+    simulate(state, integrator, potential, 900, check_every=45, on_block=lambda k, now, _: energies.append(now.potential_energy))
+    energies = torch.stack(energies).reshape(-1, 2, n).numpy()
+
+    def slope(samples):
+        x = (samples - samples.mean()) / samples.std()
+
+        def cost(a):
+            z = a[0] + a[1] * x
+            return np.logaddexp(0, z[:, 0]).mean() + np.logaddexp(0, -z[:, 1]).mean()
+
+        return optimize.minimize(cost, [0.0, 0.0]).x[1] / samples.std()
+
+    beta = 1.0 / (units.kB * np.array(temperatures))
+    groups = [np.delete(energies, range(k, n, 10), axis=2) for k in range(10)]
+    error = np.sqrt(9 * np.var([slope(g) for g in groups]))
+    assert error < 0.12 * (beta[0] - beta[1])
+    assert abs(slope(energies) - (beta[0] - beta[1])) < 4 * error
 
 
 # -- atoms that are held
