@@ -40,3 +40,13 @@ def test_ordinary_spread_is_no_sign(monkeypatch, share):
 def test_pretraining_and_finetuning_hold_out_the_same_frames(monkeypatch):
     found, usual = parted(monkeypatch, np.full(40, 0.1))
     assert found == usual
+
+
+def test_a_large_reference_is_not_predicted_as_a_whole(monkeypatch):
+    """Its held-out frames are some of those that pretraining holds out."""
+    monkeypatch.setattr(holdout, "MOST", 3)
+    monkeypatch.setattr(holdout, "LARGE", 39)
+    errors = np.full(40, 0.04)
+    errors[:4] = 1.0
+    found, usual = parted(monkeypatch, errors)
+    assert len(found) == 3 and set(found) < set(usual)
