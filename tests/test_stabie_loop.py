@@ -18,6 +18,7 @@ from stabie_ase.observables import DistanceDistribution
 from stabie_ase.stability import BondLengthDeviation, criterion_from
 from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch
 from stabie_ase.training.samples import trajectory_averages
+from stabie_ase.training.accuracy import ForceError
 from stabie_ase.training.stabie import DOUBT, FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 
 
@@ -307,7 +308,7 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
         batch = batch.select(minibatch(n, config.qm_batch_size, config.seed, 0))
         old = potential.compute(batch, neighbor_list(batch, potential.cutoff))
         changes.append(QMLoss()(training.potential, LabelledFrames(batch, old.energies, old.forces.double())).item())
-    assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * STEP * training.start_force_rmse, rel=0.05)
+    assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * STEP * training.accuracy.start_rmse, rel=0.05)
 
 
 def test_parameters_get_gradients_in_learning_only():
@@ -342,7 +343,8 @@ def test_samples_are_used_again_while_they_serve():
 
 def force_error_becomes(training, share, monkeypatch):
     """Whatever happens, the force error is this many times the starting model's."""
-    monkeypatch.setattr(training, "_force_error", lambda: (share * training.start_force_mae, share - 1.0))
+    error = ForceError(share * training.accuracy.start_mae, share - 1.0)
+    monkeypatch.setattr(training.accuracy, "measure", lambda potential: error)
 
 
 @pytest.mark.parametrize("share", [1.06, float("nan")])
@@ -382,14 +384,14 @@ def test_a_model_that_knows_the_frames_by_heart_is_told_early(monkeypatch, caplo
 def test_growth_of_the_force_error_is_what_the_frames_can_exclude():
     """Against scipy's confidence interval of the differences frame by frame."""
     training = loop()
-    assert training._force_error() == (training.start_force_mae, 0.0)
-    before = force_errors_by_frame(training.potential, training.validation)
+    assert training.accuracy.measure(training.potential) == (training.accuracy.start_mae, 0.0)
+    before = force_errors_by_frame(training.potential, training.accuracy.frames)
     with torch.no_grad():
         for p in training.potential.parameters():
             p.mul_(1.0 + 0.02 * torch.randn_like(p))
-    after = force_errors_by_frame(training.potential, training.validation)
+    after = force_errors_by_frame(training.potential, training.accuracy.frames)
     interval = ttest_1samp((after - before).numpy(), 0.0).confidence_interval(0.9)
-    error, growth = training._force_error()
+    error, growth = training.accuracy.measure(training.potential)
     assert error == pytest.approx(float(after.mean())) and len(after) == 4
     assert growth == pytest.approx(interval.high / float(before.mean())) and growth > (after.mean() / before.mean() - 1.0)
 
@@ -430,7 +432,7 @@ def test_an_observable_without_gradient_leaves_energies_and_forces():
 def test_validation_frames_are_not_trained_on():
     training = loop()
     trained, held_out = (
-        {tuple(a.positions.ravel()) for a in part.batch.to_atoms()} for part in (training.labelled, training.validation)
+        {tuple(a.positions.ravel()) for a in part.batch.to_atoms()} for part in (training.labelled, training.accuracy.frames)
     )
     assert (len(trained), len(held_out)) == (36, 4) and not trained & held_out
 
@@ -444,7 +446,7 @@ def remembered(monkeypatch, hazards, force_maes, bound=0.05):
     best = []
     for cycle, (hazard, error) in enumerate(zip(hazards, force_maes)):
         monkeypatch.setattr(training, "_hazard", lambda h=hazard: h)
-        monkeypatch.setattr(training, "_force_error", lambda e=error: (e, e - 1.0))
+        monkeypatch.setattr(training.accuracy, "measure", lambda potential, e=error: ForceError(e, e - 1.0))
         training.progress.cycle = cycle
         with torch.no_grad():
             training.potential.network.lin1.weight.fill_(float(cycle))

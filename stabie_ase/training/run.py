@@ -287,7 +287,7 @@ def _describe(inputs: Inputs, setup: Finetuning) -> dict:
         "model": inputs.model,
         "reference": setup.reference.source,
         "criterion": setup.training.criterion.describe(),
-        "start_force_mae_eV_per_A": setup.training.start_force_mae,
+        "start_force_mae_eV_per_A": setup.training.accuracy.start_mae,
         "versions": _versions(),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {inputs.device}",
     }

@@ -29,10 +29,10 @@ from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
 from stabie_ase.evaluation import start
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
+from stabie_ase.qm import LabelledFrames, QMLoss, minibatch
 from stabie_ase.reference import Reference
 from stabie_ase.stability import BondLengthDeviation, Failures
-from stabie_ase.training.holdout import hold_out
+from stabie_ase.training.accuracy import Accuracy, hold_out
 from stabie_ase.training.natural import natural_direction
 from stabie_ase.training.samples import Samples
 
@@ -112,17 +112,14 @@ class StabieTraining:
         trained, held_out = (
             hold_out(potential, reference, config.validation_share) if validation is None else (reference, validation)
         )
-        self.labelled, self.validation = (
-            LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out)
-        )
+        self.labelled = LabelledFrames.from_reference(trained, potential.device)
+        self.accuracy = Accuracy(potential, LabelledFrames.from_reference(held_out, potential.device))
         self.loss = QMLoss()
         self.integrator = config.integrator
         self.progress = Progress()
         self.replicas = self._fresh(config.replicas)
         self.failed = torch.zeros(config.replicas, dtype=torch.bool, device=potential.device)
         self.optimizer = torch.optim.Adam(potential.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-        self.start_force_rmse = qm_errors(self.potential, self.validation).force_rmse_eV_per_A
-        self.start_errors = force_errors_by_frame(self.potential, self.validation)
         self.start_weights = self._weights()
         self.best = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
         self._began: float | None = None
@@ -203,7 +200,7 @@ class StabieTraining:
         self.progress.phase = LEARNING
         self.progress.window += 1
         self._qm_steps()
-        return self._record(updates=self.progress.updates, force_mae_eV_per_A=self._force_error()[0])
+        return self._record(updates=self.progress.updates, force_mae_eV_per_A=self.accuracy.measure(self.potential).mae)
 
     def _window(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
         config, began = self.config, time.monotonic()
@@ -245,11 +242,11 @@ class StabieTraining:
         for _ in range(config.updates_per_window):
             before = self._weights()
             self._update(near.frames, weights, stable.frames)
-            error, growth = self._force_error()
-            if not growth <= config.force_error_bound:
+            error = self.accuracy.measure(self.potential)
+            if not error.growth <= config.force_error_bound:
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
                 self._take_back(before)
-                error, growth = self._force_error()
+                error = self.accuracy.measure(self.potential)
                 break
             progress.balance = min(1.2 * progress.balance, LONGEST)
             change = potential_energies(self.potential, near.frames) - near.energies
@@ -261,8 +258,8 @@ class StabieTraining:
             "ess_share": n_effective / len(near),
             "updates": progress.updates,
             "balance": progress.balance,
-            "force_mae_eV_per_A": error,
-            "force_mae_limit_eV_per_A": (1.0 + growth) * self.start_force_mae,
+            "force_mae_eV_per_A": error.mae,
+            "force_mae_limit_eV_per_A": (1.0 + error.growth) * self.accuracy.start_mae,
         }
 
     def _take_back(self, before: dict[str, Tensor]) -> None:
@@ -294,7 +291,7 @@ class StabieTraining:
             self.potential, self._sound_frames(stable), self.loss, config.natural_iterations
         )
         if math.isfinite(change) and change > 0:
-            length = progress.balance * config.observable_weight * STEP * self.start_force_rmse / change
+            length = progress.balance * config.observable_weight * STEP * self.accuracy.start_rmse / change
             with torch.no_grad():
                 for p, part in zip(self.potential.parameters(), direction):
                     p -= (length * part).to(p.dtype)
@@ -376,21 +373,7 @@ class StabieTraining:
         return self.progress.updates == self.progress.taken_back
 
     def _accurate(self) -> bool:
-        return self._force_error()[1] <= self.config.force_error_bound
-
-    @property
-    def start_force_mae(self) -> float:
-        """Force error of the starting model on the validation frames, in eV/Å."""
-        return float(self.start_errors.mean())
-
-    def _force_error(self) -> tuple[float, float]:
-        """Force error on the validation frames, and the share by which it may have grown since the start.
-
-        A few frames do not know it well, and some get better by chance: what counts is the growth that can be excluded
-        with 95 % confidence from the differences frame by frame.
-        """
-        errors = force_errors_by_frame(self.potential, self.validation)
-        return float(errors.mean()), upper_limit(errors - self.start_errors) / self.start_force_mae
+        return self.accuracy.measure(self.potential).growth <= self.config.force_error_bound
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: x.detach().clone() for name, x in self.potential.state_dict().items()}
@@ -458,8 +441,7 @@ class StabieTraining:
             "failed": self.failed.clone(),
             "progress": vars(self.progress).copy(),
             "best": self.best,
-            "start_errors": self.start_errors,
-            "start_force_rmse": self.start_force_rmse,
+            "accuracy": self.accuracy.state(),
         }
 
     def restore(self, state: dict) -> None:
@@ -470,5 +452,4 @@ class StabieTraining:
         self.failed = state["failed"].to(self.failed.device)
         self.progress = Progress(**state["progress"])
         self.best = state["best"]
-        self.start_errors = state["start_errors"].to(self.start_errors)
-        self.start_force_rmse = state["start_force_rmse"]
+        self.accuracy.restore(state["accuracy"])

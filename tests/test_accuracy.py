@@ -6,15 +6,15 @@ import tiny
 import torch
 
 from stabie_ase.potentials.analytic import Harmonic
-from stabie_ase.training import holdout
-from stabie_ase.training.holdout import hold_out
+from stabie_ase.training import accuracy
+from stabie_ase.training.accuracy import hold_out
 
 
 def parted(monkeypatch, errors, share=0.1):
     """Indices of the frames held out where frame k has the k-th force error."""
     reference = tiny.reference()
     assert len(errors) == len(reference)
-    monkeypatch.setattr(holdout, "force_errors_by_frame", lambda potential, frames: torch.as_tensor(errors))
+    monkeypatch.setattr(accuracy, "force_errors_by_frame", lambda potential, frames: torch.as_tensor(errors))
     trained, held_out = hold_out(Harmonic(), reference, share)
     assert sorted([*trained.energies, *held_out.energies]) == sorted(reference.energies)
     energies = reference.energies.tolist()
@@ -44,8 +44,8 @@ def test_pretraining_and_finetuning_hold_out_the_same_frames(monkeypatch):
 
 def test_a_large_reference_is_not_predicted_as_a_whole(monkeypatch):
     """Its held-out frames are some of those that pretraining holds out."""
-    monkeypatch.setattr(holdout, "MOST", 3)
-    monkeypatch.setattr(holdout, "LARGE", 39)
+    monkeypatch.setattr(accuracy, "MOST", 3)
+    monkeypatch.setattr(accuracy, "LARGE", 39)
     errors = np.full(40, 0.04)
     errors[:4] = 1.0
     found, usual = parted(monkeypatch, errors)

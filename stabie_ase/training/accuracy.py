@@ -1,13 +1,14 @@
-"""Frames to judge accuracy by: those that the starting model has not been trained on, as far as that can be told."""
+"""How accurate a model still is: frames that it has not been trained on, and how far its force error has grown on them."""
 
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import torch
 
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, force_errors_by_frame
+from stabie_ase.qm import LabelledFrames, force_errors_by_frame, qm_errors, upper_limit
 from stabie_ase.reference import Reference
 
 logger = logging.getLogger(__name__)
@@ -61,3 +62,53 @@ def hold_out(potential: Potential, reference: Reference, share: float) -> tuple[
         1000.0 * error_rest,
     )
     return reference.subset(rest), reference.subset(worst)
+
+
+class ForceError(NamedTuple):
+    """A force error beside that of the starting model.
+
+    Attributes
+    ----------
+    mae : float
+        Mean absolute error of the components, in eV/Å.
+    growth : float
+        Share by which it may have grown since the start. A few frames do not know it well, and some get better by chance:
+        what counts is the growth that can be excluded with 95 % confidence from the differences frame by frame.
+    """
+
+    mae: float
+    growth: float
+
+
+class Accuracy:
+    """Force error on held-out frames, against that of the starting model.
+
+    Parameters
+    ----------
+    potential : Potential
+        The starting model.
+    frames : LabelledFrames
+    """
+
+    def __init__(self, potential: Potential, frames: LabelledFrames):
+        self.frames = frames
+        self.start_rmse = qm_errors(potential, frames).force_rmse_eV_per_A
+        self.start_errors = force_errors_by_frame(potential, frames)
+
+    @property
+    def start_mae(self) -> float:
+        """Of the starting model, in eV/Å."""
+        return float(self.start_errors.mean())
+
+    def measure(self, potential: Potential) -> ForceError:
+        """The force error of a potential now."""
+        errors = force_errors_by_frame(potential, self.frames)
+        return ForceError(float(errors.mean()), upper_limit(errors - self.start_errors) / self.start_mae)
+
+    def state(self) -> dict:
+        """What the starting model was like; tensors and plain numbers."""
+        return {"start_errors": self.start_errors, "start_rmse": self.start_rmse}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.start_errors, self.start_rmse = state["start_errors"].to(self.start_errors), state["start_rmse"]
