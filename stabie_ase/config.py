@@ -152,7 +152,7 @@ class FinetuneConfig(HasTimestep):
     cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
     force_error_bound: float = knob(
         0.05,
-        "share by which the force error may grow in a state that is kept, with 95 % confidence from the validation frames",
+        "share by which the force error may grow in a state that is kept, one standard error of the validation frames included",
         0.0,
         100.0,
     )

@@ -9,6 +9,7 @@ import tiny
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from scipy.stats import t as student_t
 
 from stabie_ase.config import BadOption, FinetuneConfig, PretrainConfig, from_dict
 from stabie_ase.neighbors import neighbor_list
@@ -46,12 +47,13 @@ def test_force_errors_by_frame():
     np.testing.assert_allclose(force_errors_by_frame(potential, frames, chunk_size=2), expected, rtol=1e-12)
 
 
-def test_upper_limit_covers_the_mean_as_often_as_it_says():
-    """19 of 20 samples of five; of one number it is that number."""
+def test_upper_limit_covers_the_mean_as_often_as_student_says():
+    """By one standard error, four of five samples of five; of one number it is that number."""
     generator = torch.Generator().manual_seed(0)
     samples = 0.3 + torch.randn((4000, 5), generator=generator, dtype=torch.float64)
     covered = np.mean([upper_limit(x) >= 0.3 for x in samples])
-    assert abs(covered - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 4000)
+    expected = student_t.cdf(1.0, 4)
+    assert abs(covered - expected) < 4 * np.sqrt(expected * (1.0 - expected) / 4000)
     assert upper_limit(torch.tensor([0.7])) == pytest.approx(0.7)
 
 

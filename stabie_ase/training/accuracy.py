@@ -73,7 +73,7 @@ class ForceError(NamedTuple):
         Mean absolute error of the components, in eV/Å.
     growth : float
         Share by which it may have grown since the start. A few frames do not know it well, and some get better by chance:
-        what counts is the growth that can be excluded with 95 % confidence from the differences frame by frame.
+        what counts is the mean of the differences frame by frame plus its standard error.
     """
 
     mae: float

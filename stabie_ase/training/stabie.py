@@ -49,6 +49,12 @@ Most of it is made good by the steps on energies and forces that follow. It adap
 SHORTEST, LONGEST = 1.0 / 16, 8.0
 """Limits of the factor on that length which follows the force error on the validation frames."""
 
+ROOM = 0.9
+"""Share of the bound on the growth of the force error up to which steps grow; beyond it they shrink.
+
+Close to the bound a step is taken back whatever its length, and nothing moves any more.
+"""
+
 DOUBT = 5
 """Updates all taken back from the first on, after which it is said what that most likely means."""
 
@@ -248,7 +254,8 @@ class StabieTraining:
                 self._take_back(before)
                 error = self.accuracy.measure(self.potential)
                 break
-            progress.balance = min(1.2 * progress.balance, LONGEST)
+            room = error.growth <= ROOM * config.force_error_bound
+            progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
             change = potential_energies(self.potential, near.frames) - near.energies
             weights, n_effective = near.weights(residuals, config.temperature_K, change)
             if not n_effective >= config.min_ess_share * len(near) or self._out_of_time():
