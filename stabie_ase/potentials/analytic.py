@@ -77,10 +77,13 @@ class LennardJones(PairPotential):
         self.sigma = nn.Parameter(torch.tensor(float(sigma), dtype=dtype))
 
     def pair_energies(self, distances: Tensor) -> Tensor:
-        def energy(sixth):
-            return 4.0 * self.epsilon * (sixth.square() - sixth)
+        def energy(ratio):
+            # Products, not a power: vectorised and single powers differ in the last bit, and with them pairs by their place.
+            square = ratio * ratio
+            sixth = square * square * square
+            return 4.0 * self.epsilon * (sixth * sixth - sixth)
 
-        return energy((self.sigma / distances) ** 6) - energy((self.sigma / self.cutoff) ** 6)
+        return energy(self.sigma / distances) - energy(self.sigma / self.cutoff)
 
 
 class Morse(PairPotential):
