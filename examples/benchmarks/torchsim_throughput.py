@@ -20,26 +20,11 @@ import numpy as np
 import torch
 from ase import units
 from ase.io import read
-from engine_step import ASPIRIN, ENERGIES, INTEGRATORS, parse, replicas, seconds
+from ase_throughput import INTEGRATOR, batched
+from engine_step import ASPIRIN, ENERGIES, parse, seconds
 
 from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.dynamics import PotentialForces, initial_state
-from stabie_ase.dynamics.simulate import advance
 from stabie_ase.potentials.mace import MACEPotential
-
-INTEGRATOR = INTEGRATORS["Langevin"]
-
-
-def ours(potential, n, args):
-    """Steps of this engine."""
-    forces = PotentialForces(potential)
-    state = initial_state(replicas(n, args.device), forces, 500.0, fix_com=False)
-
-    def run():
-        with potential.frozen():
-            advance(state, INTEGRATOR, forces, args.steps)
-
-    return run
 
 
 def torch_sim(potential, n, args):
@@ -63,7 +48,7 @@ def torch_sim(potential, n, args):
     return run
 
 
-ENGINES = {"stabie_ase": ours, "stabie_ase, freed memory returned": ours, "torch-sim": torch_sim}
+ENGINES = {"stabie_ase": batched, "stabie_ase, freed memory returned": batched, "torch-sim": torch_sim}
 
 
 def work(engine, args):
