@@ -473,7 +473,7 @@ def captured(monkeypatch, *arguments):
     """The inputs and the config that a command would begin a run with."""
     got = []
 
-    def instead(output, inputs, config, on_read):
+    def instead(output, inputs, config, say):
         got.append((output, inputs, config))
         raise KeyboardInterrupt
 

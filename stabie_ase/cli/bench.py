@@ -14,18 +14,21 @@ from stabie_ase.cli.main import check_device, main, model_options
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.01), help="Time for each number of replicas")
 @click.option("--temperature", default=300.0, show_default=True, type=click.FloatRange(1e-3), help="In K")
 @model_options
-def bench(model, reference, replicas, seconds, temperature, device, dtype, head, trust_checkpoint):
+def bench(model, reference, replicas, seconds, temperature, device, dtype, head, compilation, trust_checkpoint):
     """Replica-steps per second of MODEL against the number of replicas, and the number to use."""
     import torch
 
     from stabie_ase.benchmark import recommended, sweep
     from stabie_ase.potentials.checkpoint import load_potential
+    from stabie_ase.potentials.compilation import decide, make_ready
     from stabie_ase.reference import read_frames
 
     check_device(device)
     frames = read_frames(reference)
     potential = load_potential(model, device, dtype, trust_checkpoint, head)
     potential.check_numbers(z for atoms in frames for z in set(atoms.numbers))
+    if decide(compilation, potential, frames, replicas, say=click.echo):
+        make_ready(potential, frames, replicas)
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     click.echo(f"{model}: {potential.family}, {potential.dtype}, {where}; {frames[0].get_chemical_formula()}")
     click.echo(f"{'replicas':>8}  {'replica-steps/s':>15}  {'ms a step':>9}  {'memory (MB)':>11}")

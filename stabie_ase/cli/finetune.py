@@ -15,7 +15,7 @@ from stabie_ase.config import FinetuneConfig
 SECTIONS = {
     "Files": ("reference", "validation", "output", "resume", "config_file", "energy_key", "forces_key"),
     "What to match and how long": ("observable", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed"),
-    "Model": ("device", "dtype", "head", "trust_checkpoint"),
+    "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (
         "temperature_K", "timestep_fs", "thermostat", "friction_per_fs", "damping_fs", "replicas", "window_fs", "sample_every_fs",
         "check_every_fs", "criterion",
@@ -40,7 +40,7 @@ def finetune(context, model, reference, validation, output, resume, config_file,
 
     Give MODEL and --ref FILE to begin a run, or --resume RUN to go on with one.
     """
-    names = {"device", "dtype", "energy_key", "forces_key", "head", "trust_checkpoint"}
+    names = {"device", "dtype", "energy_key", "forces_key", "head", "compilation", "trust_checkpoint"}
     inputs = {name: given.pop(name) for name in names} | {"validation": validation}
     typed = {name for name in inputs if context.get_parameter_source(name).name == "COMMANDLINE"}
     if resume:
@@ -62,7 +62,7 @@ def _begin(context, model, reference, output, config_file, inputs, typed, given)
 
     check_device(inputs["device"])
     output = output or f"{Path(model).parent / Path(model).stem}-stabie"
-    finetuning = prepare(output, Inputs(model, reference, **inputs), config, _read_line(context.obj["quiet"]))
+    finetuning = prepare(output, Inputs(model, reference, **inputs), config, _say(context.obj["quiet"]))
     run_to_end(finetuning, context.obj["quiet"])
 
 
@@ -83,11 +83,11 @@ def _go_on(context, path, files, inputs, given) -> None:
     if saved_inputs.trust_checkpoint and not inputs.get("trust_checkpoint"):
         raise click.UsageError(f"{path} was begun with --trust-checkpoint; give it again if you still trust the model", context)
     check_device(saved_inputs.device)
-    run_to_end(take_up(path, _read_line(context.obj["quiet"])), context.obj["quiet"])
+    run_to_end(take_up(path, _say(context.obj["quiet"])), context.obj["quiet"])
 
 
-def _read_line(quiet: bool):
-    return None if quiet else lambda text: click.echo(f"Reference: {text}")
+def _say(quiet: bool):
+    return None if quiet else click.echo
 
 
 def run_to_end(finetuning, quiet: bool) -> None:

@@ -104,6 +104,14 @@ def model_options(command):
             click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N"),
             click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Precision [default: the model's]"),
             click.option("--head", metavar="NAME", help="Head of a multi-head model"),
+            click.option(
+                "--compile",
+                "compilation",
+                type=click.Choice(["off", "on", "auto"]),
+                default="off",
+                show_default=True,
+                help="Make the network faster for dynamics by torch.compile; auto: if a trial says that it pays",
+            ),
             click.option("--trust-checkpoint", is_flag=True, help="Run code that a pickled checkpoint carries"),
         ]
     ):

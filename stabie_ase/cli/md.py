@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 SECTIONS = {
     "Files": ("start", "output", "resume", "one_file"),
-    "Model": ("device", "dtype", "head", "trust_checkpoint"),
+    "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (),
 }
 
@@ -35,12 +35,19 @@ SAFE_TIMESTEP_FS = 1.0
 @model_options
 @options_from(MDConfig)
 @click.pass_context
-def md(context, model, start, output, resume, one_file, device, dtype, head, trust_checkpoint, **given):
+def md(context, model, start, output, resume, one_file, device, dtype, head, compilation, trust_checkpoint, **given):
     """Run replicas of molecular dynamics with MODEL.
 
     Give MODEL and --start FILE to begin a run, or --resume RUN to go on with one.
     """
-    inputs = {"device": device, "dtype": dtype, "head": head, "trust_checkpoint": trust_checkpoint, "one_file": one_file}
+    inputs = {
+        "device": device,
+        "dtype": dtype,
+        "head": head,
+        "compilation": compilation,
+        "trust_checkpoint": trust_checkpoint,
+        "one_file": one_file,
+    }
     if resume:
         files = {"MODEL": model, "--start": start, "--output": output, "--one-file": one_file}
         _refuse([name for name, value in files.items() if value])
@@ -53,11 +60,18 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, tru
 
 
 def _begin(context, output, inputs, config: MDConfig) -> None:
+    from stabie_ase.potentials.compilation import decide, make_ready
     from stabie_ase.production import MDDirectory, Production
 
     check_device(inputs["device"])
     MDDirectory.check_free(output)
-    production = Production(*_set_up(inputs, config))
+    setup = _set_up(inputs, config)
+    production = Production(*setup)
+    _, potential, frames, _ = setup
+    say = None if context.obj["quiet"] else click.echo
+    if wanted := decide(inputs["compilation"], potential, frames, config.replicas, steps=production.n_steps, say=say):
+        make_ready(potential, frames, config.replicas)
+    inputs["compilation"] = "on" if wanted else "off"
     files = ("model", "start")
     directory = MDDirectory.create(
         output,
@@ -72,12 +86,13 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
 
 def _go_on(context, path, trust: bool, given) -> None:
     from stabie_ase.directory import UnusableRun, in_words
+    from stabie_ase.potentials.compilation import make_ready
     from stabie_ase.production import MDDirectory, Production
 
     directory, saved = MDDirectory.open(path)
     try:
         # The directory may be someone else's: trust is given anew each time.
-        config, inputs = from_dict(MDConfig, saved["config"]), saved["inputs"] | {"trust_checkpoint": trust}
+        config, inputs = from_dict(MDConfig, saved["config"]), {"compilation": "off"} | saved["inputs"] | {"trust_checkpoint": trust}
         files = {inputs[name]: (name, saved["digests"][name]) for name in ("model", "start")}
     except (KeyError, TypeError, ValueError) as error:
         raise UnusableRun(f"{directory.config_path} is damaged ({in_words(error)})") from error
@@ -90,7 +105,12 @@ def _go_on(context, path, trust: bool, given) -> None:
         if not Path(file).is_file() or digest(file) != before:
             raise UnusableRun(f"the {name} file of {path} is gone or has changed: {file}")
     check_device(inputs["device"])
-    _run(context, directory, Production(*_set_up(inputs, config)), inputs)
+    setup = _set_up(inputs, config)
+    production = Production(*setup)
+    if inputs["compilation"] == "on":
+        _, potential, frames, _ = setup
+        make_ready(potential, frames, config.replicas)
+    _run(context, directory, production, inputs)
 
 
 def _refuse(flags: list[str]) -> None:

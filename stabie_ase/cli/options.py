@@ -14,7 +14,7 @@ import click
 
 from stabie_ase.config import BadOption, from_dict
 
-FLAGS = {"check_ps": "--check-time"}
+FLAGS = {"check_ps": "--check-time", "compilation": "--compile"}
 """Flags that are not the field's name without its unit."""
 
 UNIT = re.compile(r"_(per_fs|per_GPa|GPa|K|fs|ps|min)$")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import NamedTuple
@@ -60,6 +60,8 @@ class Potential(nn.Module):
     family: str = "potential"
     heads: tuple[str, ...] = ()
     head: str | None = None
+    _compiled: Callable[..., Tensor] | None = None
+    _compiled_for_many: bool = True
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Per-atom energies, shape (n_atoms,), in eV; they sum to the energies of the systems."""
@@ -138,6 +140,37 @@ class Potential(nn.Module):
                 + ": look for detach(), .item() or no_grad() on the way"
             )
         return gradients
+
+    def compile_network(self, many: bool | None = True) -> None:
+        """Evaluate the network by compiled code from now on, where only forces are asked for and parameters are frozen.
+
+        To be called when the potential is where it shall stay; the first call after it takes a minute or so. Training
+        uses the plain network as before, with the same parameters.
+
+        Parameters
+        ----------
+        many : bool or None
+            For batches of several systems or for single ones: torch makes different code of a size of one, and the
+            other kind is evaluated plainly. None undoes it.
+
+        Raises
+        ------
+        NotImplementedError
+            The family has no network that can be compiled.
+        """
+        self._compiled = None if many is None else torch.compile(self._compilable(), dynamic=True)
+        self._compiled_for_many = bool(many)
+
+    def _compilable(self) -> Callable[..., Tensor]:
+        """The network as a function of tensors, none of whose shapes depends on a number in another."""
+        raise NotImplementedError(f"the {self.family} potential cannot be compiled")
+
+    def _network_for(self, plain: Callable[..., Tensor], batch: AtomsBatch, n_pairs: int) -> Callable[..., Tensor]:
+        """The compiled network where there is one that fits the call, else the plain one."""
+        if self._compiled is None or n_pairs < 2 or (batch.n_systems > 1) != self._compiled_for_many:
+            return plain
+        for_forces = torch.is_grad_enabled() and batch.positions.requires_grad
+        return self._compiled if for_forces and not any(p.requires_grad for p in self.parameters()) else plain
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

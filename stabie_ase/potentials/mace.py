@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
-from stabie_ase.potentials.inert import Recorded
+from stabie_ase.potentials.inert import Recorded, load_inert
 
 CHECKPOINTS = "MACE (the .model file that mace-torch writes, of class MACE or ScaleShiftMACE)"
 
@@ -173,11 +174,18 @@ class MACEPotential(Potential):
         return cls(network)
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
-        graph = self._graph(batch, neighbors.within(batch, self.cutoff))
+        near = neighbors.within(batch, self.cutoff)
+        return self._network_for(self._evaluate, batch, near.n_pairs)(self._graph(batch, near))
+
+    def _evaluate(self, graph: dict[str, Tensor]) -> Tensor:
         # On a CPU TorchScript's optimiser gains nothing, and its first calls differ from later ones in the last bits: a
         # resumed run would not end as an uninterrupted one.
-        with torch.jit.optimized_execution(batch.device.type != "cpu"):
+        with torch.jit.optimized_execution(graph["positions"].device.type != "cpu"):
             return self.network(graph, compute_force=False)["node_energy"].double()
+
+    def _compilable(self) -> Callable[..., Tensor]:
+        network = _plain_twin(self.network)
+        return lambda graph: network(graph, compute_force=False)["node_energy"].double()
 
     def _graph(self, batch: AtomsBatch, near: NeighborList) -> dict[str, Tensor]:
         """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j."""
@@ -275,6 +283,21 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _plain_twin(network: nn.Module) -> nn.Module:
+    """The same network, with the same parameters, without the TorchScript that cannot be compiled once more."""
+    from mace.tools.compile import disable_e3nn_codegen, simplify
+
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    with disable_e3nn_codegen():
+        twin = simplify(_rebuild(load_inert(file, PICKLED_CLASSES))).to(network.r_max.device)
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(twin.get_submodule(path), name, parameter)
+    return twin
 
 
 def _rebuild(picture: Recorded) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -100,15 +100,21 @@ class SchNetPotential(Potential):
         return self
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
-        net = self.network
         half = neighbors.half
         distances = half.vectors(batch).norm(dim=1)
         near = (distances.detach() < self.cutoff).nonzero()[:, 0]
-        distances = distances[near]
-        pairs = half.select(near).full.pairs
+        network = self._network_for(self._evaluate, batch, len(near))
+        return network(batch.numbers, half.select(near).full.pairs, distances[near])
+
+    def _compilable(self) -> Callable[..., Tensor]:
+        return self._evaluate
+
+    def _evaluate(self, numbers: Tensor, pairs: Tensor, distances: Tensor) -> Tensor:
+        """Per-atom energies; distances are those of the first half of the pairs."""
+        net = self.network
         envelope = 0.5 * (torch.cos(distances * (torch.pi / self.cutoff)) + 1.0)
         expansion = _gaussians(net.distance_expansion, distances)
-        h = net.embedding(batch.numbers)
+        h = net.embedding(numbers)
         for block in net.interactions:
             filters = block.mlp(expansion) * envelope[:, None]
             h = h + block.lin(block.act(_convolve(block.conv, h, pairs, filters)))
@@ -116,8 +122,8 @@ class SchNetPotential(Potential):
         if net.mean is not None and net.std is not None:
             energies = energies * net.std + net.mean
         if net.atomref is not None:
-            energies = energies + net.atomref(batch.numbers)[:, 0]
-        return energies + self.reference_energies[batch.numbers]
+            energies = energies + net.atomref(numbers)[:, 0]
+        return energies + self.reference_energies[numbers]
 
 
 def _gaussians(expansion: nn.Module, distances: Tensor) -> Tensor:

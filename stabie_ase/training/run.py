@@ -23,6 +23,7 @@ from stabie_ase.files import digest
 from stabie_ase.observables import OBSERVABLES, Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
+from stabie_ase.potentials.compilation import decide, make_ready
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.stability import Failures, criterion_from
 from stabie_ase.training.directory import RunDirectory
@@ -47,6 +48,7 @@ class Inputs:
     dtype: str | None = None
     head: str | None = None
     trust_checkpoint: bool = False
+    compilation: str = "off"
 
     def read_reference(self) -> Reference:
         """The reference frames."""
@@ -123,6 +125,25 @@ class Finetuning:
         self.directory.save_model(self.training.potential, self.model_path.name)
         self.directory.write_json(self.directory.result_path.name, result)
         return result
+
+    def decide_on_compilation(self, say: Callable[[str], None] | None) -> Finetuning:
+        """The same with --compile auto replaced by what a trial says: a resumed run must not measure it again."""
+        potential, config = self.training.potential, self.config
+        wanted = decide(
+            self.inputs.compilation,
+            potential,
+            self.reference.frames,
+            config.replicas,
+            seconds=60.0 * config.max_time_min,
+            say=say,
+        )
+        return replace(self, inputs=replace(self.inputs, compilation="on" if wanted else "off"))
+
+    def make_ready(self) -> Finetuning:
+        """Compile the network if that was decided; always after the setup and before anything else."""
+        if self.inputs.compilation == "on":
+            make_ready(self.training.potential, self.reference.frames, self.config.replicas)
+        return self
 
     def run(self) -> dict:
         """All of it."""
@@ -204,12 +225,15 @@ def _curves(result: StabilityResult) -> dict[str, list | None]:
 
 
 def prepare(
-    output: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, on_read: Callable[[str], None] | None = None
+    output: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None = None
 ) -> Finetuning:
-    """Check everything that can be checked, then begin a run; on an error nothing has been written."""
+    """Check everything that can be checked, then begin a run; on an error nothing has been written.
+
+    `say` is told in words what was found on the way.
+    """
     RunDirectory.check_free(output)
-    setup = _set_up(inputs, config, on_read)
-    directory = RunDirectory.create(output, _describe(inputs, setup))
+    setup = _set_up(inputs, config, say).decide_on_compilation(say).make_ready()
+    directory = RunDirectory.create(output, _describe(setup))
     directory.claim()
     return replace(setup, directory=directory)
 
@@ -230,7 +254,7 @@ def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneCon
     return directory, inputs, config, description
 
 
-def resume(path: str | os.PathLike, on_read: Callable[[str], None] | None = None) -> Finetuning:
+def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> Finetuning:
     """Take up a run where its last saved state stands."""
     directory, inputs, config, description = open_run(path)
     for name, file in inputs.paths().items():
@@ -243,7 +267,7 @@ def resume(path: str | os.PathLike, on_read: Callable[[str], None] | None = None
             )
     directory.claim()
     _warn_of_other_versions(description.get("versions", {}))
-    finetuning = replace(_set_up(inputs, config, on_read), directory=directory)
+    finetuning = replace(_set_up(inputs, config, say).make_ready(), directory=directory)
     state = directory.load()
     if state is not None:
         try:
@@ -261,12 +285,12 @@ def _warn_of_other_versions(then: dict[str, str]) -> None:
         logger.warning("versions have changed since the run began, so it will not end in the same bits: %s", ", ".join(different))
 
 
-def _set_up(inputs: Inputs, config: FinetuneConfig, on_read: Callable[[str], None] | None) -> Finetuning:
+def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None) -> Finetuning:
     if config.observable not in OBSERVABLES:
         raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
     reference, validation = inputs.read_reference(), inputs.read_validation()
-    if on_read:
-        on_read(reference.source)
+    if say:
+        say(f"Reference: {reference.source}")
     config = with_temperature(config, reference.temperature_K, "the reference")
     potential = inputs.load_potential()
     for part in (reference, validation) if validation else (reference,):
@@ -279,7 +303,8 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, on_read: Callable[[str], Non
     return Finetuning(None, inputs, config, reference, observable, training)
 
 
-def _describe(inputs: Inputs, setup: Finetuning) -> dict:
+def _describe(setup: Finetuning) -> dict:
+    inputs = setup.inputs
     return {
         "config": asdict(setup.config),
         "inputs": asdict(inputs.absolute()),

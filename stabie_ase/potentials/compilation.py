@@ -1,0 +1,214 @@
+"""Whether compiled networks pay on this machine, found out in a child process, and the same made ready before dynamics begin."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from ase import Atoms
+from ase.io import read, write
+
+from stabie_ase.batch import AtomsBatch
+from stabie_ase.neighbors import neighbor_list
+from stabie_ase.potentials.base import Potential, Prediction
+from stabie_ase.potentials.checkpoint import load_potential, save_potential
+
+logger = logging.getLogger(__name__)
+
+LONGEST = 900.0
+"""Seconds after which a trial is given up."""
+
+ROUNDING = 1e-3
+"""Largest difference of two forces, as a share of the largest force, that is put down to the order of single-precision sums."""
+
+FEW = 8
+"""Systems in the first call, at which the code is made; it serves any other number of them."""
+
+WORTH = 1.1
+"""Factor on the rate below which the plain network is kept: its path is the better trodden."""
+
+
+class NotCompiled(ValueError):
+    """The network could not be compiled here; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What calls for energies and forces take on this machine.
+
+    Attributes
+    ----------
+    plain, compiled : float
+        Seconds a call.
+    ready : float
+        Seconds until the first compiled call returned.
+    """
+
+    plain: float
+    compiled: float
+    ready: float
+
+    def pays(self, seconds: float) -> bool:
+        """Whether compiled calls save more than their making costs, out of so many seconds of plain ones."""
+        return self.plain > WORTH * self.compiled and seconds * (1.0 - self.compiled / self.plain) > self.ready
+
+
+def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int) -> None:
+    """Compile a potential's network for dynamics of so many replicas, and make the first call.
+
+    Done before anything else is measured or timed, and always on the same input, so that the code does not depend on
+    where a run is taken up.
+
+    Raises
+    ------
+    NotCompiled
+    """
+    try:
+        potential.compile_network(many=replicas > 1)
+        _call(potential, _batch(potential, frames, min(replicas, FEW)))
+    except NotImplementedError as error:
+        raise NotCompiled(str(error)) from error
+    except Exception as error:  # there are many ways for a compiler to fail
+        potential.compile_network(None)
+        raise NotCompiled(f"the {potential.family} network cannot be compiled here: {_first_line(error)}") from error
+
+
+def decide(
+    choice: str,
+    potential: Potential,
+    frames: Sequence[Atoms],
+    replicas: int,
+    seconds: float = math.inf,
+    steps: float = math.inf,
+    say: Callable[[str], None] | None = None,
+) -> bool:
+    """Whether to compile: as chosen, or for "auto" what a trial on this machine says about that much dynamics.
+
+    Parameters
+    ----------
+    choice : {"off", "on", "auto"}
+    potential, frames, replicas
+        As for `make_ready`.
+    seconds, steps : float
+        How long dynamics will go on for, the smaller of the two.
+    say : callable, optional
+        Told in words what was found.
+    """
+    if choice != "auto":
+        return choice == "on"
+    say = say or logger.info
+    say("Compilation: measuring whether it pays here, which takes a minute or two")
+    try:
+        trial = probe(potential, frames, replicas)
+    except NotCompiled as error:
+        say(f"Compilation: off; {error}")
+        return False
+    pays = trial.pays(min(seconds, steps * trial.plain))
+    say(
+        f"Compilation: {'on' if pays else 'off'}; {1000 * trial.compiled:.3g} ms a call instead of {1000 * trial.plain:.3g}, "
+        f"ready after {trial.ready:.0f} s"
+    )
+    return pays
+
+
+def probe(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial:
+    """`try_out` in a process of its own, which a compiler may take down with it.
+
+    Raises
+    ------
+    NotCompiled
+        It failed, came to other forces, or took too long.
+    """
+    with tempfile.TemporaryDirectory(prefix="stabie-compile-") as folder:
+        try:
+            save_potential(potential, Path(folder, "model"))
+            write(Path(folder, "frames.traj"), [_bare(atoms) for atoms in frames[:replicas]])
+            settings = {
+                "device": str(potential.device),
+                "dtype": str(potential.dtype).removeprefix("torch."),
+                "head": potential.head,
+                "replicas": replicas,
+                "threads": torch.get_num_threads(),
+            }
+            command = [sys.executable, "-m", "stabie_ase.potentials.compilation", folder, json.dumps(settings)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+        except subprocess.TimeoutExpired as error:
+            raise NotCompiled(f"its trial took more than {LONGEST:.0f} s") from error
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or not lines:
+        raise NotCompiled(lines[-1] if lines else f"its trial ended with {done.returncode}")
+    return Trial(**json.loads(lines[-1]))
+
+
+def try_out(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial:
+    """Time calls of a potential before and after compilation, in this process; it is compiled afterwards.
+
+    Raises
+    ------
+    NotCompiled
+    """
+    batch = _batch(potential, frames, replicas)
+    plain, expected = _timed(potential, batch)
+    began = time.perf_counter()
+    make_ready(potential, frames, replicas)
+    ready = time.perf_counter() - began
+    compiled, found = _timed(potential, batch)
+    scale, deviation = float(expected.forces.abs().max()), float((found.forces - expected.forces).abs().max())
+    if not deviation <= ROUNDING * scale:
+        raise NotCompiled(f"compiled, the {potential.family} network gives other forces, by up to {deviation:.2g} eV/Å")
+    return Trial(plain, compiled, ready)
+
+
+def _batch(potential: Potential, frames: Sequence[Atoms], n: int) -> AtomsBatch:
+    return AtomsBatch.from_atoms([frames[k % len(frames)] for k in range(n)], potential.device)
+
+
+def _call(potential: Potential, batch: AtomsBatch) -> Prediction:
+    with potential.frozen():
+        prediction = potential.compute(batch, neighbor_list(batch, potential.cutoff))
+    if batch.device.type == "cuda":
+        torch.cuda.synchronize(batch.device)
+    return prediction
+
+
+def _timed(potential: Potential, batch: AtomsBatch, seconds: float = 1.0) -> tuple[float, Prediction]:
+    """The shortest of the calls that fit into so many seconds, at least three, after one that nobody measures."""
+    prediction, times = _call(potential, batch), []
+    while len(times) < 3 or sum(times) < seconds:
+        began = time.perf_counter()
+        _call(potential, batch)
+        times.append(time.perf_counter() - began)
+    return min(times), prediction
+
+
+def _bare(atoms: Atoms) -> Atoms:
+    return Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _child(folder: str, settings: str) -> None:
+    given = json.loads(settings)
+    torch.set_num_threads(given["threads"])
+    try:
+        potential = load_potential(Path(folder, "model"), given["device"], given["dtype"], head=given["head"])
+        print(json.dumps(asdict(try_out(potential, read(Path(folder, "frames.traj"), index=":"), given["replicas"]))))
+    except ValueError as error:
+        print(" ".join(str(error).split()))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])
