@@ -127,7 +127,7 @@ class FinetuneConfig(HasTimestep):
         1e9,
     )
     natural_iterations: int = knob(
-        8, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
+        16, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
     )
     fluctuation_floor: float = knob(
         1e-4,
@@ -142,17 +142,17 @@ class FinetuneConfig(HasTimestep):
     min_ess_share: float = knob(0.5, "effective share of the samples below which a new window is run", 0.0, 1.0)
     gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
     qm_batch_size: int = knob(32, "frames in the energy/force term of an update", 1, 1_000_000)
-    validation_share: float = knob(
-        0.1,
-        "part of the reference kept out of the energy/force term to judge accuracy by: frames the model has not been trained on, "
-        "if they stand out by their errors, else what pretraining keeps out",
+    validation_share: float | None = knob(
+        None,
+        "part of the reference kept out of the energy/force term to judge accuracy by, if not given a tenth or, of few frames, a fifth; "
+        "frames the model has not been trained on, if some stand out by their errors, else what pretraining keeps out",
         0.0,
         0.9,
     )
     cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
     force_error_bound: float = knob(
         0.05,
-        "share by which the force error may grow in a state that is kept, one standard error of the validation frames included",
+        "share by which the force error may grow in a state that is kept, with 90 % confidence from the validation frames",
         0.0,
         100.0,
     )
@@ -208,7 +208,9 @@ class PretrainConfig:
     patience: int = knob(50, "epochs without a better validation error that make a plateau", 1, 1_000_000)
     min_learning_rate: float = knob(1e-5, "learning rate below which training has converged", 0.0, 1.0)
     ema_decay: float = knob(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)
-    validation_share: float = knob(0.1, "part of the reference kept out of training", 0.0, 0.9)
+    validation_share: float | None = knob(
+        None, "part of the reference kept out of training; a tenth if not given, of few frames a fifth", 0.0, 0.9
+    )
     seed: int = knob(0, "seed of the weights and the order of the frames", 0, 2**31 - 1)
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
@@ -111,10 +112,10 @@ def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -
     return torch.cat(energies), torch.cat(forces)
 
 
-def upper_limit(differences: Tensor) -> float:
-    """Mean of a sample plus its standard error; of a single number, that number."""
+def upper_limit(differences: Tensor, confidence: float = 0.9) -> float:
+    """Upper limit of the mean that a sample was drawn from, by Student's t; of a single number, that number."""
     n, mean = len(differences), float(differences.mean())
-    return mean if n < 2 else mean + float(differences.std()) / math.sqrt(n)
+    return mean if n < 2 else mean + float(student.ppf(confidence, n - 1)) * float(differences.std()) / math.sqrt(n)
 
 
 def minibatch(n: int, size: int, seed: int, step: int) -> Tensor:

@@ -48,12 +48,12 @@ def test_force_errors_by_frame():
 
 
 def test_upper_limit_covers_the_mean_as_often_as_student_says():
-    """By one standard error, four of five samples of five; of one number it is that number."""
+    """Of 4000 samples of five; of one number it is that number."""
     generator = torch.Generator().manual_seed(0)
     samples = 0.3 + torch.randn((4000, 5), generator=generator, dtype=torch.float64)
-    covered = np.mean([upper_limit(x) >= 0.3 for x in samples])
-    expected = student_t.cdf(1.0, 4)
-    assert abs(covered - expected) < 4 * np.sqrt(expected * (1.0 - expected) / 4000)
+    for confidence in (0.9, 0.5):
+        covered = np.mean([upper_limit(x, confidence) >= 0.3 for x in samples])
+        assert abs(covered - confidence) < 4 * np.sqrt(confidence * (1.0 - confidence) / 4000)
     assert upper_limit(torch.tensor([0.7])) == pytest.approx(0.7)
 
 
@@ -184,11 +184,11 @@ def training(**changes):
 
 
 def test_pretraining_learns_a_morse_potential():
-    run = training(epochs=60)
+    run = training(epochs=90)
     start = qm_errors(run.potential, run.validation)
     pretrain(run)
     end = qm_errors(run.potential, run.validation)
-    # Measured for seeds 0 to 4: ratios of 0.37 to 0.60.
+    # Measured for seeds 0 to 4: ratios of 0.42 to 0.67.
     assert end.force_rmse_eV_per_A < 0.8 * start.force_rmse_eV_per_A
     assert end.force_rmse_eV_per_A == pytest.approx(run.best_error, rel=1e-6)
 
@@ -206,7 +206,7 @@ def test_the_best_by_validation_is_kept():
 def test_validation_frames_are_not_trained_on():
     run = training()
     trained, held_out = ({tuple(p.positions.ravel()) for p in part.batch.to_atoms()} for part in (run.train, run.validation))
-    assert len(trained) == 36 and len(held_out) == 4 and not trained & held_out
+    assert len(trained) == 32 and len(held_out) == 8 and not trained & held_out
 
 
 def test_average_of_the_weights():

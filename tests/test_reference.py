@@ -126,11 +126,18 @@ def test_many_compositions_are_counted(tmp_path):
 
 def test_split_is_a_partition_and_always_the_same():
     reference = tiny.reference()
-    for share, n in [(0.0, 1), (0.1, 4), (0.9, 36), (1.0, 39)]:
+    for share, n in [(None, 8), (0.0, 1), (0.1, 4), (0.9, 36), (1.0, 39)]:
         first, second = reference.split(share)
         assert (len(first), len(second)) == (len(reference) - n, n)
         assert sorted([*first.energies, *second.energies]) == sorted(reference.energies)
         assert reference.split(share)[1].energies.tolist() == second.energies.tolist()
+
+
+@pytest.mark.parametrize("size, n", [(10, 2), (50, 10), (200, 40), (300, 40), (1000, 100)])
+def test_few_frames_hold_out_more(size, n):
+    reference = tiny.reference().subset([0] * size)
+    assert len(reference.split()[1]) == n
+    assert reference.split(most=5)[1].energies.tolist() == reference.split()[1].energies.tolist()[: min(n, 5)]
 
 
 # -- what cannot be used

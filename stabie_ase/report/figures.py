@@ -144,7 +144,7 @@ def learning_figure(
 ) -> Figure | None:
     """Force error on the validation frames, observable loss and effective samples over updates; None before any.
 
-    A band reaches from the force error up to one standard error of its growth above, which is held against the bound. With
+    A band reaches from the force error up to its upper limit, which is held against the bound. With
     the starting model's force error in eV/Å that bound is drawn too.
     """
     learned = [record for record in records if record.get("updates") is not None]

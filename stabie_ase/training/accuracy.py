@@ -14,10 +14,16 @@ from stabie_ase.reference import Reference
 logger = logging.getLogger(__name__)
 
 UNSEEN = 2.0
-"""A tenth of the frames whose force error is so many times that of the others was not trained on.
+"""Frames whose force error stands out and is on average so many times that of the others were not trained on.
 
-By the spread of errors alone, a standard deviation of 15 % of the mean on molecules at one temperature, it is 1.3 times.
+Errors of frames of one kind have a standard deviation of about 15 % of the mean on molecules at one temperature.
 """
+
+OUTSTANDING = 1.5
+"""Times the median from which on an error stands out."""
+
+FEWEST = 0.05
+"""Share of the frames that has to stand out: fewer are odd frames."""
 
 MOST = 500
 """Frames held out at most: they are predicted after every update, and a hundred tell a growth of 1 %."""
@@ -26,11 +32,11 @@ LARGE = 5000
 """Frames from which on a reference is not learned by heart, and is not predicted as a whole to see that."""
 
 
-def hold_out(potential: Potential, reference: Reference, share: float) -> tuple[Reference, Reference]:
+def hold_out(potential: Potential, reference: Reference, share: float | None = None) -> tuple[Reference, Reference]:
     """Part a reference into frames for the energy/force term and frames to judge accuracy by.
 
     Training on frames that a model has not seen makes it look more accurate than it is, and a model that knows the frames
-    it is judged by looks worse after any change. If the frames with the largest errors stand out, they are those that were
+    it is judged by looks worse after any change. If some frames stand out by their errors, they are those that were
     held out when the model was trained, by whatever code; else the part is the one that `stabie-ase pretrain` holds out.
 
     Parameters
@@ -38,21 +44,22 @@ def hold_out(potential: Potential, reference: Reference, share: float) -> tuple[
     potential : Potential
         As it was before any fine-tuning.
     reference : Reference
-    share : float
-        Of the frames that are held out, 500 at most.
+    share : float, optional
+        Of the frames that are held out, if none stand out; see `Reference.split`.
 
     Returns
     -------
     trained, held_out : Reference
+        At most 500 frames are held out.
     """
-    trained, held_out = reference.split(min(share, MOST / len(reference)))
+    trained, held_out = reference.split(share, MOST)
     if len(reference) > LARGE:
         return trained, held_out
     errors = force_errors_by_frame(potential, LabelledFrames.from_reference(reference, potential.device)).cpu()
-    order = torch.argsort(errors).tolist()
-    rest, worst = sorted(order[: len(trained)]), sorted(order[len(trained) :])
+    outstanding = errors > OUTSTANDING * errors.median()
+    worst, rest = outstanding.nonzero()[:MOST, 0].tolist(), (~outstanding).nonzero()[:, 0].tolist()
     error_rest, error_worst = float(errors[rest].mean()), float(errors[worst].mean())
-    if not error_worst > UNSEEN * error_rest:
+    if len(worst) < FEWEST * len(reference) or not error_worst > UNSEEN * error_rest:
         return trained, held_out
     logger.info(
         "accuracy is judged by the %d frames that the model predicts worst, force MAE %.0f meV/Å against %.0f of the others: "
@@ -73,7 +80,7 @@ class ForceError(NamedTuple):
         Mean absolute error of the components, in eV/Å.
     growth : float
         Share by which it may have grown since the start. A few frames do not know it well, and some get better by chance:
-        what counts is the mean of the differences frame by frame plus its standard error.
+        what counts is the upper limit of the mean difference frame by frame, with 90 % confidence.
     """
 
     mae: float
