@@ -154,6 +154,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(here):
 def test_what_a_run_was_begun_with_is_kept(here):
     run(*RUN)
     assert "--ensemble" in refused("md", "--resume", "model-md", "--ensemble", "nve")
+    assert "--compile" in refused("md", "--resume", "model-md", "--compile", "on")
+    assert "--dtype" in refused("md", "--resume", "model-md", "--dtype", "float64")
     assert "belongs to stabie-ase md" in refused("finetune", "--resume", "model-md")
     assert "not an empty directory" in refused(*RUN)
     with open("ref.xyz", "a") as file:

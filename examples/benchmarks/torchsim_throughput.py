@@ -7,8 +7,8 @@
     python examples/benchmarks/torchsim_throughput.py --device cuda --replicas 64 512
 
 Each engine works in a process of its own, as its users would run it: here with `keep_freed_memory`, as the commands of
-this package do, and without it; torch-sim as it comes, but without the stress, which nobody needs here. The processes take
-turns, so that whatever else the machine does meets all. Rates are medians over the rounds with their quartiles, the ratio is
+this package do, without it, and compiled, as with their --compile; torch-sim as it comes, but without the stress, which
+nobody needs here. The processes take turns, so that whatever else the machine does meets all. Rates are medians over the rounds with their quartiles, the ratio is
 that within a round. On one CPU thread time is that of the process.
 """
 
@@ -24,6 +24,7 @@ from ase_throughput import INTEGRATOR, batched
 from engine_step import ASPIRIN, ENERGIES, parse, seconds
 
 from stabie_ase.allocator import keep_freed_memory
+from stabie_ase.potentials.compilation import make_ready
 from stabie_ase.potentials.mace import MACEPotential
 
 
@@ -48,13 +49,24 @@ def torch_sim(potential, n, args):
     return run
 
 
-ENGINES = {"stabie_ase": batched, "stabie_ase, freed memory returned": batched, "torch-sim": torch_sim}
+def compiled(potential, n, args):
+    """This engine's steps with the network compiled."""
+    make_ready(potential, read(ASPIRIN, ":"), n)
+    return batched(potential, n, args)
+
+
+ENGINES = {
+    "stabie_ase": batched,
+    "stabie_ase, freed memory returned": batched,
+    "stabie_ase, compiled": compiled,
+    "torch-sim": torch_sim,
+}
 
 
 def work(engine, args):
     """The process of one engine: for every line read, a round whose seconds are written."""
     torch.set_num_threads(args.threads)
-    if engine == "stabie_ase":
+    if engine in ("stabie_ase", "stabie_ase, compiled"):
         keep_freed_memory()
     torch.manual_seed(0)
     potential = MACEPotential.build(ENERGIES, avg_num_neighbors=15.0, dtype=args.dtype).to(args.device)

@@ -16,7 +16,7 @@ from stabie_ase.config import FinetuneConfig
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of everything random")
 @click.pass_context
 def demo(context, output, **given):
-    """Fine-tune the packaged SchNet, trained on 45 frames of aspirin, and compare before and after."""
+    """Fine-tune the packaged SchNet, trained on 40 frames of aspirin, and compare before and after."""
     config, quiet = build(FinetuneConfig, given, {"check_ps": 1.0}), context.obj["quiet"]
 
     from stabie_ase.training.run import Inputs, prepare

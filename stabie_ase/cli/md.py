@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from stabie_ase.cli.main import check_device, main, model_options, told_how_to_go_on
-from stabie_ase.cli.options import Sectioned, build, changed, options_from
+from stabie_ase.cli.options import Sectioned, build, changed, flag, options_from
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import BadOption, MDConfig, from_dict, with_temperature
 from stabie_ase.files import digest
@@ -51,7 +51,8 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, com
     if resume:
         files = {"MODEL": model, "--start": start, "--output": output, "--one-file": one_file}
         _refuse([name for name, value in files.items() if value])
-        _go_on(context, resume, trust_checkpoint, given)
+        typed = {name: value for name, value in inputs.items() if context.get_parameter_source(name).name == "COMMANDLINE"}
+        _go_on(context, resume, typed, given)
     else:
         if not model or not start:
             raise click.UsageError("give MODEL and --start FILE, or --resume RUN", context)
@@ -84,7 +85,7 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
     _run(context, directory, production, inputs)
 
 
-def _go_on(context, path, trust: bool, given) -> None:
+def _go_on(context, path, typed, given) -> None:
     from stabie_ase.directory import UnusableRun, in_words
     from stabie_ase.potentials.compilation import make_ready
     from stabie_ase.production import MDDirectory, Production
@@ -92,11 +93,13 @@ def _go_on(context, path, trust: bool, given) -> None:
     directory, saved = MDDirectory.open(path)
     try:
         # The directory may be someone else's: trust is given anew each time.
-        config, inputs = from_dict(MDConfig, saved["config"]), {"compilation": "off"} | saved["inputs"] | {"trust_checkpoint": trust}
+        trust = {"trust_checkpoint": typed.pop("trust_checkpoint", False)}
+        config, inputs = from_dict(MDConfig, saved["config"]), {"compilation": "off"} | saved["inputs"] | trust
         files = {inputs[name]: (name, saved["digests"][name]) for name in ("model", "start")}
     except (KeyError, TypeError, ValueError) as error:
         raise UnusableRun(f"{directory.config_path} is damaged ({in_words(error)})") from error
-    _refuse([name for name in changed(config, given) if name != "--time"])
+    other = [flag(name) for name, value in typed.items() if inputs[name] != value]
+    _refuse(other + [name for name in changed(config, given) if name != "--time"])
     if given["time_ps"]:
         if config.end_temperature_K is not None:
             raise click.UsageError("the ramp of a run cannot be made longer: --time does not go with --end-temperature", context)
