@@ -436,7 +436,7 @@ def small_builder(monkeypatch):
 def test_pretrain_writes_a_model_that_opens(here, small_builder):
     result = tiny.run(*pretrain("--epochs", "2"))
     assert result.exit_code == 0, result.output
-    assert "Training schnet on 36 frames, validating on 4" in result.stdout and "Wrote new.pt" in result.stdout
+    assert "Training schnet on 32 frames, validating on 8" in result.stdout and "Wrote new.pt" in result.stdout
     assert sorted(p.name for p in here.iterdir()) == ["model.pt", "new.pt", "ref.xyz"]
     assert tiny.run("-q", "evaluate", "new.pt", "--ref", "ref.xyz", "--time", "0.005", "--replicas", "2").exit_code == 0
 
