@@ -207,7 +207,7 @@ def test_resumed_in_the_same_bits(monkeypatch, tmp_path):
 
 
 def test_what_a_trial_said_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("stabie_ase.training.run.decide", lambda *_, **__: False)
+    monkeypatch.setattr("stabie_ase.potentials.compilation.decide", lambda *_, **__: False)
     inputs = Inputs(str(tiny.model_path()), str(tiny.reference_path()), compilation="auto")
     assert prepare(tmp_path / "run", inputs, tiny.config()).inputs.compilation == "off"
     monkeypatch.undo()

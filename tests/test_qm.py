@@ -9,7 +9,6 @@ import tiny
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from scipy.stats import t as student_t
 
 from stabie_ase.config import BadOption, FinetuneConfig, PretrainConfig, from_dict
 from stabie_ase.neighbors import neighbor_list

@@ -8,8 +8,8 @@
 
 Each engine works in a process of its own, as its users would run it: here with `keep_freed_memory`, as the commands of
 this package do, without it, and compiled, as with their --compile; torch-sim as it comes, but without the stress, which
-nobody needs here. The processes take turns, so that whatever else the machine does meets all. Rates are medians over the rounds with their quartiles, the ratio is
-that within a round. On one CPU thread time is that of the process.
+nobody needs here. The processes take turns, so that whatever else the machine does meets all. Rates are medians over the
+rounds with their quartiles, the ratio is that within a round. On one CPU thread time is that of the process.
 """
 
 import subprocess

@@ -20,15 +20,14 @@ def bench(model, reference, replicas, seconds, temperature, device, dtype, head,
 
     from stabie_ase.benchmark import recommended, sweep
     from stabie_ase.potentials.checkpoint import load_potential
-    from stabie_ase.potentials.compilation import decide, make_ready
+    from stabie_ase.potentials.compilation import compile_where_wanted
     from stabie_ase.reference import read_frames
 
     check_device(device)
     frames = read_frames(reference)
     potential = load_potential(model, device, dtype, trust_checkpoint, head)
     potential.check_numbers(z for atoms in frames for z in set(atoms.numbers))
-    if decide(compilation, potential, frames, replicas, say=click.echo):
-        make_ready(potential, frames, replicas)
+    compile_where_wanted(compilation, potential, frames, replicas, say=click.echo)
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     click.echo(f"{model}: {potential.family}, {potential.dtype}, {where}; {frames[0].get_chemical_formula()}")
     click.echo(f"{'replicas':>8}  {'replica-steps/s':>15}  {'ms a step':>9}  {'memory (MB)':>11}")

@@ -22,7 +22,9 @@ from stabie_ase.files import replaced
 @options_from(EvaluationConfig)
 @common_options
 @click.pass_context
-def evaluate(context, model, reference, compare, output, device, dtype, energy_key, forces_key, head, compilation, trust_checkpoint, **given):
+def evaluate(
+    context, model, reference, compare, output, device, dtype, energy_key, forces_key, head, compilation, trust_checkpoint, **given
+):
     """Time to first failure, h(r) error and energy/force errors of MODEL."""
     config, quiet = build(EvaluationConfig, given), context.obj["quiet"]
     if output:
@@ -32,7 +34,7 @@ def evaluate(context, model, reference, compare, output, device, dtype, energy_k
     from stabie_ase.evaluation import evaluate as run
     from stabie_ase.observables import OBSERVABLES
     from stabie_ase.potentials.checkpoint import load_potential
-    from stabie_ase.potentials.compilation import decide, make_ready
+    from stabie_ase.potentials.compilation import compile_where_wanted
     from stabie_ase.reference import read_reference
     from stabie_ase.report.table import format_table
     from stabie_ase.stability import criterion_from
@@ -64,8 +66,8 @@ def evaluate(context, model, reference, compare, output, device, dtype, energy_k
         click.echo(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable: {criterion.describe()}")
     results, n_steps = {}, test.steps(1000.0 * test.time_ps)
     for name, potential in potentials.items():
-        if decide(compilation, potential, frames.frames, test.replicas, steps=n_steps, say=None if quiet else click.echo):
-            make_ready(potential, frames.frames, test.replicas)
+        say = None if quiet else click.echo
+        compile_where_wanted(compilation, potential, frames.frames, test.replicas, steps=n_steps, say=say)
         rate = Rate()
         with Progress(n_steps, Path(name).name, quiet) as progress:
 

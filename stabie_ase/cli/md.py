@@ -61,7 +61,7 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, com
 
 
 def _begin(context, output, inputs, config: MDConfig) -> None:
-    from stabie_ase.potentials.compilation import decide, make_ready
+    from stabie_ase.potentials.compilation import compile_where_wanted
     from stabie_ase.production import MDDirectory, Production
 
     check_device(inputs["device"])
@@ -70,9 +70,10 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
     production = Production(*setup)
     _, potential, frames, _ = setup
     say = None if context.obj["quiet"] else click.echo
-    if wanted := decide(inputs["compilation"], potential, frames, config.replicas, steps=production.n_steps, say=say):
-        make_ready(potential, frames, config.replicas)
-    inputs["compilation"] = "on" if wanted else "off"
+    compiled = compile_where_wanted(
+        inputs["compilation"], potential, frames, config.replicas, steps=production.n_steps, say=say
+    )
+    inputs["compilation"] = "on" if compiled else "off"
     files = ("model", "start")
     directory = MDDirectory.create(
         output,
@@ -87,7 +88,7 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
 
 def _go_on(context, path, typed, given) -> None:
     from stabie_ase.directory import UnusableRun, in_words
-    from stabie_ase.potentials.compilation import make_ready
+    from stabie_ase.potentials.compilation import compile_where_wanted
     from stabie_ase.production import MDDirectory, Production
 
     directory, saved = MDDirectory.open(path)
@@ -110,9 +111,8 @@ def _go_on(context, path, typed, given) -> None:
     check_device(inputs["device"])
     setup = _set_up(inputs, config)
     production = Production(*setup)
-    if inputs["compilation"] == "on":
-        _, potential, frames, _ = setup
-        make_ready(potential, frames, config.replicas)
+    _, potential, frames, _ = setup
+    compile_where_wanted(inputs["compilation"], potential, frames, config.replicas)
     _run(context, directory, production, inputs)
 
 

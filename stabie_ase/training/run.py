@@ -23,7 +23,7 @@ from stabie_ase.files import digest
 from stabie_ase.observables import OBSERVABLES, Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.potentials.compilation import decide, make_ready
+from stabie_ase.potentials.compilation import compile_where_wanted
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.stability import Failures, criterion_from
 from stabie_ase.training.directory import RunDirectory
@@ -126,24 +126,20 @@ class Finetuning:
         self.directory.write_json(self.directory.result_path.name, result)
         return result
 
-    def decide_on_compilation(self, say: Callable[[str], None] | None) -> Finetuning:
-        """The same with --compile auto replaced by what a trial says: a resumed run must not measure it again."""
-        potential, config = self.training.potential, self.config
-        wanted = decide(
+    def compiled_where_wanted(self, say: Callable[[str], None] | None) -> Finetuning:
+        """The network compiled as asked for; always after the setup and before anything else.
+
+        What a trial said takes the place of "auto" in the inputs: a resumed run must not measure it again.
+        """
+        compiled = compile_where_wanted(
             self.inputs.compilation,
-            potential,
+            self.training.potential,
             self.reference.frames,
-            config.replicas,
-            seconds=60.0 * config.max_time_min,
+            self.config.replicas,
+            seconds=60.0 * self.config.max_time_min,
             say=say,
         )
-        return replace(self, inputs=replace(self.inputs, compilation="on" if wanted else "off"))
-
-    def make_ready(self) -> Finetuning:
-        """Compile the network if that was decided; always after the setup and before anything else."""
-        if self.inputs.compilation == "on":
-            make_ready(self.training.potential, self.reference.frames, self.config.replicas)
-        return self
+        return replace(self, inputs=replace(self.inputs, compilation="on" if compiled else "off"))
 
     def run(self) -> dict:
         """All of it."""
@@ -232,7 +228,7 @@ def prepare(
     `say` is told in words what was found on the way.
     """
     RunDirectory.check_free(output)
-    setup = _set_up(inputs, config, say).decide_on_compilation(say).make_ready()
+    setup = _set_up(inputs, config, say).compiled_where_wanted(say)
     directory = RunDirectory.create(output, _describe(setup))
     directory.claim()
     return replace(setup, directory=directory)
@@ -267,7 +263,7 @@ def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) ->
             )
     directory.claim()
     _warn_of_other_versions(description.get("versions", {}))
-    finetuning = replace(_set_up(inputs, config, say).make_ready(), directory=directory)
+    finetuning = replace(_set_up(inputs, config, say).compiled_where_wanted(say), directory=directory)
     state = directory.load()
     if state is not None:
         try:
