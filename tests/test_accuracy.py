@@ -28,6 +28,14 @@ def test_frames_that_stand_out_are_those_not_trained_on(monkeypatch):
     assert found == [3, 11, 12, 30] != usual
 
 
+def test_frames_that_stand_out_beyond_the_most_are_trained_on(monkeypatch):
+    """No frame is lost: `parted` counts them."""
+    monkeypatch.setattr(accuracy, "MOST", 3)
+    errors = np.full(40, 0.04)
+    errors[[3, 11, 12, 30, 31]] = 0.1
+    assert parted(monkeypatch, errors)[0] == [3, 11, 12]
+
+
 @pytest.mark.parametrize("share", [0.1, 0.25])
 def test_ordinary_spread_is_no_sign(monkeypatch, share):
     """Errors of one kind of frames, their standard deviation 15 to 25 % of the mean, a hundred times."""

@@ -57,10 +57,11 @@ def hold_out(potential: Potential, reference: Reference, share: float | None = N
         return trained, held_out
     errors = force_errors_by_frame(potential, LabelledFrames.from_reference(reference, potential.device)).cpu()
     outstanding = errors > OUTSTANDING * errors.median()
-    worst, rest = outstanding.nonzero()[:MOST, 0].tolist(), (~outstanding).nonzero()[:, 0].tolist()
-    error_rest, error_worst = float(errors[rest].mean()), float(errors[worst].mean())
-    if len(worst) < FEWEST * len(reference) or not error_worst > UNSEEN * error_rest:
+    error_rest, error_worst = float(errors[~outstanding].mean()), float(errors[outstanding].mean())
+    if outstanding.sum() < FEWEST * len(reference) or not error_worst > UNSEEN * error_rest:
         return trained, held_out
+    worst = outstanding.nonzero()[:MOST, 0].tolist()
+    rest = sorted(set(range(len(reference))) - set(worst))
     logger.info(
         "accuracy is judged by the %d frames that the model predicts worst, force MAE %.0f meV/Å against %.0f of the others: "
         "it has not been trained on them, it seems",
