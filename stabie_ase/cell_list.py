@@ -38,13 +38,30 @@ def half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         bins = _Bins(batch, cutoff)
         found = [bins.pairs(offset) for offset in bins.offsets()]
-        (i, j), shifts = torch.cat([pairs for pairs, _ in found], dim=1), torch.cat([shifts for _, shifts in found])
-        swap = i > j
-        i, j, shifts = torch.where(swap, j, i), torch.where(swap, i, j), torch.where(swap[:, None], -shifts, shifts)
-        order = torch.arange(len(i), device=i.device)
-        for key in (shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i):
-            order = order[torch.argsort(key[order], stable=True)]
-        return torch.stack([i, j])[:, order], shifts[order]
+        return in_order(torch.cat([pairs for pairs, _ in found], dim=1), torch.cat([shifts for _, shifts in found]))
+
+
+def in_order(pairs: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs that are there once, with i < j and sorted by i, j and shift: the same list, however it was found.
+
+    Of the two opposite images of an atom itself the one in positive direction is kept.
+    """
+    (i, j), (x, y, z) = pairs, shifts.T
+    backward = (x < 0) | (x == 0) & ((y < 0) | (y == 0) & (z < 0))
+    swap = (i > j) | (i == j) & backward
+    i, j, shifts = torch.where(swap, j, i), torch.where(swap, i, j), torch.where(swap[:, None], -shifts, shifts)
+    order = torch.arange(len(i), device=i.device)
+    for key in (shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i):
+        order = order[torch.argsort(key[order], stable=True)]
+    return torch.stack([i, j])[:, order], shifts[order]
+
+
+def made_finite(batch: AtomsBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions and complete cells in float64 without infinite numbers, and which systems' cells had none."""
+    positions, cells = batch.positions.detach().double(), batch.cells.detach().double()
+    finite = torch.isfinite(cells).flatten(1).all(dim=1)
+    positions = torch.where(positions.abs() < FAR_AWAY, positions, 0.0)
+    return positions, _complete(torch.where(finite[:, None, None], cells, 0.0)), finite
 
 
 class _Bins:
@@ -52,10 +69,7 @@ class _Bins:
 
     def __init__(self, batch: AtomsBatch, cutoff: float):
         self.cutoff, self.system, self.pbc = cutoff, batch.system, batch.pbc
-        positions = batch.positions.detach().double()
-        positions = torch.where(positions.abs() < FAR_AWAY, positions, 0.0)
-        self.finite = torch.isfinite(batch.cells).flatten(1).all(dim=1)
-        self.cells = _complete(torch.where(self.finite[:, None, None], batch.cells.detach().double(), 0.0))
+        positions, self.cells, self.finite = made_finite(batch)
         inverse = torch.linalg.inv(self.cells)
         scaled = torch.einsum("nx,nxy->ny", positions, inverse[self.system])
         self.wraps = torch.where(self.pbc[self.system], scaled.floor(), 0.0)

@@ -6,6 +6,7 @@ edge features depend on the distance alone evaluate the half and use it twice.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
 from torch import Tensor
 
-from stabie_ase import cell_list
+from stabie_ase import alchemi, cell_list
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.cell_list import FAR_AWAY
 
@@ -125,7 +126,9 @@ def _check_cells(cells: np.ndarray, pbc: np.ndarray) -> None:
 
 
 def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
-    """Neighbour list of a batch: all pairs for small molecules, else matscipy on a CPU and linked cells on other devices.
+    """Neighbour list of a batch: all pairs for small molecules, else by matscipy on a CPU.
+
+    On other devices it is made there: by nvalchemi-toolkit-ops if that is installed, else by linked cells.
 
     Parameters
     ----------
@@ -145,8 +148,13 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
     if infinite:
         raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
     _check_cells(batch.cells.detach().cpu().double().numpy(), pbc)
-    half = _matscipy_half_list if batch.device.type == "cpu" else cell_list.half_list
-    return _mirror(*half(batch, cutoff), float(cutoff), bool(pbc.any()))
+    return _mirror(*_backend(batch.device)(batch, cutoff), float(cutoff), bool(pbc.any()))
+
+
+def _backend(device: torch.device) -> Callable[[AtomsBatch, float], tuple[Tensor, Tensor]]:
+    if device.type == "cpu":
+        return _matscipy_half_list
+    return alchemi.half_list if alchemi.available() else cell_list.half_list
 
 
 def _matscipy_half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:

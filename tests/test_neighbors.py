@@ -10,7 +10,7 @@ from helpers import METHANOL, WATER, brute_force_pairs, crystal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from stabie_ase import cell_list
+from stabie_ase import alchemi, cell_list
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import VerletList, all_pairs, neighbor_list
 from stabie_ase.potentials.analytic import LennardJones
@@ -44,21 +44,29 @@ def test_every_pair_and_no_other(atoms, cutoff):
     assert as_set(found) == brute_force_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
 
 
-def same_by_linked_cells(batch, cutoff):
-    """What other devices are given, computed on this one."""
-    pairs, shifts = cell_list.half_list(batch, cutoff)
+needs_alchemi = pytest.mark.skipif(not alchemi.available(), reason="needs nvalchemi-toolkit-ops (the extra gpu)")
+for_other_devices = pytest.mark.parametrize(
+    "half_list", [cell_list.half_list, pytest.param(alchemi.half_list, marks=needs_alchemi)], ids=["cells", "alchemi"]
+)
+"""What other devices are given, computed on this one."""
+
+
+def same_pairs(half_list, batch, cutoff):
+    pairs, shifts = half_list(batch, cutoff)
     half = neighbor_list(batch, cutoff).half
     return torch.equal(pairs, half.pairs) and torch.equal(shifts, half.shifts)
 
 
+@for_other_devices
 @settings(deadline=None, max_examples=150)
 @given(st.lists(periodic_systems(), min_size=1, max_size=3), st.floats(0.5, 6.0))
-def test_linked_cells_find_the_same_pairs(systems, cutoff):
+def test_other_backends_find_the_same_pairs(half_list, systems, cutoff):
     assume(all(atoms.cell.complete().volume > 2.0 for atoms in systems))
-    assert same_by_linked_cells(AtomsBatch.from_atoms(systems), cutoff)
+    assert same_pairs(half_list, AtomsBatch.from_atoms(systems), cutoff)
 
 
-def test_linked_cells_of_many_bins_and_of_none():
+@for_other_devices
+def test_many_bins_and_none(half_list):
     """A large crystal, a slab, an isolated chain that is longer than any bin, a single atom and one that flew away."""
     rng = np.random.default_rng(2)
     large, slab = bulk("Ar", "fcc", 5.3, cubic=True).repeat(5), bulk("Ar", "fcc", 5.3).repeat((7, 6, 2))
@@ -70,7 +78,7 @@ def test_linked_cells_of_many_bins_and_of_none():
     for atoms in systems[:2]:
         atoms.positions += rng.normal(scale=0.2, size=atoms.positions.shape) + 40.0
     for cutoff in (3.0, 8.0):
-        assert all(same_by_linked_cells(AtomsBatch.from_atoms(part), cutoff) for part in (systems[:4], systems[:1], lost))
+        assert all(same_pairs(half_list, AtomsBatch.from_atoms(part), cutoff) for part in (systems[:4], systems[:1], lost))
 
 
 @pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 0, 1), (0, 0, 1)])
@@ -163,12 +171,13 @@ def test_atom_that_flew_away_costs_no_time_and_leaves_the_others_alone(nowhere):
     assert verlet.n_builds == 1, "rebuilt although nothing moved"
 
 
-def test_cell_that_is_not_finite_gives_an_empty_list():
+@for_other_devices
+def test_cell_that_is_not_finite_gives_an_empty_list(half_list):
     good, bad = crystal(), crystal()
     bad.cell[0, 0] = np.nan
     found = neighbor_list(AtomsBatch.from_atoms([good, bad]), 3.0)
     assert as_set(found) == as_set(neighbor_list(AtomsBatch.from_atoms(good), 3.0))
-    assert same_by_linked_cells(AtomsBatch.from_atoms([good, bad]), 3.0)
+    assert same_pairs(half_list, AtomsBatch.from_atoms([good, bad]), 3.0)
 
 
 def moved(batch, distance):
