@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ase.geometry import complete_cell
 from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
-from torch import Tensor
+from torch import Tensor, nn
 
 from stabie_ase import alchemi, cell_list
 from stabie_ase.batch import AtomsBatch
@@ -38,12 +38,15 @@ class NeighborList:
         Distance up to which the list was complete when built, in Å; infinite for all pairs.
     periodic : bool
         Whether any shift can differ from zero.
+    fixed_offsets : Tensor or None, shape (n_pairs, 3)
+        What is added to r_j - r_i in place of shift · cell, in Å, in a list whose length is not to change (see `padded`).
     """
 
     pairs: Tensor
     shifts: Tensor
     cutoff: float
     periodic: bool
+    fixed_offsets: Tensor | None = None
 
     @property
     def n_pairs(self) -> int:
@@ -52,37 +55,71 @@ class NeighborList:
     @property
     def half(self) -> NeighborList:
         """Each pair once."""
-        n = self.n_pairs // 2
-        return NeighborList(self.pairs[:, :n], self.shifts[:n], self.cutoff, self.periodic)
+        return self.select(slice(self.n_pairs // 2))
 
     @property
     def full(self) -> NeighborList:
         """Both directions, from a list that is a half."""
-        return _mirror(self.pairs, self.shifts, self.cutoff, self.periodic)
+        offsets = None if self.fixed_offsets is None else torch.cat([self.fixed_offsets, -self.fixed_offsets])
+        pairs, shifts = torch.cat([self.pairs, self.pairs.flip(0)], dim=1), torch.cat([self.shifts, -self.shifts])
+        return NeighborList(pairs, shifts, self.cutoff, self.periodic, offsets)
+
+    @property
+    def has_fixed_length(self) -> bool:
+        """Whether pairs beyond a model's cutoff have to stay and contribute nothing."""
+        return self.fixed_offsets is not None
+
+    def offsets(self, batch: AtomsBatch) -> Tensor | None:
+        """shift · cell of each pair, shape (n_pairs, 3), in Å; None where nothing is periodic."""
+        if self.fixed_offsets is not None:
+            return self.fixed_offsets.to(batch.dtype)
+        if not self.periodic:
+            return None
+        cells = batch.cells[batch.system[self.pairs[0]]]
+        return torch.einsum("pk,pkx->px", self.shifts.to(cells.dtype), cells)
 
     def vectors(self, batch: AtomsBatch) -> Tensor:
         """r_j - r_i with the image shift, shape (n_pairs, 3), in Å; differentiable in positions and cells."""
         i, j = self.pairs
-        vectors = batch.positions[j] - batch.positions[i]
-        if self.periodic:
-            cells = batch.cells[batch.system[i]]
-            vectors = vectors + torch.einsum("pk,pkx->px", self.shifts.to(cells.dtype), cells)
-        return vectors
+        vectors, offsets = batch.positions[j] - batch.positions[i], self.offsets(batch)
+        return vectors if offsets is None else vectors + offsets
 
-    def select(self, keep: Tensor) -> NeighborList:
-        """The pairs (columns) that a boolean mask or an index keeps."""
-        return NeighborList(self.pairs[:, keep], self.shifts[keep], self.cutoff, self.periodic)
+    def select(self, keep: Tensor | slice) -> NeighborList:
+        """The pairs (columns) that a boolean mask, an index or a slice keeps."""
+        offsets = None if self.fixed_offsets is None else self.fixed_offsets[keep]
+        return NeighborList(self.pairs[:, keep], self.shifts[keep], self.cutoff, self.periodic, offsets)
 
     def within(self, batch: AtomsBatch, cutoff: float) -> NeighborList:
-        """Trim a full list to the pairs now closer than `cutoff`, both directions kept together."""
+        """Trim a full list to the pairs now closer than `cutoff`, both directions kept together.
+
+        A list of fixed length is returned as it is.
+        """
+        if self.has_fixed_length:
+            return self
         half = self.half
         with torch.no_grad():
             near = half.vectors(batch).square().sum(dim=1) < cutoff**2
         return half.select(near.nonzero()[:, 0]).full
 
 
-def _mirror(pairs: Tensor, shifts: Tensor, cutoff: float, periodic: bool) -> NeighborList:
-    return NeighborList(torch.cat([pairs, pairs.flip(0)], dim=1), torch.cat([shifts, -shifts]), cutoff, periodic)
+    def padded(self, batch: AtomsBatch, n_half: int, far: float) -> NeighborList:
+        """A full list of `n_half` pairs in each half, for these cells: the same pairs, and others that are no neighbours.
+
+        Those link the first atom with an image of it at a distance of `far`, in Å, so that they exert no force whatever
+        a model makes of them.
+        """
+        half = self.half
+        excess = n_half - half.n_pairs
+        offsets = half.offsets(batch)
+        if offsets is None:
+            offsets = batch.positions.new_zeros((half.n_pairs, 3))
+        return NeighborList(
+            nn.functional.pad(half.pairs, (0, excess)),
+            nn.functional.pad(half.shifts, (0, 0, 0, excess)),
+            self.cutoff,
+            periodic=True,
+            fixed_offsets=torch.cat([offsets, offsets.new_tensor([far, 0.0, 0.0]).expand(excess, 3)]),
+        ).full
 
 
 def all_pairs(batch: AtomsBatch) -> NeighborList:
@@ -90,7 +127,7 @@ def all_pairs(batch: AtomsBatch) -> NeighborList:
     halves = {n: torch.triu_indices(n, n, offset=1, device=batch.device) for n in set(batch.sizes)}
     starts = np.cumsum([0, *batch.sizes[:-1]]).tolist()
     pairs = torch.cat([halves[n] + start for n, start in zip(batch.sizes, starts)], dim=1)
-    return _mirror(pairs, pairs.new_zeros((pairs.shape[1], 3)), float("inf"), periodic=False)
+    return NeighborList(pairs, pairs.new_zeros((pairs.shape[1], 3)), float("inf"), periodic=False).full
 
 
 def _half_list(
@@ -148,7 +185,7 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
     if infinite:
         raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
     _check_cells(batch.cells.detach().cpu().double().numpy(), pbc)
-    return _mirror(*_backend(batch.device)(batch, cutoff), float(cutoff), bool(pbc.any()))
+    return NeighborList(*_backend(batch.device)(batch, cutoff), float(cutoff), bool(pbc.any())).full
 
 
 def _backend(device: torch.device) -> Callable[[AtomsBatch, float], tuple[Tensor, Tensor]]:

@@ -117,6 +117,7 @@ class MACEPotential(Potential):
         self.heads = tuple(getattr(network, "heads", None) or ("Default",))
         defaults = [h for h in self.heads if h.lower() == "default"] if len(self.heads) > 1 else self.heads
         self.head = defaults[0] if defaults else None
+        self.bears_fixed_lists = not _reaches_beyond_cutoff(network)
         self._fixed: dict[str, Tensor] = {}
         self._fixed_for: tuple = (None,)
 
@@ -191,15 +192,11 @@ class MACEPotential(Potential):
         """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j."""
         # MACE switches requires_grad on in place: give it another view of positions that should stay without.
         positions = batch.positions if batch.positions.requires_grad else batch.positions.detach()
-        if near.periodic:
-            cells = batch.cells[batch.system[near.pairs[0]]]
-            shifts = torch.einsum("pk,pkx->px", near.shifts.to(cells.dtype), cells)
-        else:
-            shifts = positions.new_zeros((near.n_pairs, 3))
+        offsets = near.offsets(batch)
         return {
             "positions": positions,
             "edge_index": near.pairs,
-            "shifts": shifts,
+            "shifts": positions.new_zeros((near.n_pairs, 3)) if offsets is None else offsets,
             "cell": batch.cells.reshape(-1, 3),
             **self._fixed_inputs(batch),
         }
@@ -234,6 +231,14 @@ def _replace_empty_parameters(network: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if type(parameter).__name__ == "EmptyParam":
                 module._parameters[name] = nn.Parameter(parameter.data, requires_grad=False)
+
+
+def _reaches_beyond_cutoff(network: nn.Module) -> bool:
+    """Whether pairs that no envelope has masked have a weight, which their biased radial networks give them."""
+    blocks = {type(block).__name__ for block in network.interactions}
+    return "RealAgnosticAttResidualInteractionBlock" in blocks or (
+        "RealAgnosticResidualNonLinearInteractionBlock" in blocks and getattr(network, "apply_cutoff", True)
+    )
 
 
 def recognises(data: Any) -> bool:

@@ -37,9 +37,9 @@ class SchNetPotential(Potential):
     """torch-geometric's SchNet as a potential.
 
     Its cosine envelope, ½ (cos(π r / r_c) + 1), is not masked and grows again beyond the cutoff, so the list is
-    trimmed to the cutoff at every call. Its graph builder's `max_num_neighbors` is not applied: a capped list is
-    not symmetric, and forces derived from it are not those of the energy. Filters depend on the distance alone and
-    are evaluated once for both directions of a pair.
+    trimmed to the cutoff at every call, or the distances are where its length is fixed. Its graph builder's
+    `max_num_neighbors` is not applied: a capped list is not symmetric, and forces derived from it are not those of the
+    energy. Filters depend on the distance alone and are evaluated once for both directions of a pair.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ class SchNetPotential(Potential):
     """
 
     family = "schnet"
+    bears_fixed_lists = True
 
     def __init__(self, network: nn.Module, reference_energies: Mapping[int, float] | None = None):
         super().__init__()
@@ -102,6 +103,9 @@ class SchNetPotential(Potential):
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         half = neighbors.half
         distances = half.vectors(batch).norm(dim=1)
+        if neighbors.has_fixed_length:  # at the cutoff the envelope is zero
+            network = self._network_for(self._evaluate, batch, half.n_pairs)
+            return network(batch.numbers, neighbors.pairs, distances.clamp(max=self.cutoff))
         near = (distances.detach() < self.cutoff).nonzero()[:, 0]
         network = self._network_for(self._evaluate, batch, len(near))
         return network(batch.numbers, half.select(near).full.pairs, distances[near])
