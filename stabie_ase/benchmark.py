@@ -10,7 +10,7 @@ import torch
 from ase import Atoms, units
 
 from stabie_ase.dynamics import Langevin, MDState, PotentialForces
-from stabie_ase.dynamics.simulate import advance
+from stabie_ase.dynamics.graphs import PLAIN, Blocks, blocks
 from stabie_ase.evaluation import start
 from stabie_ase.memory import most_used_bytes, out_of_memory
 from stabie_ase.potentials.base import Potential
@@ -41,22 +41,23 @@ class Measurement:
 
 
 def measure(potential: Potential, frames: Sequence[Atoms], replicas: int, seconds: float, temperature_K: float) -> Measurement:
-    """Run for so long after a first block that nobody measures."""
+    """Run for so long after a few blocks that nobody measures."""
     integrator = Langevin(0.5 * units.fs, 0.01 / units.fs)
     state = start(potential, frames, replicas, temperature_K, integrator, seed=0)
-    forces = PotentialForces(potential)
+    take = blocks(potential, integrator, PotentialForces(potential), BLOCK)
     with potential.frozen():
-        state = _block(state, integrator, forces)
+        for _ in range(PLAIN + 1):
+            state = _block(take, state)
         steps, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
-            state = _block(state, integrator, forces)
+            state = _block(take, state)
             steps += BLOCK
     rate, memory = replicas * steps / (time.perf_counter() - began), most_used_bytes(potential.device)
     return Measurement(replicas, rate, None if memory is None else memory / 1e6)
 
 
-def _block(state: MDState, integrator: Langevin, forces: PotentialForces) -> MDState:
-    state = advance(state, integrator, forces, BLOCK)
+def _block(take: Blocks, state: MDState) -> MDState:
+    state = take(state, BLOCK)
     if state.batch.device.type == "cuda":
         torch.cuda.synchronize(state.batch.device)
     return state

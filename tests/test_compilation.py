@@ -13,10 +13,10 @@ from helpers import ENERGIES, METHANOL, WATER, schnet
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.neighbors import neighbor_list
-from stabie_ase.potentials import compilation
+from stabie_ase.dynamics import compilation
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.potentials.compilation import NotCompiled, Trial, decide, make_ready, probe
+from stabie_ase.dynamics.compilation import NotCompiled, Trial, decide, make_ready, probe
 from stabie_ase.qm import LabelledFrames, QMLoss
 from stabie_ase.training.run import Inputs, prepare, resume
 
@@ -132,7 +132,7 @@ def test_auto_follows_the_trial(monkeypatch, steps, wanted):
     monkeypatch.setattr(compilation, "probe", lambda *_: Trial(plain=0.02, compiled=0.01, ready=30.0))
     said = []
     assert decide("auto", schnet(), FRAMES, 4, steps=steps, say=said.append) is wanted
-    assert f"Compilation: {'on' if wanted else 'off'}; 10 ms a call instead of 20, ready after 30 s" in said
+    assert f"Compilation: {'on' if wanted else 'off'}; 10 ms a step instead of 20, ready after 30 s" in said
 
 
 @compiler
@@ -207,7 +207,7 @@ def test_resumed_in_the_same_bits(monkeypatch, tmp_path):
 
 
 def test_what_a_trial_said_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("stabie_ase.potentials.compilation.decide", lambda *_, **__: False)
+    monkeypatch.setattr("stabie_ase.dynamics.compilation.decide", lambda *_, **__: False)
     inputs = Inputs(str(tiny.model_path()), str(tiny.reference_path()), compilation="auto")
     assert prepare(tmp_path / "run", inputs, tiny.config()).inputs.compilation == "off"
     monkeypatch.undo()

@@ -26,7 +26,7 @@ from stabie_ase.dynamics import (
     simulate,
 )
 from stabie_ase.dynamics.random import MOMENTA, NOISE, normals, normals_ahead, philox, replica_keys, uniforms
-from stabie_ase.dynamics.simulate import advance
+from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
 from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.schnet import SchNetPotential

@@ -24,7 +24,7 @@ from stabie_ase.dynamics import (
     mobile_atoms,
     simulate,
 )
-from stabie_ase.dynamics.simulate import advance
+from stabie_ase.dynamics.steps import advance
 from stabie_ase.neighbors import VerletList, neighbor_list
 from stabie_ase.potentials.analytic import LennardJones, Morse
 from stabie_ase.potentials.base import Potential

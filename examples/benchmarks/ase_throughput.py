@@ -19,7 +19,7 @@ from engine_step import ASPIRIN, INTEGRATORS, parse, potentials, replicas, secon
 
 from stabie_ase.calculator import StABIECalculator
 from stabie_ase.dynamics import PotentialForces, initial_state
-from stabie_ase.dynamics.simulate import advance
+from stabie_ase.dynamics.steps import advance
 
 
 INTEGRATOR = INTEGRATORS["Langevin"]

@@ -24,7 +24,7 @@ from ase.io import read
 import stabie_ase
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, NoseHooverChain, PotentialForces, initial_state
-from stabie_ase.dynamics.simulate import advance
+from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.mace import MACEPotential

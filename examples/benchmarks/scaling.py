@@ -20,7 +20,7 @@ from engine_step import INTEGRATORS, parse, potentials, replicas, seconds
 from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import PotentialForces, initial_state
-from stabie_ase.dynamics.simulate import advance
+from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.analytic import LennardJones
 
 INTEGRATOR = INTEGRATORS["Langevin"]

@@ -24,7 +24,7 @@ from ase_throughput import INTEGRATOR, batched
 from engine_step import ASPIRIN, ENERGIES, parse, seconds
 
 from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.potentials.compilation import make_ready
+from stabie_ase.dynamics.compilation import make_ready
 from stabie_ase.potentials.mace import MACEPotential
 
 

@@ -34,7 +34,7 @@ def evaluate(
     from stabie_ase.evaluation import evaluate as run
     from stabie_ase.observables import OBSERVABLES
     from stabie_ase.potentials.checkpoint import load_potential
-    from stabie_ase.potentials.compilation import compile_where_wanted
+    from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.reference import read_reference
     from stabie_ase.report.table import format_table
     from stabie_ase.stability import criterion_from

@@ -61,7 +61,7 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, com
 
 
 def _begin(context, output, inputs, config: MDConfig) -> None:
-    from stabie_ase.potentials.compilation import compile_where_wanted
+    from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.production import MDDirectory, Production
 
     check_device(inputs["device"])
@@ -88,7 +88,7 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
 
 def _go_on(context, path, typed, given) -> None:
     from stabie_ase.directory import UnusableRun, in_words
-    from stabie_ase.potentials.compilation import compile_where_wanted
+    from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.production import MDDirectory, Production
 
     directory, saved = MDDirectory.open(path)

@@ -1,4 +1,7 @@
-"""Whether compiled networks pay on this machine, found out in a child process, and the same made ready before dynamics begin."""
+"""Whether compiled networks pay on this machine, found out in a child process, and the same made ready before dynamics begin.
+
+Where a network is compiled for a GPU, `simulate` also records blocks of steps as CUDA graphs (see `graphs`).
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.io import read, write
+from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import NeighborList, neighbor_list
-from stabie_ase.potentials.base import Potential, Prediction
+from stabie_ase.dynamics.forces import PotentialForces
+from stabie_ase.dynamics.graphs import PLAIN, Blocks, blocks
+from stabie_ase.dynamics.integrators import Langevin
+from stabie_ase.dynamics.state import MDState, initial_state
+from stabie_ase.neighbors import neighbor_list
+from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
 
 logger = logging.getLogger(__name__)
@@ -33,6 +41,9 @@ ROUNDING = 1e-3
 FEW = 8
 """Systems in the first call, at which the code is made; it serves any other number of them."""
 
+BLOCK = 2
+"""Steps between two looks at the clock."""
+
 WORTH = 1.1
 """Factor on the rate below which the plain network is kept: its path is the better trodden."""
 
@@ -43,12 +54,12 @@ class NotCompiled(ValueError):
 
 @dataclass(frozen=True)
 class Trial:
-    """What calls for energies and forces take on this machine.
+    """What steps of dynamics take on this machine.
 
     Attributes
     ----------
     plain, compiled : float
-        Seconds a call.
+        Seconds a step of all replicas.
     ready : float
         Seconds until the first compiled call returned.
     """
@@ -58,7 +69,7 @@ class Trial:
     ready: float
 
     def pays(self, seconds: float) -> bool:
-        """Whether compiled calls save more than their making costs, out of so many seconds of plain ones."""
+        """Whether compiled steps save more than their making costs, out of so many seconds of plain ones."""
         return self.plain > WORTH * self.compiled and seconds * (1.0 - self.compiled / self.plain) > self.ready
 
 
@@ -75,7 +86,8 @@ def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int) -> 
     try:
         potential.compile_network(many=replicas > 1)
         batch = _batch(potential, frames, min(replicas, FEW))
-        _call(potential, batch, neighbor_list(batch, potential.cutoff))
+        with potential.frozen():
+            potential.compute(batch, neighbor_list(batch, potential.cutoff))
     except NotImplementedError as error:
         raise NotCompiled(str(error)) from error
     except Exception as error:  # there are many ways for a compiler to fail
@@ -115,7 +127,7 @@ def decide(
         return False
     pays = trial.pays(min(seconds, steps * trial.plain))
     say(
-        f"Compilation: {'on' if pays else 'off'}; {1000 * trial.compiled:.3g} ms a call instead of {1000 * trial.plain:.3g}, "
+        f"Compilation: {'on' if pays else 'off'}; {1000 * trial.compiled:.3g} ms a step instead of {1000 * trial.plain:.3g}, "
         f"ready after {trial.ready:.0f} s"
     )
     return pays
@@ -153,7 +165,7 @@ def probe(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial
                 "replicas": replicas,
                 "threads": torch.get_num_threads(),
             }
-            command = [sys.executable, "-m", "stabie_ase.potentials.compilation", folder, json.dumps(settings)]
+            command = [sys.executable, "-m", "stabie_ase.dynamics.compilation", folder, json.dumps(settings)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
         except subprocess.TimeoutExpired as error:
             raise NotCompiled(f"its trial took more than {LONGEST:.0f} s") from error
@@ -164,7 +176,7 @@ def probe(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial
 
 
 def try_out(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial:
-    """Time calls of a potential before and after compilation, in this process; it is compiled afterwards.
+    """Time steps of dynamics before and after compilation, in this process; the potential is compiled afterwards.
 
     Raises
     ------
@@ -176,7 +188,7 @@ def try_out(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Tri
     make_ready(potential, frames, replicas)
     ready = time.perf_counter() - began
     compiled, found = _timed(potential, batch)
-    scale, deviation = float(expected.forces.abs().max()), float((found.forces - expected.forces).abs().max())
+    scale, deviation = float(expected.abs().max()), float((found - expected).abs().max())
     if not deviation <= ROUNDING * scale:
         raise NotCompiled(f"compiled, the {potential.family} network gives other forces, by up to {deviation:.2g} eV/Å")
     return Trial(plain, compiled, ready)
@@ -186,23 +198,31 @@ def _batch(potential: Potential, frames: Sequence[Atoms], n: int) -> AtomsBatch:
     return AtomsBatch.from_atoms([frames[k % len(frames)] for k in range(n)], potential.device)
 
 
-def _call(potential: Potential, batch: AtomsBatch, neighbors: NeighborList) -> Prediction:
+def _timed(potential: Potential, batch: AtomsBatch, seconds: float = 1.0) -> tuple[float, Tensor]:
+    """Seconds a step in the fastest of the blocks that fit into so many seconds, at least three, and forces to compare.
+
+    The forces are those of the first block that a graph would be replayed for; before it, nothing is measured.
+    """
+    integrator, forces = Langevin(0.5 * units.fs, 0.01 / units.fs), PotentialForces(potential)
     with potential.frozen():
-        prediction = potential.compute(batch, neighbors)
-    if batch.device.type == "cuda":
-        torch.cuda.synchronize(batch.device)
-    return prediction
+        state = initial_state(batch, forces, 300.0)
+        take = blocks(potential, integrator, forces, BLOCK)
+        for _ in range(PLAIN):
+            state, _ = _block(take, state)
+        state, first = _block(take, state)
+        compared, times = state.forces, [first]
+        while len(times) < 3 or sum(times) < seconds:
+            state, taken = _block(take, state)
+            times.append(taken)
+    return min(times) / BLOCK, compared
 
 
-def _timed(potential: Potential, batch: AtomsBatch, seconds: float = 1.0) -> tuple[float, Prediction]:
-    """The shortest of the calls that fit into so many seconds, at least three, after one that nobody measures."""
-    neighbors = neighbor_list(batch, potential.cutoff)
-    prediction, times = _call(potential, batch, neighbors), []
-    while len(times) < 3 or sum(times) < seconds:
-        began = time.perf_counter()
-        _call(potential, batch, neighbors)
-        times.append(time.perf_counter() - began)
-    return min(times), prediction
+def _block(take: Blocks, state: MDState) -> tuple[MDState, float]:
+    began = time.perf_counter()
+    state = take(state, BLOCK)
+    if state.batch.device.type == "cuda":
+        torch.cuda.synchronize(state.batch.device)
+    return state, time.perf_counter() - began
 
 
 def _bare(atoms: Atoms) -> Atoms:

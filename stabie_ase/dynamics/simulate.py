@@ -13,8 +13,9 @@ from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics.forces import PotentialForces
+from stabie_ase.dynamics.graphs import blocks
 from stabie_ase.dynamics.integrators import Integrator
-from stabie_ase.dynamics.state import ForceFunction, MDState
+from stabie_ase.dynamics.state import MDState
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, Failures
 
@@ -54,21 +55,6 @@ class Trajectory:
         n_systems = self.batch.n_systems
         everything = self.batch.repeat(len(self.steps)).replace(positions=self.positions.reshape(-1, 3))
         return picked.replace(positions=everything.select(frame * n_systems + replica).positions), frame, replica
-
-
-def quarantine(new: MDState, old: MDState) -> MDState:
-    """Keep a replica at its last finite frame when a step brings a number that is not finite, for good."""
-    # Zero times what is not finite is not a number, and stays so in the sum.
-    nothing = new.batch.sum_over_atoms(0.0 * (new.momenta + new.forces)).sum(dim=1)
-    alive = old.alive & torch.isfinite(new.potential_energy + nothing)
-    return new.where(alive, old).replace(alive=alive)
-
-
-def advance(state: MDState, integrator: Integrator, force_function: ForceFunction, n_steps: int) -> MDState:
-    """Take `n_steps` steps without looking."""
-    for step in integrator.steps(state, n_steps):
-        state = quarantine(step(state, force_function), state)
-    return state
 
 
 def simulate(
@@ -115,12 +101,13 @@ def simulate(
     failures = Failures.none(state.batch)
     recorder = _Recorder(state, n_steps, sample_every) if sample_every else None
     active = torch.arange(state.n_systems, device=state.batch.device)
-    running, forces = state, PotentialForces(potential, stress=integrator.needs_stress)
+    running = state
+    advance = blocks(potential, integrator, PotentialForces(potential, stress=integrator.needs_stress), block)
     with potential.frozen():
         done = 0
         while done < n_steps and len(active):
             n = min(block - done % block, n_steps - done)
-            running = advance(running, integrator, forces, n)
+            running = advance(running, n)
             done += n
             if recorder and done % sample_every == 0:
                 recorder.record(running, active)

@@ -53,6 +53,8 @@ class Potential(nn.Module):
         Names of the outputs of a model that was fitted to several data sets at once; usually none.
     head : str or None
         The one in use.
+    bears_fixed_lists : bool
+        Pairs beyond the cutoff contribute nothing even where a list of fixed length keeps them.
     """
 
     cutoff: float
@@ -60,6 +62,7 @@ class Potential(nn.Module):
     family: str = "potential"
     heads: tuple[str, ...] = ()
     head: str | None = None
+    bears_fixed_lists: bool = False
     _compiled: Callable[..., Tensor] | None = None
     _compiled_for_many: bool = True
 
@@ -160,6 +163,11 @@ class Potential(nn.Module):
         """
         self._compiled = None if many is None else torch.compile(self._compilable(), dynamic=True)
         self._compiled_for_many = bool(many)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile_network` has been asked for code."""
+        return self._compiled is not None
 
     def _compilable(self) -> Callable[..., Tensor]:
         """The network as a function of tensors, none of whose shapes depends on a number in another."""

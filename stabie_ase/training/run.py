@@ -23,7 +23,7 @@ from stabie_ase.files import digest
 from stabie_ase.observables import OBSERVABLES, Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.potentials.compilation import compile_where_wanted
+from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.stability import Failures, criterion_from
 from stabie_ase.training.directory import RunDirectory
