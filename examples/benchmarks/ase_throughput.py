@@ -15,11 +15,11 @@ import torch
 from ase import units
 from ase.io import read
 from ase.md.langevin import Langevin as ASELangevin
-from engine_step import ASPIRIN, INTEGRATORS, parse, potentials, replicas, seconds
+from engine_step import ASPIRIN, INTEGRATORS, for_dynamics, parse, potentials, replicas, seconds
 
 from stabie_ase.calculator import StABIECalculator
 from stabie_ase.dynamics import PotentialForces, initial_state
-from stabie_ase.dynamics.steps import advance
+from stabie_ase.dynamics.graphs import blocks
 
 
 INTEGRATOR = INTEGRATORS["Langevin"]
@@ -27,12 +27,14 @@ INTEGRATOR = INTEGRATORS["Langevin"]
 
 def batched(potential, n_replicas, args):
     """A function that takes `args.steps` steps of all replicas."""
+    potential = for_dynamics(potential, n_replicas, args)
     forces = PotentialForces(potential)
+    take = blocks(potential, INTEGRATOR, forces, args.steps)
     state = initial_state(replicas(n_replicas, args.device), forces, 500.0, fix_com=False)
 
     def run():
         with potential.frozen():
-            advance(state, INTEGRATOR, forces, args.steps)
+            take(state, args.steps)
 
     return run
 

@@ -3,7 +3,7 @@
 
     python examples/benchmarks/engine_step.py            # SchNet and, if mace-torch is there, MACE
     python examples/benchmarks/engine_step.py --quick    # seconds
-    python examples/benchmarks/engine_step.py --model my.pt --device cuda
+    python examples/benchmarks/engine_step.py --model my.pt --device cuda --compile
 
 Both run on the same potential and batch in turns, so that whatever else the machine does meets both, and in turns with
 steps whose forces are known beforehand: `own` is what such a step costs. Times are medians over the rounds; step/bare
@@ -12,6 +12,7 @@ Weights are random unless a model is given: only the time counts.
 """
 
 import argparse
+import copy
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,8 @@ from ase.io import read
 import stabie_ase
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, NoseHooverChain, PotentialForces, initial_state
+from stabie_ase.dynamics.compilation import make_ready
+from stabie_ase.dynamics.graphs import PLAIN, blocks
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.checkpoint import load_potential
@@ -70,10 +73,20 @@ def seconds(function, device):
     return clock() - start
 
 
+def for_dynamics(potential, n_replicas, args):
+    """The potential itself, or a compiled copy if asked for."""
+    if not args.compile:
+        return potential
+    compiled = copy.deepcopy(potential)
+    make_ready(compiled, read(ASPIRIN, ":"), n_replicas)
+    return compiled
+
+
 def compare(potential, integrator, n_replicas, args):
     """Seconds of a bare call, of a full step, and of a step with known forces, shape (rounds, 3)."""
-    batch = replicas(n_replicas, args.device)
-    forces = PotentialForces(potential)
+    batch, driving = replicas(n_replicas, args.device), for_dynamics(potential, n_replicas, args)
+    forces = PotentialForces(driving)
+    take = blocks(driving, integrator, forces, args.steps)
     state = initial_state(batch, forces, 500.0, fix_com=integrator.fix_com)
     neighbors = forces.neighbors(batch)
 
@@ -86,13 +99,13 @@ def compare(potential, integrator, n_replicas, args):
             potential.compute(batch, neighbors)
 
     def full():
-        advance(state, integrator, forces, args.steps)
+        take(state, args.steps)
 
     def own():
         advance(state, integrator, known_forces, args.steps)
 
-    with potential.frozen():
-        bare(), full(), own()
+    with potential.frozen(), driving.frozen():
+        bare(), own(), [full() for _ in range(PLAIN + 1)]
         rounds = [[seconds(run, args.device) for run in (bare, full, own)] for _ in range(args.rounds)]
     return np.array(rounds) / args.steps
 
@@ -106,6 +119,7 @@ def parse(arguments=None):
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="replicas by a compiled network, peers by the plain one")
     parser.add_argument("--quick", action="store_true", help="8 replicas, few rounds")
     args = parser.parse_args(arguments)
     if args.quick:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from ase import units
 from ase.build import molecule
-from engine_step import INTEGRATORS, parse, potentials, replicas, seconds
+from engine_step import INTEGRATORS, for_dynamics, parse, potentials, replicas, seconds
 
 from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import PotentialForces, initial_state
-from stabie_ase.dynamics.steps import advance
+from stabie_ase.dynamics.graphs import blocks
 from stabie_ase.potentials.analytic import LennardJones
 
 INTEGRATOR = INTEGRATORS["Langevin"]
@@ -36,12 +36,13 @@ def water(n, device):
 def steps(potential, batch, temperature, n_steps):
     """A function that goes on for so many steps, and how many lists it has built."""
     forces = PotentialForces(potential)
+    take = blocks(potential, INTEGRATOR, forces, n_steps)
     state = initial_state(batch, forces, temperature, fix_com=False)
 
     def run():
         nonlocal state
         with potential.frozen():
-            state = advance(state, INTEGRATOR, forces, n_steps)
+            state = take(state, n_steps)
 
     return run, forces.neighbors
 
@@ -64,7 +65,9 @@ def main():
     keep_freed_memory()
     print(f"{'':30s} {'size':>8s}   µs a unit of size and step (quartiles)   times the first")
     for name, potential in potentials(args.model, args.device, args.dtype):
-        entries = [steps(potential, replicas(n, args.device), 500.0, args.steps)[0] for n in args.replicas]
+        entries = [
+            steps(for_dynamics(potential, n, args), replicas(n, args.device), 500.0, args.steps)[0] for n in args.replicas
+        ]
         table(f"replicas of aspirin, {name}", args.replicas, entries, args.steps, args)
     cheap, edges = LennardJones(1e-3, 0.85, 6.0, dtype=torch.float32).to(args.device), WATER[: 1 if args.quick else None]
     n_steps = 4 * args.steps
