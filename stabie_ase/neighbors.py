@@ -22,6 +22,9 @@ from stabie_ase.cell_list import FAR_AWAY
 ALL_PAIRS_MAX_ATOMS = 64
 """Up to this size a molecule's list holds all its pairs and never goes out of date."""
 
+MOST_PAIRS = 2**31 - 1
+"""In the list of one system: backends count them by 32-bit integers."""
+
 
 @dataclass(frozen=True)
 class NeighborList:
@@ -162,6 +165,17 @@ def _check_cells(cells: np.ndarray, pbc: np.ndarray) -> None:
         )
 
 
+def _check_number(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: float) -> None:
+    """Refuse a list of more pairs than can be counted; only a cutoff that nobody means leads there."""
+    for k in np.flatnonzero(pbc.all(axis=1) & np.isfinite(cells).all(axis=(1, 2))):
+        n_pairs = 2.0 / 3.0 * np.pi * cutoff**3 * sizes[k] ** 2 / abs(np.linalg.det(cells[k]))
+        if n_pairs > MOST_PAIRS:
+            raise ValueError(
+                f"a cutoff of {cutoff:g} Å means about {n_pairs:.1g} pairs in system {k}, with {sizes[k]} atoms in "
+                f"{abs(np.linalg.det(cells[k])):.4g} Å³; a neighbour list holds {MOST_PAIRS:.1g}. Is the cutoff in Å?"
+            )
+
+
 def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
     """Neighbour list of a batch: all pairs for small molecules, else by matscipy on a CPU.
 
@@ -184,7 +198,9 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
         return all_pairs(batch)
     if infinite:
         raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
-    _check_cells(batch.cells.detach().cpu().double().numpy(), pbc)
+    cells = batch.cells.detach().cpu().double().numpy()
+    _check_cells(cells, pbc)
+    _check_number(cells, pbc, np.array(batch.sizes), cutoff)
     return NeighborList(*_backend(batch.device)(batch, cutoff), float(cutoff), bool(pbc.any())).full
 
 

@@ -160,6 +160,13 @@ def test_infinite_cutoff_means_all_pairs_of_what_is_not_periodic():
         neighbor_list(AtomsBatch.from_atoms(crystal()), float("inf"))
 
 
+def test_cutoff_that_no_list_can_hold():
+    """And it is said before anything is searched."""
+    batch = AtomsBatch.from_atoms([crystal(3), crystal(5)])
+    with pytest.raises(ValueError, match="a cutoff of 5000 Å means about .* pairs in system 0, with 3 atoms in .* Is the cutoff in Å"):
+        neighbor_list(batch, 5000.0)
+
+
 @pytest.mark.parametrize("nowhere", [1e9, 1e30, np.inf, np.nan])
 def test_atom_that_flew_away_costs_no_time_and_leaves_the_others_alone(nowhere):
     atoms = Atoms("H3", positions=[[0, 0, 0], [1, 0, 0], [nowhere, 0, 0]], cell=[5, 5, 5], pbc=True)

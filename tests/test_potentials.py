@@ -538,6 +538,21 @@ def test_as_potential_finds_the_family(mace):
     assert isinstance(as_potential(mace.network), MACEPotential)
 
 
+def test_batch_and_model_on_two_devices():
+    batch = AtomsBatch.from_atoms(WATER)
+    neighbors = neighbor_list(batch, 4.0)
+    with pytest.raises(ValueError, match="the batch is on meta, the model on cpu"):
+        schnet().compute(batch.to(device="meta"), neighbors)
+
+
+@pytest.mark.parametrize("change, found", [({"dtype": torch.float32}, "float32 and torch.float64"), ({"device": "meta"}, "cpu and meta")])
+def test_parameters_of_two_kinds(change, found):
+    network = schnet().network
+    network.lin2.to(**change)
+    with pytest.raises(ValueError, match=f"SchNet has parameters of {next(iter(change))} .*{found}: bring it to one"):
+        as_potential(network)
+
+
 def test_as_potential_says_what_is_missing():
     with pytest.raises(ValueError, match="PairSum is of no family known here .*schnet.* give its cutoff"):
         as_potential(PairSum())

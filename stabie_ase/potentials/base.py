@@ -112,9 +112,13 @@ class Potential(nn.Module):
         ------
         PropertyNotImplementedError
             Stress of a system that is not periodic in three directions.
+        ValueError
+            The batch is on another device.
         RuntimeError
             The energy does not depend on the positions (or the cell) in a way that autograd can follow.
         """
+        if batch.device.type != self.device.type:
+            raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
         batch = batch.to(dtype=self.dtype)
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_(True)

@@ -57,11 +57,19 @@ def as_potential(obj: Any, cutoff: float | None = None) -> Potential:
     obj : Potential or torch.nn.Module
     cutoff : float, optional
         Needed for modules of no known family, in Å.
+
+    Raises
+    ------
+    TypeError
+        Not a module.
+    ValueError
+        A module of no known family without a cutoff, or with parameters on several devices or in several precisions.
     """
     if isinstance(obj, Potential):
         return obj
     if not isinstance(obj, nn.Module):
         raise TypeError(f"expected a Potential or a torch module, got {type(obj).__name__}")
+    _check_uniform(obj)
     known = adopt(obj)
     if known is not None:
         return known
@@ -71,3 +79,10 @@ def as_potential(obj: Any, cutoff: float | None = None) -> Potential:
             "to use it as module(z, pos, batch) -> energies in eV, give its cutoff in Å"
         )
     return ModulePotential(obj, cutoff)
+
+
+def _check_uniform(module: nn.Module) -> None:
+    for what in ("device", "dtype"):
+        found = sorted({str(getattr(p, what)) for p in module.parameters()})
+        if len(found) > 1:
+            raise ValueError(f"{type(module).__name__} has parameters of {what} {' and '.join(found)}: bring it to one by .to(...)")
