@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from ase import Atoms, units
 
-from stabie_ase.dynamics import Langevin, MDState, PotentialForces
-from stabie_ase.dynamics.graphs import PLAIN, Blocks, blocks
+from stabie_ase.dynamics import Langevin, PotentialForces
+from stabie_ase.dynamics.graphs import PLAIN, blocks, timed
 from stabie_ase.evaluation import start
 from stabie_ase.memory import most_used_bytes, out_of_memory
 from stabie_ase.potentials.base import Potential
@@ -47,20 +45,13 @@ def measure(potential: Potential, frames: Sequence[Atoms], replicas: int, second
     take = blocks(potential, integrator, PotentialForces(potential), BLOCK)
     with potential.frozen():
         for _ in range(PLAIN + 1):
-            state = _block(take, state)
-        steps, began = 0, time.perf_counter()
-        while time.perf_counter() - began < seconds:
-            state = _block(take, state)
-            steps += BLOCK
-    rate, memory = replicas * steps / (time.perf_counter() - began), most_used_bytes(potential.device)
+            state, _ = timed(take, state, BLOCK)
+        times = []
+        while sum(times) < seconds:
+            state, taken = timed(take, state, BLOCK)
+            times.append(taken)
+    rate, memory = replicas * BLOCK * len(times) / sum(times), most_used_bytes(potential.device)
     return Measurement(replicas, rate, None if memory is None else memory / 1e6)
-
-
-def _block(take: Blocks, state: MDState) -> MDState:
-    state = take(state, BLOCK)
-    if state.batch.device.type == "cuda":
-        torch.cuda.synchronize(state.batch.device)
-    return state
 
 
 def sweep(

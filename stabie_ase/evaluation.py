@@ -24,9 +24,9 @@ from stabie_ase.dynamics import (
 )
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
+from stabie_ase.qm import LabelledFrames, QMErrors, qm_errors
 from stabie_ase.reference import Reference
 from stabie_ase.stability import Criterion, Failures, StabilityStatistics, stability_statistics
-from stabie_ase.qm import LabelledFrames, QMErrors, qm_errors
 
 
 @dataclass(frozen=True)

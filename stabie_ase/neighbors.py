@@ -104,7 +104,6 @@ class NeighborList:
             near = half.vectors(batch).square().sum(dim=1) < cutoff**2
         return half.select(near.nonzero()[:, 0]).full
 
-
     def padded(self, batch: AtomsBatch, n_half: int, far: float) -> NeighborList:
         """A full list of `n_half` pairs in each half, for these cells: the same pairs, and others that are no neighbours.
 
@@ -152,10 +151,15 @@ def _half_list(
     return np.stack([i, j])[:, order], shifts[order]
 
 
-def _check_cells(cells: np.ndarray, pbc: np.ndarray) -> None:
+def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: float) -> None:
+    """Refuse cells that span no volume, and a list of more pairs than can be counted.
+
+    Only a cutoff that nobody means leads there. A cell that is not finite is no error here: its list will be empty.
+    """
     lengths = np.linalg.norm(cells, axis=2)
-    with np.errstate(invalid="ignore"):  # a cell that is not finite is no error here: its list will be empty
-        flat = np.abs(np.linalg.det(cells)) < 1e-10 * lengths.prod(axis=1)
+    with np.errstate(invalid="ignore"):
+        volumes = np.abs(np.linalg.det(cells))
+        flat = volumes < 1e-10 * lengths.prod(axis=1)
     bad = (pbc & (lengths == 0)).any(axis=1) | (flat & (lengths > 0).all(axis=1))
     if bad.any():
         k = int(bad.argmax())
@@ -163,17 +167,14 @@ def _check_cells(cells: np.ndarray, pbc: np.ndarray) -> None:
             f"system {k} has pbc={pbc[k].tolist()} and the cell {cells[k].tolist()}: every periodic direction needs a "
             "lattice vector, and three vectors must span a volume"
         )
-
-
-def _check_number(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: float) -> None:
-    """Refuse a list of more pairs than can be counted; only a cutoff that nobody means leads there."""
-    for k in np.flatnonzero(pbc.all(axis=1) & np.isfinite(cells).all(axis=(1, 2))):
-        n_pairs = 2.0 / 3.0 * np.pi * cutoff**3 * sizes[k] ** 2 / abs(np.linalg.det(cells[k]))
-        if n_pairs > MOST_PAIRS:
-            raise ValueError(
-                f"a cutoff of {cutoff:g} Å means about {n_pairs:.1g} pairs in system {k}, with {sizes[k]} atoms in "
-                f"{abs(np.linalg.det(cells[k])):.4g} Å³; a neighbour list holds {MOST_PAIRS:.1g}. Is the cutoff in Å?"
-            )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        n_pairs = np.where(pbc.all(axis=1), 2.0 / 3.0 * np.pi * cutoff**3 * sizes**2 / volumes, 0.0)
+    if (n_pairs > MOST_PAIRS).any():
+        k = int((n_pairs > MOST_PAIRS).argmax())
+        raise ValueError(
+            f"a cutoff of {cutoff:g} Å means about {n_pairs[k]:.1g} pairs in system {k}, with {sizes[k]} atoms in "
+            f"{volumes[k]:.4g} Å³; a neighbour list holds {MOST_PAIRS:.1g}. Is the cutoff in Å?"
+        )
 
 
 def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
@@ -199,8 +200,7 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
     if infinite:
         raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
     cells = batch.cells.detach().cpu().double().numpy()
-    _check_cells(cells, pbc)
-    _check_number(cells, pbc, np.array(batch.sizes), cutoff)
+    _check_cells(cells, pbc, np.array(batch.sizes), cutoff)
     return NeighborList(*_backend(batch.device)(batch, cutoff), float(cutoff), bool(pbc.any())).full
 
 

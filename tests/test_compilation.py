@@ -11,12 +11,11 @@ from ase import units
 from helpers import ENERGIES, METHANOL, WATER, schnet
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
+from stabie_ase.dynamics import Langevin, PotentialForces, compilation, initial_state, simulate
+from stabie_ase.dynamics.compilation import NotCompiled, Trial, decide, make_ready, probe
 from stabie_ase.neighbors import neighbor_list
-from stabie_ase.dynamics import compilation
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.dynamics.compilation import NotCompiled, Trial, decide, make_ready, probe
 from stabie_ase.qm import LabelledFrames, QMLoss
 from stabie_ase.training.run import Inputs, prepare, resume
 

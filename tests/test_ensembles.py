@@ -7,9 +7,9 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.cluster import Icosahedron
 from ase.constraints import FixAtoms, FixBondLength, FixCom
+from helpers import crystal
 from scipy import optimize, stats
 
-from helpers import crystal
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import (
     Langevin,

@@ -8,10 +8,10 @@ import tiny
 import torch
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
+from helpers import crystal, schnet
 
 import stabie_ase.potentials.checkpoint as checkpoint_module
 import stabie_ase.production as production_module
-from helpers import crystal, schnet
 from stabie_ase.calculator import StABIECalculator
 from stabie_ase.potentials.checkpoint import save_potential
 

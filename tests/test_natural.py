@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from helpers import METHANOL, WATER, schnet
+
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential

@@ -16,10 +16,10 @@ from stabie_ase.boltzmann import fluctuation_weights
 from stabie_ase.dynamics import PotentialForces
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.observables import DistanceDistribution
-from stabie_ase.stability import BondLengthDeviation, criterion_from
 from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch
-from stabie_ase.training.samples import trajectory_averages
+from stabie_ase.stability import BondLengthDeviation, criterion_from
 from stabie_ase.training.accuracy import ForceError
+from stabie_ase.training.samples import trajectory_averages
 from stabie_ase.training.stabie import DOUBT, FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 
 

@@ -12,9 +12,9 @@ import torch
 
 from stabie_ase.config import PretrainConfig
 from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.qm import LabelledFrames, qm_errors
 from stabie_ase.reference import read_reference
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain
-from stabie_ase.qm import LabelledFrames, qm_errors
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ def bench(model, reference, replicas, seconds, temperature, device, dtype, head,
     import torch
 
     from stabie_ase.benchmark import recommended, sweep
-    from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.dynamics.compilation import compile_where_wanted
+    from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.reference import read_frames
 
     check_device(device)

@@ -30,11 +30,11 @@ def evaluate(
     if output:
         check_new_file(output)
 
+    from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.evaluation import StabilityTest
     from stabie_ase.evaluation import evaluate as run
     from stabie_ase.observables import OBSERVABLES
     from stabie_ase.potentials.checkpoint import load_potential
-    from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.reference import read_reference
     from stabie_ase.report.table import format_table
     from stabie_ase.stability import criterion_from

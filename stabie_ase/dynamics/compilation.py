@@ -23,9 +23,9 @@ from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics.forces import PotentialForces
-from stabie_ase.dynamics.graphs import PLAIN, Blocks, blocks
+from stabie_ase.dynamics.graphs import PLAIN, blocks, timed
 from stabie_ase.dynamics.integrators import Langevin
-from stabie_ase.dynamics.state import MDState, initial_state
+from stabie_ase.dynamics.state import initial_state
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
@@ -208,21 +208,13 @@ def _timed(potential: Potential, batch: AtomsBatch, seconds: float = 1.0) -> tup
         state = initial_state(batch, forces, 300.0)
         take = blocks(potential, integrator, forces, BLOCK)
         for _ in range(PLAIN):
-            state, _ = _block(take, state)
-        state, first = _block(take, state)
+            state, _ = timed(take, state, BLOCK)
+        state, first = timed(take, state, BLOCK)
         compared, times = state.forces, [first]
         while len(times) < 3 or sum(times) < seconds:
-            state, taken = _block(take, state)
+            state, taken = timed(take, state, BLOCK)
             times.append(taken)
     return min(times) / BLOCK, compared
-
-
-def _block(take: Blocks, state: MDState) -> tuple[MDState, float]:
-    began = time.perf_counter()
-    state = take(state, BLOCK)
-    if state.batch.device.type == "cuda":
-        torch.cuda.synchronize(state.batch.device)
-    return state, time.perf_counter() - began
 
 
 def _bare(atoms: Atoms) -> Atoms:

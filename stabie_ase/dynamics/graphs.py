@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -39,6 +40,15 @@ def blocks(potential: Potential, integrator: Integrator, forces: PotentialForces
     if on_gpu and potential.is_compiled and potential.bears_fixed_lists and not integrator.needs_stress:
         return _graphed(potential, integrator, min(n_steps, MOST_STEPS))
     return lambda state, n: advance(state, integrator, forces, n)
+
+
+def timed(take: Blocks, state: MDState, n_steps: int) -> tuple[MDState, float]:
+    """The state `n_steps` later, and the seconds until the device had finished with it."""
+    began = time.perf_counter()
+    state = take(state, n_steps)
+    if state.batch.device.type == "cuda":
+        torch.cuda.synchronize(state.batch.device)
+    return state, time.perf_counter() - began
 
 
 @lru_cache(maxsize=1)
@@ -92,18 +102,23 @@ class GraphedBlocks:
 
     def _block(self, state: MDState) -> MDState:
         try:
-            if not self._serves(state):
-                self._take_over(state)
-            self.source = state.batch  # so that the next comparison is of the same tensors
-            end = self._attempt(state)
-            if end is None:
-                self._renew_list(state.batch)
-                end = self._attempt(state)
+            end = self._replayed(state)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             self.source = self.replay = end = None
         return advance(state, self.integrator, self.plain, self.size) if end is None else end
+
+    def _replayed(self, state: MDState) -> MDState | None:
+        """The state after a block, or None if even a new neighbour list did not last."""
+        if not self._serves(state):
+            self._take_over(state)
+        self.source = state.batch  # so that the next comparison is of the same tensors
+        end = self._attempt(state)
+        if end is None:
+            self._renew_list(state.batch)
+            end = self._attempt(state)
+        return end
 
     def _serves(self, state: MDState) -> bool:
         """Whether what does not change in a run is as it was recorded."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-import torch
-
 from stabie_ase.potentials.base import Potential
 from stabie_ase.qm import LabelledFrames, force_errors_by_frame, qm_errors, upper_limit
 from stabie_ase.reference import Reference

@@ -15,8 +15,8 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.config import PretrainConfig
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
-from stabie_ase.reference import Reference
 from stabie_ase.qm import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
+from stabie_ase.reference import Reference
 
 
 def reference_energies(reference: Reference) -> dict[int, float]:

@@ -18,12 +18,12 @@ import stabie_ase
 from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_temperature
 from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
+from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate
 from stabie_ase.files import digest
 from stabie_ase.observables import OBSERVABLES, Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.stability import Failures, criterion_from
 from stabie_ase.training.directory import RunDirectory
