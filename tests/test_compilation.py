@@ -117,7 +117,7 @@ def test_dynamics_run_on_the_compiled_network(counted):
 
 def test_a_choice_that_needs_no_trial(monkeypatch):
     monkeypatch.setattr(compilation, "probe", None)
-    assert decide("on", schnet(), FRAMES, 4) and not decide("off", schnet(), FRAMES, 4)
+    assert decide("on", schnet(), FRAMES, 4) == "on" and decide("off", schnet(), FRAMES, 4) == "off"
 
 
 def test_it_has_to_pay():
@@ -126,12 +126,12 @@ def test_it_has_to_pay():
     assert not Trial(plain=1.0, compiled=0.95, ready=0.0).pays(seconds=1e9)
 
 
-@pytest.mark.parametrize("steps, wanted", [(1e6, True), (100, False)])
+@pytest.mark.parametrize("steps, wanted", [(1e6, "on"), (100, "off")])
 def test_auto_follows_the_trial(monkeypatch, steps, wanted):
     monkeypatch.setattr(compilation, "probe", lambda *_: Trial(plain=0.02, compiled=0.01, ready=30.0))
     said = []
-    assert decide("auto", schnet(), FRAMES, 4, steps=steps, say=said.append) is wanted
-    assert f"Compilation: {'on' if wanted else 'off'}; 10 ms a step instead of 20, ready after 30 s" in said
+    assert decide("auto", schnet(), FRAMES, 4, steps=steps, say=said.append) == wanted
+    assert f"Compilation: {wanted}; 10 ms a step instead of 20, ready after 30 s" in said
 
 
 @compiler
@@ -144,7 +144,7 @@ def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/no/compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     potential, said = load_potential(tiny.model_path()), []
-    assert not decide("auto", potential, tiny.frames(4), 4, say=said.append)
+    assert decide("auto", potential, tiny.frames(4), 4, say=said.append) == "off"
     assert len(said) == 2 and "Compilation: off; the schnet network cannot be compiled here" in said[1]
 
 
@@ -206,7 +206,7 @@ def test_resumed_in_the_same_bits(monkeypatch, tmp_path):
 
 
 def test_what_a_trial_said_is_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr("stabie_ase.dynamics.compilation.decide", lambda *_, **__: False)
+    monkeypatch.setattr("stabie_ase.dynamics.compilation.decide", lambda *_, **__: "off")
     inputs = Inputs(str(tiny.model_path()), str(tiny.reference_path()), compilation="auto")
     assert prepare(tmp_path / "run", inputs, tiny.config()).inputs.compilation == "off"
     monkeypatch.undo()

@@ -107,10 +107,11 @@ def model_options(command):
             click.option(
                 "--compile",
                 "compilation",
-                type=click.Choice(["off", "on", "auto"]),
+                type=click.Choice(["off", "on", "auto", "kernels"]),
                 default="off",
                 show_default=True,
-                help="Make the network faster for dynamics by torch.compile; auto: if a trial says that it pays",
+                help="Make the network faster for dynamics by torch.compile; auto: if a trial says that it pays; "
+                "kernels: by cuequivariance instead (MACE)",
             ),
             click.option("--trust-checkpoint", is_flag=True, help="Run code that a pickled checkpoint carries"),
         ]

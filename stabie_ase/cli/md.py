@@ -70,10 +70,9 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
     production = Production(*setup)
     _, potential, frames, _ = setup
     say = None if context.obj["quiet"] else click.echo
-    compiled = compile_where_wanted(
+    inputs["compilation"] = compile_where_wanted(
         inputs["compilation"], potential, frames, config.replicas, steps=production.n_steps, say=say
     )
-    inputs["compilation"] = "on" if compiled else "off"
     files = ("model", "start")
     directory = MDDirectory.create(
         output,

@@ -73,22 +73,22 @@ class Trial:
         return self.plain > WORTH * self.compiled and seconds * (1.0 - self.compiled / self.plain) > self.ready
 
 
-def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int) -> None:
+def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int, kernels: bool = False) -> None:
     """Compile a potential's network for dynamics of so many replicas, and make the first call.
 
     Done before anything else is measured or timed, and always on the same input, so that the code does not depend on
-    where a run is taken up.
+    where a run is taken up. With `kernels`, those of the family are taken instead.
 
     Raises
     ------
     NotCompiled
     """
     try:
-        potential.compile_network(many=replicas > 1)
+        potential.use_kernels() if kernels else potential.compile_network(many=replicas > 1)
         batch = _batch(potential, frames, min(replicas, FEW))
         with potential.frozen():
             potential.compute(batch, neighbor_list(batch, potential.cutoff))
-    except NotImplementedError as error:
+    except (NotImplementedError, ImportError) as error:
         raise NotCompiled(str(error)) from error
     except Exception as error:  # there are many ways for a compiler to fail
         potential.compile_network(None)
@@ -103,46 +103,51 @@ def decide(
     seconds: float = math.inf,
     steps: float = math.inf,
     say: Callable[[str], None] | None = None,
-) -> bool:
-    """Whether to compile: as chosen, or for "auto" what a trial on this machine says about that much dynamics.
+) -> str:
+    """What to do: as chosen, or for "auto" what a trial on this machine says about that much dynamics.
 
     Parameters
     ----------
-    choice : {"off", "on", "auto"}
+    choice : {"off", "on", "kernels", "auto"}
     potential, frames, replicas
         As for `make_ready`.
     seconds, steps : float
         How long dynamics will go on for, the smaller of the two.
     say : callable, optional
         Told in words what was found.
+
+    Returns
+    -------
+    {"off", "on", "kernels"}
     """
     if choice != "auto":
-        return choice == "on"
+        return choice
     say = say or logger.info
     say("Compilation: measuring whether it pays here, which takes a minute or two")
     try:
         trial = probe(potential, frames, replicas)
     except NotCompiled as error:
         say(f"Compilation: off; {error}")
-        return False
+        return "off"
     pays = trial.pays(min(seconds, steps * trial.plain))
+    found = "on" if pays else "off"
     say(
-        f"Compilation: {'on' if pays else 'off'}; {1000 * trial.compiled:.3g} ms a step instead of {1000 * trial.plain:.3g}, "
+        f"Compilation: {found}; {1000 * trial.compiled:.3g} ms a step instead of {1000 * trial.plain:.3g}, "
         f"ready after {trial.ready:.0f} s"
     )
-    return pays
+    return found
 
 
-def compile_where_wanted(choice: str, potential: Potential, frames: Sequence[Atoms], replicas: int, **how_long) -> bool:
-    """`decide`, and `make_ready` if that says so; returns whether the network is compiled now.
+def compile_where_wanted(choice: str, potential: Potential, frames: Sequence[Atoms], replicas: int, **how_long) -> str:
+    """`decide`, do it and return it.
 
     Raises
     ------
     NotCompiled
     """
     wanted = decide(choice, potential, frames, replicas, **how_long)
-    if wanted:
-        make_ready(potential, frames, replicas)
+    if wanted != "off":
+        make_ready(potential, frames, replicas, kernels=wanted == "kernels")
     return wanted
 
 

@@ -64,7 +64,7 @@ class Potential(nn.Module):
     head: str | None = None
     bears_fixed_lists: bool = False
     _compiled: Callable[..., Tensor] | None = None
-    _compiled_for_many: bool = True
+    _compiled_for_many: bool | None = None
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Per-atom energies, shape (n_atoms,), in eV; they sum to the energies of the systems."""
@@ -166,11 +166,28 @@ class Potential(nn.Module):
             The family has no network that can be compiled.
         """
         self._compiled = None if many is None else torch.compile(self._compilable(), dynamic=True)
-        self._compiled_for_many = bool(many)
+        self._compiled_for_many = many
+
+    def use_kernels(self) -> None:
+        """Like `compile_network`, by kernels that somebody has written for this family in place of a compiler's.
+
+        They have parameters of their own, which follow those of the network on entering `frozen`.
+
+        Raises
+        ------
+        NotImplementedError
+            There are none, or not for this model.
+        ImportError
+            They are not installed.
+        """
+        raise NotImplementedError(f"there are no kernels for the {self.family} potential")
+
+    def _carry_over(self) -> None:
+        """Bring parameters to where other code expects them."""
 
     @property
     def is_compiled(self) -> bool:
-        """Whether `compile_network` has been asked for code."""
+        """Whether other code than the plain network is at hand for dynamics."""
         return self._compiled is not None
 
     def _compilable(self) -> Callable[..., Tensor]:
@@ -179,7 +196,7 @@ class Potential(nn.Module):
 
     def _network_for(self, plain: Callable[..., Tensor], batch: AtomsBatch, n_pairs: int) -> Callable[..., Tensor]:
         """The compiled network where there is one that fits the call, else the plain one."""
-        if self._compiled is None or n_pairs < 2 or (batch.n_systems > 1) != self._compiled_for_many:
+        if self._compiled is None or n_pairs < 2 or self._compiled_for_many not in (None, batch.n_systems > 1):
             return plain
         for_forces = torch.is_grad_enabled() and batch.positions.requires_grad
         return self._compiled if for_forces and not any(p.requires_grad for p in self.parameters()) else plain
@@ -191,6 +208,7 @@ class Potential(nn.Module):
         for p in training:
             p.requires_grad_(False)
         try:
+            self._carry_over()
             yield
         finally:
             for p in training:

@@ -6,15 +6,17 @@ import copy
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor, nn
 
+from stabie_ase import cueq
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import NeighborList
+from stabie_ase.neighbors import NeighborList, neighbor_list
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import Recorded, load_inert
 
@@ -83,6 +85,9 @@ OPTIONS = (
 
 UNUSED = ("pair_repulsion_fn.cutoff", "pair_repulsion_fn.r_max")
 """Parts that mace-torch before 0.3.10 saved and never read."""
+
+SAME_FORCES = 1e-3
+"""Largest difference of two forces, as a share of the largest force, that is put down to the order of single-precision sums."""
 
 GATES = {"silu": nn.functional.silu, "tanh": torch.tanh, "abs": torch.abs}
 
@@ -188,6 +193,38 @@ class MACEPotential(Potential):
         network = _plain_twin(self.network)
         return lambda graph: network(graph, compute_force=False)["node_energy"].double()
 
+    def use_kernels(self) -> None:
+        """Evaluate forces in dynamics by NVIDIA's cuequivariance; taken only if it gives the same on a few atoms."""
+        self._compiled = self._compiled_for_many = None
+        batch = self._some_atoms()
+        neighbors = neighbor_list(batch, self.cutoff)
+        with self.frozen():
+            expected = self.compute(batch, neighbors).forces
+            # Which basis a file's couplings are in depends on what was installed where the model was made.
+            for reduced in (True, False):
+                try:
+                    with _default_dtype(self.dtype):
+                        self._compiled = cueq.Kernels(self.network, reduced)
+                    difference = float((self.compute(batch, neighbors).forces - expected).abs().max())
+                except (NotImplementedError, RuntimeError, KeyError):
+                    continue
+                if difference <= SAME_FORCES * float(expected.abs().max()):
+                    return
+        self._compiled = None
+        raise NotImplementedError("cuequivariance has no kernels for this MACE, or gives other forces than it")
+
+    def _carry_over(self) -> None:
+        if isinstance(self._compiled, cueq.Kernels):
+            with _default_dtype(self.dtype):
+                self._compiled.carry_over()
+
+    def _some_atoms(self) -> AtomsBatch:
+        """Two clusters with all elements and distances of all lengths up to the cutoff."""
+        numbers = np.resize(self.numbers, max(8, len(self.numbers)))
+        edge = 0.5 * self.cutoff * len(numbers) ** (1 / 3)
+        places = np.random.default_rng(0).uniform(0.0, edge, (2, len(numbers), 3))
+        return AtomsBatch.from_atoms([Atoms(numbers, x) for x in places], self.device)
+
     def _graph(self, batch: AtomsBatch, near: NeighborList) -> dict[str, Tensor]:
         """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j."""
         # MACE switches requires_grad on in place: give it another view of positions that should stay without.
@@ -271,7 +308,8 @@ def load_default_kept() -> Iterator[None]:
 
 def _import_mace():
     try:
-        with load_default_kept():
+        # It greets on standard output where cuequivariance is missing.
+        with load_default_kept(), redirect_stdout(io.StringIO()):
             # mace first: e3nn 0.4 can be imported only after what mace sets up
             from mace import modules  # isort: skip
             from e3nn import o3  # isort: skip

@@ -139,7 +139,7 @@ class Finetuning:
             seconds=60.0 * self.config.max_time_min,
             say=say,
         )
-        return replace(self, inputs=replace(self.inputs, compilation="on" if compiled else "off"))
+        return replace(self, inputs=replace(self.inputs, compilation=compiled))
 
     def run(self) -> dict:
         """All of it."""
