@@ -7,7 +7,7 @@ edge features depend on the distance alone evaluate the half and use it twice.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,15 +41,18 @@ class NeighborList:
         Distance up to which the list was complete when built, in Å; infinite for all pairs.
     periodic : bool
         Whether any shift can differ from zero.
-    fixed_offsets : Tensor or None, shape (n_pairs, 3)
-        What is added to r_j - r_i in place of shift · cell, in Å, in a list whose length is not to change (see `padded`).
+    known_offsets : Tensor or None, shape (n_pairs, 3)
+        shift · cell in Å, worked out beforehand for the cells that the list is used with.
+    fixed_length : bool
+        Pairs beyond a model's cutoff have to stay and contribute nothing (see `padded`).
     """
 
     pairs: Tensor
     shifts: Tensor
     cutoff: float
     periodic: bool
-    fixed_offsets: Tensor | None = None
+    known_offsets: Tensor | None = None
+    fixed_length: bool = False
 
     @property
     def n_pairs(self) -> int:
@@ -58,24 +61,25 @@ class NeighborList:
     @property
     def half(self) -> NeighborList:
         """Each pair once."""
-        return self.select(slice(self.n_pairs // 2))
+        n = self.n_pairs // 2
+        offsets = None if self.known_offsets is None else self.known_offsets[:n]
+        return replace(self, pairs=self.pairs[:, :n], shifts=self.shifts[:n], known_offsets=offsets)
 
     @property
     def full(self) -> NeighborList:
         """Both directions, from a list that is a half."""
-        offsets = None if self.fixed_offsets is None else torch.cat([self.fixed_offsets, -self.fixed_offsets])
+        offsets = None if self.known_offsets is None else torch.cat([self.known_offsets, -self.known_offsets])
         pairs, shifts = torch.cat([self.pairs, self.pairs.flip(0)], dim=1), torch.cat([self.shifts, -self.shifts])
-        return NeighborList(pairs, shifts, self.cutoff, self.periodic, offsets)
+        return replace(self, pairs=pairs, shifts=shifts, known_offsets=offsets)
 
-    @property
-    def has_fixed_length(self) -> bool:
-        """Whether pairs beyond a model's cutoff have to stay and contribute nothing."""
-        return self.fixed_offsets is not None
+    def for_cells(self, batch: AtomsBatch) -> NeighborList:
+        """The same list, of use with these cells only, for many calls."""
+        return replace(self, known_offsets=self.offsets(batch))
 
     def offsets(self, batch: AtomsBatch) -> Tensor | None:
         """shift · cell of each pair, shape (n_pairs, 3), in Å; None where nothing is periodic."""
-        if self.fixed_offsets is not None:
-            return self.fixed_offsets.to(batch.dtype)
+        if self.known_offsets is not None and (self.fixed_length or not batch.cells.requires_grad):
+            return self.known_offsets.to(batch.dtype)
         if not self.periodic:
             return None
         cells = batch.cells[batch.system[self.pairs[0]]]
@@ -84,20 +88,23 @@ class NeighborList:
     def vectors(self, batch: AtomsBatch) -> Tensor:
         """r_j - r_i with the image shift, shape (n_pairs, 3), in Å; differentiable in positions and cells."""
         i, j = self.pairs
-        vectors, offsets = batch.positions[j] - batch.positions[i], self.offsets(batch)
+        # Far faster than indexing, forwards and backwards.
+        vectors = batch.positions.index_select(0, j) - batch.positions.index_select(0, i)
+        offsets = self.offsets(batch)
         return vectors if offsets is None else vectors + offsets
 
-    def select(self, keep: Tensor | slice) -> NeighborList:
-        """The pairs (columns) that a boolean mask, an index or a slice keeps."""
-        offsets = None if self.fixed_offsets is None else self.fixed_offsets[keep]
-        return NeighborList(self.pairs[:, keep], self.shifts[keep], self.cutoff, self.periodic, offsets)
+    def select(self, index: Tensor) -> NeighborList:
+        """The pairs (columns) with these indices."""
+        offsets = None if self.known_offsets is None else self.known_offsets.index_select(0, index)
+        pairs, shifts = self.pairs.index_select(1, index), self.shifts.index_select(0, index)
+        return replace(self, pairs=pairs, shifts=shifts, known_offsets=offsets)
 
     def within(self, batch: AtomsBatch, cutoff: float) -> NeighborList:
         """Trim a full list to the pairs now closer than `cutoff`, both directions kept together.
 
         A list of fixed length is returned as it is.
         """
-        if self.has_fixed_length:
+        if self.fixed_length:
             return self
         half = self.half
         with torch.no_grad():
@@ -120,7 +127,8 @@ class NeighborList:
             nn.functional.pad(half.shifts, (0, 0, 0, excess)),
             self.cutoff,
             periodic=True,
-            fixed_offsets=torch.cat([offsets, offsets.new_tensor([far, 0.0, 0.0]).expand(excess, 3)]),
+            known_offsets=torch.cat([offsets, offsets.new_tensor([far, 0.0, 0.0]).expand(excess, 3)]),
+            fixed_length=True,
         ).full
 
 
@@ -246,11 +254,15 @@ class VerletList:
     def __call__(self, batch: AtomsBatch) -> NeighborList:
         """The list for these positions, rebuilt only when it has to be."""
         if not self._valid(batch):
-            self._list = neighbor_list(batch, self.cutoff + self.skin)
             cells = batch.cells.detach() if batch.cells.requires_grad else batch.cells
             self._built_for = batch.replace(positions=batch.positions.detach().clone(), cells=cells)
+            self._list = neighbor_list(batch, self.cutoff + self.skin).for_cells(self._built_for)
             self.n_builds += 1
-        return self._list
+        return self._list if self._in_the_same_cells(batch) else replace(self._list, known_offsets=None)
+
+    def _in_the_same_cells(self, batch: AtomsBatch) -> bool:
+        old = self._built_for.cells
+        return batch.cells is old or bool((batch.cells == old).all())
 
     def _valid(self, batch: AtomsBatch) -> bool:
         old = self._built_for
@@ -259,7 +271,7 @@ class VerletList:
         if self._list.cutoff == float("inf"):
             return True
         moved, shrunk = batch.positions.detach() - old.positions, 1.0
-        if not (batch.cells is old.cells or bool((batch.cells == old.cells).all())):
+        if not self._in_the_same_cells(batch):
             # Not a number without a cell in three directions, and then the comparison below fails.
             deformation = torch.linalg.solve_ex(old.cells, batch.cells.detach()).result
             moved = moved + torch.einsum("nx,nxy->ny", old.positions, (torch.eye(3).to(deformation) - deformation)[batch.system])

@@ -190,7 +190,7 @@ class FixedForces:
         fits = self.list is not None and n_half <= self.list.n_pairs // 2
         if fits:
             padded = new.padded(batch, self.list.n_pairs // 2, far)
-            for old, x in ((self.list.pairs, padded.pairs), (self.list.fixed_offsets, padded.fixed_offsets)):
+            for old, x in ((self.list.pairs, padded.pairs), (self.list.known_offsets, padded.known_offsets)):
                 old.copy_(x)
             self.positions.copy_(batch.positions)
         else:

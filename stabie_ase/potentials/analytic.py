@@ -45,8 +45,8 @@ class PairPotential(Potential):
         half = neighbors.half
         vectors = half.vectors(batch)
         near = (vectors.detach().square().sum(dim=1) < self.cutoff**2).nonzero()[:, 0]
-        energies = 0.5 * self.pair_energies(vectors[near].norm(dim=1))
-        i, j = half.pairs[:, near]
+        energies = 0.5 * self.pair_energies(vectors.index_select(0, near).norm(dim=1))
+        i, j = half.pairs.index_select(1, near)
         zeros = vectors.new_zeros(batch.n_atoms)
         return zeros.index_add(0, i, energies).index_add(0, j, energies)
 

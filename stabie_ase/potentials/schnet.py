@@ -103,12 +103,12 @@ class SchNetPotential(Potential):
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         half = neighbors.half
         distances = half.vectors(batch).norm(dim=1)
-        if neighbors.has_fixed_length:  # at the cutoff the envelope is zero
+        if neighbors.fixed_length:  # at the cutoff the envelope is zero
             network = self._network_for(self._evaluate, batch, half.n_pairs)
             return network(batch.numbers, neighbors.pairs, distances.clamp(max=self.cutoff))
         near = (distances.detach() < self.cutoff).nonzero()[:, 0]
         network = self._network_for(self._evaluate, batch, len(near))
-        return network(batch.numbers, half.select(near).full.pairs, distances[near])
+        return network(batch.numbers, half.select(near).full.pairs, distances.index_select(0, near))
 
     def _compilable(self) -> Callable[..., Tensor]:
         return self._evaluate
