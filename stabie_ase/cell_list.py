@@ -6,6 +6,7 @@ neighbouring bins are searched. Cells narrower than the cutoff have one bin and 
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -50,10 +51,26 @@ def in_order(pairs: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
     backward = (x < 0) | (x == 0) & ((y < 0) | (y == 0) & (z < 0))
     swap = (i > j) | (i == j) & backward
     i, j, shifts = torch.where(swap, j, i), torch.where(swap, i, j), torch.where(swap[:, None], -shifts, shifts)
-    order = torch.arange(len(i), device=i.device)
-    for key in (shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i):
-        order = order[torch.argsort(key[order], stable=True)]
+    order = _sorting(torch.cat([torch.stack([i, j]), shifts.T]))
     return torch.stack([i, j])[:, order], shifts[order]
+
+
+def _sorting(keys: Tensor) -> Tensor:
+    """Order by the first row of integers, then by the second, and so on; as one number each where that holds them all."""
+    if keys.shape[1] == 0:
+        return keys.new_zeros(0)
+    keys = keys - keys.amin(dim=1, keepdim=True)
+    extents = (keys.amax(dim=1) + 1).tolist()
+    if math.prod(extents) < 2**63:
+        rows = keys.unbind()
+        keys = rows[0]
+        for row, extent in zip(rows[1:], extents[1:]):
+            keys = keys * extent + row
+        keys = keys[None]
+    order = torch.arange(keys.shape[1], device=keys.device)
+    for key in keys.flip(0):
+        order = order[torch.argsort(key[order], stable=True)]
+    return order
 
 
 def made_finite(batch: AtomsBatch) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,13 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from ase.geometry import complete_cell
-from matscipy.neighbours import neighbour_list as matscipy_neighbour_list
 from torch import Tensor, nn
 
-from stabie_ase import alchemi, cell_list
+from stabie_ase import alchemi, cell_list, kd_tree
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.cell_list import FAR_AWAY
 
 ALL_PAIRS_MAX_ATOMS = 64
 """Up to this size a molecule's list holds all its pairs and never goes out of date."""
@@ -140,25 +137,6 @@ def all_pairs(batch: AtomsBatch) -> NeighborList:
     return NeighborList(pairs, pairs.new_zeros((pairs.shape[1], 3)), float("inf"), periodic=False).full
 
 
-def _half_list(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each pair of one system once, with its shift, by matscipy; positions need not lie inside the cell."""
-    if not np.isfinite(cell).all():
-        return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3), dtype=np.int64)
-    # An atom that has flown away would be wrapped for seconds. Its pairs may be wrong: they are longer than any cutoff.
-    positions = np.where(np.abs(positions) < FAR_AWAY, positions, 0.0)
-    cell = complete_cell(cell)
-    i, j, shifts = matscipy_neighbour_list("ijS", positions=positions, cell=cell, pbc=pbc, cutoff=float(cutoff))
-    positive = (shifts[:, 0] > 0) | (
-        (shifts[:, 0] == 0) & ((shifts[:, 1] > 0) | ((shifts[:, 1] == 0) & (shifts[:, 2] > 0)))
-    )
-    once = (i < j) | ((i == j) & positive)
-    i, j, shifts = i[once], j[once], shifts[once]
-    order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i))  # one order, whatever the binning was
-    return np.stack([i, j])[:, order], shifts[order]
-
-
 def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: float) -> None:
     """Refuse cells that span no volume, and a list of more pairs than can be counted.
 
@@ -186,7 +164,7 @@ def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: 
 
 
 def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
-    """Neighbour list of a batch: all pairs for small molecules, else by matscipy on a CPU.
+    """Neighbour list of a batch: all pairs for small molecules, else by a k-d tree on a CPU.
 
     On other devices it is made there: by nvalchemi-toolkit-ops if that is installed, else by linked cells.
 
@@ -214,20 +192,8 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
 
 def _backend(device: torch.device) -> Callable[[AtomsBatch, float], tuple[Tensor, Tensor]]:
     if device.type == "cpu":
-        return _matscipy_half_list
+        return kd_tree.half_list
     return alchemi.half_list if alchemi.available() else cell_list.half_list
-
-
-def _matscipy_half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:
-    """What `cell_list.half_list` returns, system by system; on a CPU a few times faster."""
-    positions, cells, pbc = (x.detach().numpy() for x in (batch.positions.double(), batch.cells.double(), batch.pbc))
-    starts = np.cumsum([0, *batch.sizes])
-    pairs, shifts = [], []
-    for k in range(batch.n_systems):
-        p, s = _half_list(positions[starts[k] : starts[k + 1]], cells[k], pbc[k], cutoff)
-        pairs.append(p + starts[k])
-        shifts.append(s)
-    return tuple(torch.from_numpy(np.concatenate(x, axis=k).astype(np.int64)) for x, k in ((pairs, 1), (shifts, 0)))
 
 
 class VerletList:

@@ -9,11 +9,16 @@ from ase.neighborlist import primitive_neighbor_list
 from helpers import METHANOL, WATER, brute_force_pairs, crystal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from matscipy.neighbours import neighbour_list
 
 from stabie_ase import alchemi, cell_list
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import VerletList, all_pairs, neighbor_list
 from stabie_ase.potentials.analytic import LennardJones
+
+
+def _matscipy(quantities, pbc, cell, positions, cutoff):
+    return neighbour_list(quantities, positions=positions, cell=cell, pbc=pbc, cutoff=cutoff)
 
 
 def as_set(neighbors) -> set[tuple[int, ...]]:
@@ -83,11 +88,12 @@ def test_many_bins_and_none(half_list):
 
 @pytest.mark.parametrize("pbc", [(1, 1, 1), (1, 0, 1), (0, 0, 1)])
 @pytest.mark.parametrize("cutoff", [2.0, 5.5, 9.0])
-def test_same_pairs_as_ase(pbc, cutoff):
+@pytest.mark.parametrize("peer", [primitive_neighbor_list, _matscipy], ids=["ase", "matscipy"])
+def test_same_pairs_as_others(peer, pbc, cutoff):
     atoms = crystal()
     atoms.pbc = pbc
     atoms.positions += np.random.default_rng(0).integers(-2, 3, (len(atoms), 3)) * pbc @ atoms.cell
-    i, j, shifts = primitive_neighbor_list("ijS", atoms.pbc, atoms.cell, atoms.positions, cutoff)
+    i, j, shifts = peer("ijS", atoms.pbc, atoms.cell, atoms.positions, cutoff)
     expected = set(map(tuple, np.column_stack([i, j, shifts]).tolist()))
     assert as_set(neighbor_list(AtomsBatch.from_atoms(atoms), cutoff)) == expected
 
