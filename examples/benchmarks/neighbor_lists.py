@@ -19,6 +19,7 @@ from ase.build import bulk, molecule
 from matscipy.neighbours import neighbour_list
 
 from stabie_ase import kd_tree
+from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.batch import AtomsBatch
 
 CUTOFF = 7.0
@@ -47,6 +48,7 @@ def main():
     args = parser.parse_args()
     rounds = 2 if args.quick else args.rounds
     torch.set_num_threads(1)
+    keep_freed_memory()
     rng = np.random.default_rng(0)
     print(f"{'':28s} {'k-d tree':>10s} {'matscipy':>10s}   matscipy / k-d tree (quartiles)")
     for name, images in systems(args.quick):

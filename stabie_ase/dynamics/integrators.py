@@ -54,12 +54,12 @@ def check_motion(state: MDState, fix_com: bool) -> None:
 
 def kick(state: MDState, dt: float) -> MDState:
     """p += F dt."""
-    return state.replace(momenta=state.momenta + dt * state.forces)
+    return state.replace(momenta=state.momenta.add(state.forces, alpha=dt))
 
 
 def drift(state: MDState, dt: float) -> MDState:
     """r += p dt / m."""
-    return state.move(positions=state.batch.positions + dt * state.momenta / state.batch.masses[:, None])
+    return state.move(positions=state.batch.positions.addcdiv(state.momenta, state.batch.masses[:, None], value=dt))
 
 
 def update_forces(state: MDState, force_function: ForceFunction) -> MDState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from ase import Atoms, units
 from ase.constraints import FixAtoms, FixCom
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
+from stabie_ase.batch import AtomsBatch, changed
 from stabie_ase.dynamics.random import MOMENTA, normals, replica_keys
 from stabie_ase.potentials.base import Prediction
 
@@ -69,11 +69,11 @@ class MDState:
 
     def replace(self, **changes) -> MDState:
         """Copy with some fields changed."""
-        return replace(self, **changes)
+        return changed(self, changes)
 
     def move(self, **changes) -> MDState:
         """Copy with new positions and other fields changed."""
-        return replace(self, batch=self.batch.replace(positions=changes.pop("positions")), **changes)
+        return self.replace(batch=self.batch.replace(positions=changes.pop("positions")), **changes)
 
     def select(self, systems: Tensor | Sequence[int]) -> MDState:
         """Pick replicas by index."""
