@@ -207,12 +207,14 @@ class VerletList:
     ----------
     cutoff, skin : float
         In Å.
+    dtype : torch.dtype, optional
+        Precision of those who use the list, in which image shifts are worked out; the batch's if not given.
     """
 
-    def __init__(self, cutoff: float, skin: float = 1.0):
+    def __init__(self, cutoff: float, skin: float = 1.0, dtype: torch.dtype | None = None):
         if not cutoff > 0 or skin < 0:
             raise ValueError(f"cutoff must be positive and skin not negative, got {cutoff} and {skin} Å")
-        self.cutoff, self.skin = cutoff, skin
+        self.cutoff, self.skin, self.dtype = cutoff, skin, dtype
         self.n_builds = 0
         self._list: NeighborList | None = None
         self._built_for: AtomsBatch | None = None
@@ -222,7 +224,7 @@ class VerletList:
         if not self._valid(batch):
             cells = batch.cells.detach() if batch.cells.requires_grad else batch.cells
             self._built_for = batch.replace(positions=batch.positions.detach().clone(), cells=cells)
-            self._list = neighbor_list(batch, self.cutoff + self.skin).for_cells(self._built_for)
+            self._list = neighbor_list(batch, self.cutoff + self.skin).for_cells(self._built_for.to(dtype=self.dtype))
             self.n_builds += 1
         return self._list if self._in_the_same_cells(batch) else replace(self._list, known_offsets=None)
 

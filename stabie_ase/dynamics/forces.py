@@ -44,10 +44,13 @@ class PotentialForces:
 
     def __init__(self, potential: Potential, skin: float = 1.0, stress: bool = False):
         self.potential, self.skin, self.stress = potential, skin, stress
-        self.neighbors = VerletList(potential.cutoff, skin)
+        self.neighbors = self._new_list()
         self._parts: dict[tuple[int, int], VerletList] = {}
         self._limits = _known.setdefault(potential, {})
         self._kind = (potential.device, potential.dtype, stress)
+
+    def _new_list(self) -> VerletList:
+        return VerletList(self.potential.cutoff, self.skin, self.potential.dtype)
 
     def __call__(self, batch: AtomsBatch) -> Prediction:
         """Energies, forces and, if asked for, stress.
@@ -75,7 +78,7 @@ class PotentialForces:
         if self._kind not in self._limits:
             if batch.n_atoms <= SMALL or batch.n_systems == 1:
                 return math.inf
-            self._set(atoms_that_fit(lambda part: self._compute(part, VerletList(self.potential.cutoff, self.skin)), batch))
+            self._set(atoms_that_fit(lambda part: self._compute(part, self._new_list()), batch))
         return self._limits[self._kind]
 
     def _set(self, atoms: float) -> None:
@@ -88,7 +91,7 @@ class PotentialForces:
         parts = []
         for first in range(0, batch.n_systems, n):
             systems = torch.arange(first, min(first + n, batch.n_systems))
-            neighbors = self._parts.setdefault((first, n), VerletList(self.potential.cutoff, self.skin))
+            neighbors = self._parts.setdefault((first, n), self._new_list())
             parts.append(self._compute(batch.select(systems), neighbors))
         energies, forces, stress = zip(*parts)
         return Prediction(torch.cat(energies), torch.cat(forces), torch.cat(stress) if self.stress else None)
