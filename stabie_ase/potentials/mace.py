@@ -14,9 +14,9 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from stabie_ase import cueq
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList, neighbor_list
+from stabie_ase.potentials import cueq
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import Recorded, load_inert
 
