@@ -87,6 +87,10 @@ class HasTimestep:
         return max(1, round(time_fs / self.timestep_fs))
 
 
+CHECKS = "bonds:0.5,contacts:0.5,energy,temperature"
+"""Criteria by which models are judged. The distribution over windows of time is added, to which no training listens."""
+
+
 @dataclass(frozen=True)
 class FinetuneConfig(HasTimestep):
     """Every knob of the StABIE loop; each field's metadata tell what it is. Units are in the names."""
@@ -102,16 +106,19 @@ class FinetuneConfig(HasTimestep):
     replicas: int = knob(32, "replicas run in parallel", 2, 1_000_000)
     window_fs: float = knob(250.0, "length of a window of dynamics", 1e-3, 1e7)
     sample_every_fs: float = knob(5.0, "time between two frames for the estimator", 1e-3, 1e7)
-    check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
-    criterion: str = knob("bonds:0.25", "KIND:TOLERANCE (Å) that calls a replica unstable in training")
+    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    criterion: str = knob(
+        "bonds:0.25,contacts:0.25,energy,temperature",
+        "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough",
+    )
     average_fs: float = knob(
         100.0, "time over which the observable of a frame is averaged along its own trajectory for the estimator; 0: none", 0.0, 1e7
     )
     near_factor: float = knob(
-        4.0, "the energies of frames beyond this many times the criterion's tolerance are not changed for the observable", 1.0, 1e6
+        4.0, "the energies of frames beyond this many times a criterion's tolerance are not changed for the observable", 1.0, 1e6
     )
     escape_factor: float = knob(
-        8.0, "in learning, replicas beyond this many times the criterion's tolerance are stopped", 1.0, 1e6
+        8.0, "in learning, replicas beyond this many times a criterion's tolerance are stopped", 1.0, 1e6
     )
     upper_share: float = knob(0.5, "unstable share that ends a simulation phase", 0.0, 1.0)
     lower_share: float = knob(0.1, "unstable share that ends a learning phase", 0.0, 1.0)
@@ -156,14 +163,21 @@ class FinetuneConfig(HasTimestep):
         0.0,
         100.0,
     )
+    energy_error_bound: float = knob(
+        0.1, "share by which the mean energy error, less its offset, may grow on the validation frames in a state that is kept", 0.0, 100.0
+    )
     max_time_min: float = knob(15.0, "wall time of the loop", 0.0, 1e6)
     max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
     max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
-    check_criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) of the final comparison with the starting model")
-    check_replicas: int = knob(64, "fresh replicas of the final comparison", 2, 1_000_000)
-    check_ps: float | None = knob(
-        None, "time of each replica in the final comparison; 2 ps if not given, or less where that took longer than --max-time", 1e-6, 1e9
+    check_criterion: str = knob(
+        CHECKS, "criteria of the final comparison with their tolerances (Å); those that are not named are judged as by default"
     )
+    check_replicas: int = knob(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
+    check_ps: float | None = knob(
+        None, "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer than its budget", 1e-6, 1e9
+    )
+    check_rounds: int = knob(20, "rounds of the final comparison at most; it ends as soon as the answer is known", 1, 1_000_000)
+    check_max_time_min: float | None = knob(None, "wall time of the final comparison; that of the loop if not given", 0.0, 1e6)
     seed: int = knob(0, "seed of everything random", 0, 2**31 - 1)
 
     def __post_init__(self):
@@ -226,8 +240,10 @@ class EvaluationConfig:
     temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
     timestep_fs: float = knob(0.5, "time step of the Langevin dynamics", 1e-3, 20.0)
     friction_per_fs: float = knob(0.01, "friction of the Langevin dynamics", 0.0, 10.0)
-    check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
-    criterion: str = knob("bonds:0.5", "KIND:TOLERANCE (Å) that calls a replica unstable")
+    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    criterion: str = knob(
+        CHECKS, "criteria that call a replica unstable with their tolerances (Å); those that are not named are judged as by default"
+    )
     observable: str = knob("hr", "observable that is compared with the reference's")
     seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
@@ -258,8 +274,8 @@ class MDConfig(HasTimestep):
     pressure_damping_fs: float = knob(1000.0, "relaxation time of the volume", 1.0, 1e9)
     compressibility_per_GPa: float = knob(0.46, "estimate of the compressibility, which sets the speed of the cell only", 1e-6, 1e6)
     sample_every_fs: float = knob(50.0, "time between two frames", 1e-3, 1e9)
-    check_every_fs: float = knob(5.0, "time between two looks at the criterion", 1e-3, 1e6)
-    criterion: str | None = knob(None, "KIND:TOLERANCE (Å), such as bonds:0.5, that stops a replica")
+    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    criterion: str | None = knob(None, "criteria that stop a replica, such as bonds:0.5 or bonds:0.5,contacts:0.5,energy")
     seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):

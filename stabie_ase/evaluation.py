@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from ase import Atoms, units
+from scipy.stats import binomtest
 from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.config import HasTimestep
+from stabie_ase.config import CHECKS, HasTimestep
 from stabie_ase.dynamics import (
     Integrator,
     Langevin,
@@ -23,10 +25,13 @@ from stabie_ase.dynamics import (
     simulate,
 )
 from stabie_ase.observables import Observable
+from stabie_ase.observables.averages import SlicedMeans, noise_floor
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, QMErrors, qm_errors
+from stabie_ase.qm import QMErrors
 from stabie_ase.reference import Reference
-from stabie_ase.stability import Criterion, Failures, StabilityStatistics, stability_statistics
+from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, stability_statistics
+from stabie_ase.stability.criteria.distribution import DistanceShift
+from stabie_ase.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,11 @@ class StabilityTest(HasTimestep):
     timestep_fs, friction_per_fs : float
         Of Langevin dynamics.
     check_every_fs : float
-        Between two looks at the criterion.
+        Between two looks at the criteria.
     sample_every_fs : float
         Between two frames for the observable.
+    slice_ps : float
+        Length of the stretches over which frames are averaged.
     seed : int
         Chooses starting frames, momenta and noise: equal for all models that are compared.
     """
@@ -55,35 +62,118 @@ class StabilityTest(HasTimestep):
     timestep_fs: float = 0.5
     friction_per_fs: float = 0.01
     check_every_fs: float = 5.0
-    sample_every_fs: float = 50.0
+    sample_every_fs: float = 10.0
+    slice_ps: float = 0.25
     seed: int = 0
 
     @property
     def integrator(self) -> Integrator:
         return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
 
+    @property
+    def n_steps(self) -> int:
+        """Of each replica."""
+        return self.steps(1000.0 * self.time_ps)
+
+    @property
+    def n_slices(self) -> int:
+        """Stretches of time, of equal length, at most MOST_SLICES and with a frame each."""
+        n_frames = self.n_steps // self.steps(self.sample_every_fs)
+        return max(1, min(round(self.time_ps / self.slice_ps), MOST_SLICES, n_frames))
+
+
+MOST_SLICES = 80
+"""Stretches of time whose means are kept."""
+
+FRAMES_AT_ONCE = 1024
+"""Whose observables are worked out before they are summed."""
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What models are held against: criteria, and the observable with its reference.
+
+    Attributes
+    ----------
+    criteria : sequence of Criterion
+        Of a single state; a replica stops at the first that it fails.
+    observable : Observable
+    target : Tensor of float64, shape (d,)
+        g^ref.
+    floor : float or None
+        Error of g that a perfect model would show (`noise_floor`).
+    distribution : DistanceShift or None
+        Judges windows after the run.
+    """
+
+    criteria: Sequence[Criterion]
+    observable: Observable
+    target: Tensor
+    floor: float | None
+    distribution: DistanceShift | None = None
+
+    @classmethod
+    def from_reference(cls, spec: str, reference: Reference, observable: Observable, temperature_K: float) -> Yardstick:
+        """All criteria, those that `spec` names with its tolerances, and the observable's mean over the reference.
+
+        Raises
+        ------
+        ValueError
+            See `criteria_from`.
+        """
+        frames = reference.frames
+        criteria = criteria_from(spec, frames, temperature_K, reference.temperature_K, others=CHECKS)
+        values = observable(AtomsBatch.from_atoms(frames))
+        floor = noise_floor(values, observable.weights)
+        distribution = DistanceShift.from_reference(frames, Topology.from_frames(frames))
+        return cls(criteria, observable, values.mean(dim=0), floor, distribution)
+
+    def describe(self) -> str:
+        """All criteria, in words."""
+        known = [*self.criteria, *([self.distribution] if self.distribution else [])]
+        return "; or ".join(criterion.describe() for criterion in known)
+
 
 @dataclass(frozen=True)
 class StabilityResult:
-    """Outcome of a `StabilityTest`.
+    """Outcome of one or several runs of a `StabilityTest`.
 
     Attributes
     ----------
     statistics : StabilityStatistics
-    failures : Failures
-    observable_mean : Tensor or None, shape (d,)
-        Mean over all frames before each replica's failure.
-    observable_error : float or None
-        Σ_k c_k |ḡ_k - g_k^ref|.
-    observable_standard_error : float or None
-        Of that, by leaving out one replica at a time; None of a single replica.
+    causes : Counter of str
+        Failures by criterion.
+    unstable : list of Atoms
+        The frames at the failures (see `Failures.to_atoms`); those of a window that was off are not among them.
+    observed : SlicedMeans
+        Of the observable, over the frames before each replica's failure.
+    whole : Tensor of bool, shape (n_replicas, n_slices)
+        Slices that ended before the replica's failure.
     """
 
     statistics: StabilityStatistics
-    failures: Failures
-    observable_mean: Tensor | None = None
-    observable_error: float | None = None
-    observable_standard_error: float | None = None
+    causes: Counter[str]
+    unstable: list[Atoms]
+    observed: SlicedMeans
+    whole: Tensor
+
+    @classmethod
+    def pool(cls, results: Sequence[StabilityResult]) -> StabilityResult:
+        """Several runs of one test, with other seeds, as one."""
+        return cls(
+            StabilityStatistics.pool([r.statistics for r in results]),
+            sum((r.causes for r in results), Counter()),
+            [atoms for r in results for atoms in r.unstable],
+            SlicedMeans.pool([r.observed for r in results]),
+            torch.cat([r.whole for r in results]),
+        )
+
+    def stretch(self, part: int, parts: int) -> Tensor:
+        """Cells of `observed` that belong to one of some equal parts of the time, shape (n_replicas, n_slices)."""
+        chosen = torch.arange(self.whole.shape[1]) * parts // self.whole.shape[1] == part
+        return chosen.expand_as(self.whole)
+
+
 
 
 def starting_frames(frames: Sequence[Atoms], n: int, seed: int) -> list[Atoms]:
@@ -120,115 +210,118 @@ def start(
 def run_stability_test(
     potential: Potential,
     frames: Sequence[Atoms],
-    criterion: Criterion,
+    yardstick: Yardstick,
     test: StabilityTest,
-    observable: Observable | None = None,
-    reference_mean: Tensor | None = None,
     on_block: Callable[[int, MDState, Failures], None] | None = None,
 ) -> StabilityResult:
     """Run fresh replicas until each fails or the time is over."""
     integrator = test.integrator
-    n_steps = test.steps(1000.0 * test.time_ps)
     _, trajectory, failures = simulate(
         start(potential, frames, test.replicas, test.temperature_K, integrator, test.seed),
         integrator,
         potential,
-        n_steps,
-        [criterion],
+        test.n_steps,
+        [criterion.for_model(potential) for criterion in yardstick.criteria],
         check_every=test.steps(test.check_every_fs),
-        sample_every=test.steps(test.sample_every_fs) if observable else None,
+        sample_every=min(test.steps(test.sample_every_fs), test.n_steps),
         on_block=on_block,
     )
-    found = () if observable is None else _observable_before_failure(trajectory, failures, observable, reference_mean)
-    return StabilityResult(stability_statistics(failures, n_steps, integrator.timestep), failures, *found)
+    unstable = _with_times(failures, test.timestep_fs)
+    if yardstick.distribution:
+        failures = _judge_windows(trajectory, failures, yardstick.distribution, test)
+    observed, whole = _sliced(trajectory, failures, yardstick.observable, len(yardstick.target), test)
+    return StabilityResult(
+        stability_statistics(failures, test.n_steps, integrator.timestep), failures.causes, unstable, observed, whole
+    )
 
 
-def _observable_before_failure(
-    trajectory: Trajectory, failures: Failures, observable: Observable, reference: Tensor | None
-) -> tuple[Tensor | None, float | None, float | None]:
-    """Mean over all frames before each replica's failure, its distance from the reference and that one's standard error."""
+def _with_times(failures: Failures, timestep_fs: float) -> list[Atoms]:
+    return failures.to_atoms({k: {"time_ps": step * timestep_fs / 1000.0} for k, step in enumerate(failures.step.tolist())})
+
+
+def _sliced(
+    trajectory: Trajectory, failures: Failures, function: Callable[[AtomsBatch], Tensor], width: int, test: StabilityTest
+) -> tuple[SlicedMeans, Tensor]:
+    """Means of a function of frames, shape (n_frames, width), before each replica's failure, and the slices that ended before it."""
+    n_replicas, n_slices = len(failures.step), test.n_slices
     first = torch.where(failures.failed, failures.step, torch.iinfo(torch.int64).max)
     before = trajectory.valid & (trajectory.steps[:, None] < first)
-    if not before.any():
-        return None, None, None
-    frames, _, replica = trajectory.keep(before).frames()
-    values = observable(frames)
-    mean = values.mean(dim=0).cpu()
-    if reference is None:
-        return mean, None, None
-
-    def error(mean: Tensor) -> Tensor:
-        return (observable.weights * (mean - reference).abs()).sum(dim=-1)
-
-    sums = values.new_zeros(before.shape[1], values.shape[1]).index_add(0, replica, values).cpu()
-    return mean, float(error(mean)), jackknife_error(sums, before.sum(dim=0).cpu(), error)
+    frames, frame, replica = trajectory.keep(before).frames()
+    # The frame after the last step of a slice belongs to it.
+    time_slice = (trajectory.steps[frame] - 1) * n_slices // test.n_steps
+    means = SlicedMeans.none(n_replicas, n_slices, width)
+    for part in torch.arange(len(frame), device=frame.device).split(FRAMES_AT_ONCE):
+        means = means + SlicedMeans.collect(function(frames.select(part)), replica[part], time_slice[part], n_replicas, n_slices)
+    ends = torch.arange(1, n_slices + 1, device=first.device) * test.n_steps // n_slices
+    return means, (ends < first[:, None]).cpu()
 
 
-def jackknife_error(sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor]) -> float | None:
-    """Standard error of a function of a pooled mean, by leaving out one group at a time.
+def _judge_windows(
+    trajectory: Trajectory, failures: Failures, criterion: DistanceShift, test: StabilityTest
+) -> Failures:
+    """The failures, and those of replicas that outlived a window over which they were not like the reference."""
+    means, whole = _sliced(trajectory, failures, criterion.cumulative, criterion.target.numel(), test)
+    severity, worst = criterion.severity(torch.nan_to_num(means.means))
+    off = whole & (means.counts > 0) & (severity > 1.0)
+    step, value, names, atoms = failures.step.clone(), failures.value.clone(), list(failures.criterion), list(failures.atoms)
+    for k in off.any(dim=1).nonzero()[:, 0].tolist():
+        window = int(off[k].int().argmax())
+        step[k] = (window + 1) * test.n_steps // test.n_slices
+        value[k], names[k], atoms[k] = severity[k, window] * criterion.tolerances[worst[k, window]], criterion.name, []
+    return replace(failures, step=step, value=value, criterion=names, atoms=atoms)
 
-    Frames of one replica are correlated, replicas are not: they are the groups (delete-one jackknife; Efron and Stein,
-    Ann. Stat. 9, 586, 1981).
+
+def summarize(
+    result: StabilityResult, yardstick: Yardstick, held_out: QMErrors | None, reference: QMErrors, other: StabilityResult | None = None
+) -> dict[str, object]:
+    """What `evaluate --output` and result.json say of one model; plain values with units in the names.
 
     Parameters
     ----------
-    sums : Tensor, shape (n_groups, d)
-        Over the samples of each group.
-    counts : Tensor, shape (n_groups,)
-        Samples of each group; groups without any do not count.
-    statistic : callable
-        From means, shape (n_groups, d), to values, shape (n_groups,).
-
-    Returns
-    -------
-    float or None
-        None of fewer than two groups.
+    result : StabilityResult
+    yardstick : Yardstick
+    held_out, reference : QMErrors
+        On frames that the model has not seen, if there are any that it surely has not, and on the reference.
+    other : StabilityResult, optional
+        Of another model from the same starts: the observable is also given over the time in which both are stable.
     """
-    sums, counts = sums[counts > 0], counts[counts > 0]
-    n = len(counts)
-    if n < 2:
-        return None
-    without = statistic((sums.sum(dim=0) - sums) / (counts.sum() - counts)[:, None])
-    return float(((n - 1) * without.var(correction=0)).sqrt())
-
-
-def reference_mean(observable: Observable, reference: Reference) -> Tensor:
-    """g^ref: the observable's mean over the reference frames, float64, shape (d,)."""
-    return observable(AtomsBatch.from_atoms(reference.frames)).mean(dim=0)
-
-
-def summarize(result: StabilityResult, errors: QMErrors) -> dict[str, object]:
-    """What `evaluate --output` writes of one model; plain values with units in the names."""
-    statistics = result.statistics
+    statistics, name = result.statistics, yardstick.observable.name
     median, low, high = statistics.median_ps()
-    return {
+    target, weights = yardstick.target, yardstick.observable.weights
+    error, standard_error = result.observed.distance(target, weights)
+    summary = {
         "n_replicas": len(statistics.failed),
         "n_failed": statistics.n_failed,
+        "failures_by_cause": dict(sorted(result.causes.items())),
         "stable_replica_ps": statistics.stable_replica_ps,
         "hazard_per_ps": statistics.hazard_per_ps,
         "hazard_per_ps_interval": list(statistics.hazard_interval()),
         "median_stable_ps": median,
         "median_stable_ps_interval": [low, high],
-        "force_mae_eV_per_A": errors.force_mae_eV_per_A,
-        "energy_mae_eV": errors.energy_mae_offset_removed_eV,
-        "energy_mae_with_offset_eV": errors.energy_mae_eV,
-        "hr_error": result.observable_error,
-        "hr_error_standard_error": result.observable_standard_error,
+        f"{name}_error": error,
+        f"{name}_error_standard_error": standard_error,
+        f"{name}_error_floor": yardstick.floor,
     }
+    if other is not None:
+        both = result.whole & other.whole
+        common, common_error = result.observed.keep(both).distance(target, weights)
+        summary |= {f"{name}_error_while_both_stable": common, f"{name}_error_while_both_stable_standard_error": common_error}
+    for where, errors in (("held_out", held_out), ("reference", reference)):
+        if errors is not None:
+            summary |= {
+                f"{where}_force_mae_eV_per_A": errors.force_mae_eV_per_A,
+                f"{where}_energy_mae_eV": errors.energy_mae_offset_removed_eV,
+                f"{where}_energy_mae_with_offset_eV": errors.energy_mae_eV,
+            }
+    return summary
 
 
-def evaluate(
-    potential: Potential,
-    reference: Reference,
-    criterion: Criterion,
-    observable: Observable,
-    test: StabilityTest,
-    on_block: Callable[[int, MDState, Failures], None] | None = None,
-) -> tuple[dict[str, object], StabilityResult]:
-    """Stability from the reference's frames, observable against their mean, and errors on them."""
-    potential.check_numbers(z for atoms in reference.frames for z in set(atoms.numbers))
-    result = run_stability_test(
-        potential, reference.frames, criterion, test, observable, reference_mean(observable, reference), on_block
-    )
-    errors = qm_errors(potential, LabelledFrames.from_reference(reference, potential.device))
-    return summarize(result, errors), result
+def failures_p_value(start: StabilityResult, end: StabilityResult, causes: Iterable[str] | None = None) -> float:
+    """Chance that the start has so many more failures, by these causes or by all, if both models had equal hazards.
+
+    With equal rates the starting model's share of all failures is binomial, its chance the share of the time it was
+    observed for (Przyborowski & Wilenski, Biometrika 31, 313, 1940): exact for a number of failures that was not waited for.
+    """
+    a, b = (r.statistics.n_failed if causes is None else sum(r.causes[c] for c in causes) for r in (start, end))
+    time_start, time_end = start.statistics.stable_replica_ps, end.statistics.stable_replica_ps
+    return float(binomtest(a, a + b, time_start / (time_start + time_end), alternative="greater").pvalue) if a + b else 1.0

@@ -56,15 +56,15 @@ class Production:
     potential : Potential
     frames : sequence of Atoms
         To start from.
-    criterion : Criterion or None
-        Stops a replica.
+    criteria : sequence of Criterion
+        Any of them stops a replica.
     """
 
     def __init__(
-        self, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criterion: Criterion | None
+        self, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion] = ()
     ):
         self.config, self.potential = config, potential
-        self.criteria = [criterion] if criterion else []
+        self.criteria = list(criteria)
         self.integrator = config.integrator
         self.state = start(
             potential, frames, config.replicas, config.temperature_K, self.integrator, config.seed, config.pressure_GPa

@@ -95,10 +95,23 @@ def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int = 64
     )
 
 
+def errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Absolute errors of each frame, float64, shape (n_frames,) each.
+
+    Returns
+    -------
+    energies : Tensor
+        Of the energy less the mean offset over all frames, in eV.
+    forces : Tensor
+        Mean over the force components, in eV/Å.
+    """
+    energy, force = _deviations(potential, frames, chunk_size)
+    return (energy - energy.mean()).abs(), frames.batch.sum_over_atoms(force.abs().mean(dim=1)) / frames.batch.counts
+
+
 def force_errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> Tensor:
     """Mean absolute error of the force components of each frame, float64, shape (n_frames,), in eV/Å."""
-    _, force = _deviations(potential, frames, chunk_size)
-    return frames.batch.sum_over_atoms(force.abs().mean(dim=1)) / frames.batch.counts
+    return errors_by_frame(potential, frames, chunk_size)[1]
 
 
 def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -> tuple[Tensor, Tensor]:

@@ -180,7 +180,7 @@ def test_checkpoint_that_cannot_be_used(here, case):
 
 
 def test_compared_checkpoint_is_checked_before_anything_runs(here, monkeypatch):
-    monkeypatch.setattr("stabie_ase.evaluation.evaluate", None)
+    monkeypatch.setattr("stabie_ase.evaluation.run_stability_test", None)
     told(refused(*EVALUATE, "--compare", "other.pt", folder=here), "other.pt: no such file")
 
 
@@ -361,7 +361,7 @@ def test_outputs_are_checked_before_any_work(here, arguments, monkeypatch):
 
 
 FIGURES = {
-    "n_replicas", "n_failed", "stable_replica_ps", "hazard_per_ps", "median_stable_ps", "force_mae_eV_per_A", "energy_mae_eV", "hr_error",
+    "n_replicas", "n_failed", "stable_replica_ps", "hazard_per_ps", "median_stable_ps", "reference_force_mae_eV_per_A", "reference_energy_mae_eV", "hr_error",
 }  # fmt: skip
 
 
@@ -385,13 +385,16 @@ def test_evaluate_compares_from_the_same_starts(here, monkeypatch):
     assert torch.equal(starts[0].momenta, starts[1].momenta) and torch.equal(starts[0].key, starts[1].key)
     figures = json.loads((here / "result.json").read_text())
     assert set(figures) == {"model.pt", "same.pt"}
-    assert figures["model.pt"] == figures["same.pt"]
+    same, compared = figures["model.pt"], figures["same.pt"]
+    assert same == {name: value for name, value in compared.items() if name in same} and same.keys() < compared.keys()
+    assert compared["p_value"] > 0.4 and "p = " in result.stdout  # of equal models
+    assert compared["hr_error_while_both_stable"] > 0
     assert FIGURES <= set(figures["model.pt"])
     assert figures["model.pt"]["n_replicas"] == 8
     low, high = figures["model.pt"]["hazard_per_ps_interval"]
     assert low <= figures["model.pt"]["hazard_per_ps"] <= high
     assert figures["model.pt"]["hr_error"] > 0 and 0 < figures["model.pt"]["median_stable_ps"] < 0.06
-    assert {"energy_mae_eV", "energy_mae_with_offset_eV"} <= set(figures["model.pt"])
+    assert {"reference_energy_mae_eV", "reference_energy_mae_with_offset_eV"} <= set(figures["model.pt"])
     assert "same.pt" in result.stdout and "Reference: 40 frames of C4" in result.stdout
     assert os.listdir(here).count("result.json") == 1 and not list(here.glob(".*"))
 

@@ -621,11 +621,13 @@ def test_unstable_replicas_run_on_if_asked():
     torch.testing.assert_close(trajectory.positions[-1, 1, 0], torch.tensor(2.2, dtype=torch.float64))
 
 
-def test_escaped_replicas_stop_without_a_failure():
+def test_escaped_replicas_stop_though_unstable_ones_run_on():
     state, potential, criterion = flying_apart(0.3, 0.0)
-    end, _, failures = simulate(state, VelocityVerlet(0.1), potential, 40, check_every=5, escaped=[criterion])
-    assert not failures.failed.any()
-    assert end.step.tolist() == [20, 40]
+    end, _, failures = simulate(
+        state, VelocityVerlet(0.1), potential, 40, [criterion], check_every=5, stop_unstable=False, escape=2.0
+    )
+    assert failures.step.tolist() == [20, -1]  # at 0.6 Å of 0.5
+    assert end.step.tolist() == [35, 40]  # at 1.05 Å
 
 
 def test_valid_marks_frames_up_to_the_stop():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stabie_ase.evaluation import jackknife_error
+from stabie_ase.observables.averages import jackknife_error
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():

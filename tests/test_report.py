@@ -39,9 +39,9 @@ def summary(outcome, **values):
         "hazard_per_ps_interval": list(outcome.hazard_interval()),
         "median_stable_ps": median,
         "median_stable_ps_interval": [low, high],
-        "force_mae_eV_per_A": 0.1908,
-        "energy_mae_eV": 0.0612,
-        "energy_mae_with_offset_eV": 1.25,
+        "held_out_force_mae_eV_per_A": 0.1908,
+        "held_out_energy_mae_eV": 0.0612,
+        "held_out_energy_mae_with_offset_eV": 1.25,
         "hr_error": 0.0523,
     } | values
 
@@ -61,7 +61,7 @@ def curve(outcome, observable):
 def a_result(start_hazard=0.6, end_hazard=0.1, gained=True):
     start, end = statistics(start_hazard), statistics(end_hazard, seed=1)
     return {
-        "models": {"start": summary(start), "stabie": summary(end, force_mae_eV_per_A=0.1886, hr_error=0.021)},
+        "models": {"start": summary(start), "stabie": summary(end, held_out_force_mae_eV_per_A=0.1886, hr_error=0.021)},
         "curves": {
             "start": curve(start, density(0.03, 0.11).tolist()),
             "stabie": curve(end, density(0.01, 0.095).tolist()),
@@ -188,8 +188,8 @@ def test_table_says_what_the_summaries_say():
     assert rows["  95 % interval"] == ["0.46 to 0.79", "0 to 0.014"]
     assert rows["median stable time (ps)"] == ["1.23", "> 4"]
     assert rows["  95 % band"] == ["0.90 to > 4", "> 4"]
-    assert rows["force MAE (meV/Å)"] == ["191", "191"]
-    assert rows["energy MAE less offset (meV)"] == ["61.2", "61.2"]
+    assert rows["force MAE, held-out (meV/Å)"] == ["191", "191"]
+    assert rows["energy MAE, held-out (meV)"] == ["61.2", "61.2"]
     assert rows["  with its offset"] == ["1250", "1250"]
     assert rows["h(r) error"] == ["0.0523", "0.0523"]
 
@@ -221,10 +221,10 @@ def test_table_of_many_models_goes_into_blocks():
 
 
 def test_table_without_values():
-    empty = {"n_replicas": 8, "n_failed": 8, "hazard_per_ps": None, "hr_error": None, "force_mae_eV_per_A": np.nan}
+    empty = {"n_replicas": 8, "n_failed": 8, "hazard_per_ps": None, "hr_error": None, "held_out_force_mae_eV_per_A": np.nan}
     rows = dict(table_rows({"model": empty}))
     assert rows["h(r) error"] == ["-"] and rows["failures per replica-ps"] == ["-"]
-    assert rows["force MAE (meV/Å)"] == ["nan"]
+    assert rows["force MAE, held-out (meV/Å)"] == ["nan"]
     assert rows["median stable time (ps)"] == ["not reached"]
     assert "8 of 8" in format_table({"model": empty})
 

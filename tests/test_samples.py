@@ -63,9 +63,9 @@ def samples(cross=False):
     energies[1, 2] = torch.nan
     valid = torch.ones(3, 6, dtype=torch.bool)
     valid[2, 4] = False
-    return Samples.from_trajectory(
-        Trajectory(batch, positions, energies, torch.arange(3), valid), DistanceDistribution.from_reference(tiny.reference().frames), 0
-    )
+    cells, severity = batch.cells.expand(3, -1, 3, 3), torch.arange(18.0).view(3, 6)
+    trajectory = Trajectory(batch, positions, cells, energies, torch.arange(3), valid, severity)
+    return Samples.from_trajectory(trajectory, DistanceDistribution.from_reference(tiny.reference().frames), 0)
 
 
 def test_frames_that_are_not_finite_or_not_there_are_left_out():
@@ -73,6 +73,7 @@ def test_frames_that_are_not_finite_or_not_there_are_left_out():
     assert len(found) == 16 and found.frames.n_systems == 16 and torch.isfinite(found.energies).all()
     assert len(found.half(0)) == 7 and len(found.half(1)) == 9
     assert len(found.select(torch.tensor([3, 5]))) == 2
+    assert found.within(4.0).severity.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("cross_fit", [False, True])

@@ -13,12 +13,12 @@ from scipy.stats import t as student_t
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import fluctuation_weights
-from stabie_ase.dynamics import PotentialForces
+from stabie_ase.dynamics import PotentialForces, initial_state
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch
-from stabie_ase.stability import BondLengthDeviation, criterion_from
-from stabie_ase.training.accuracy import ForceError
+from stabie_ase.stability import BondLengthDeviation, criteria_from, look
+from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.samples import trajectory_averages
 from stabie_ase.training.stabie import DOUBT, FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 
@@ -30,7 +30,7 @@ def loop(potential=None, **changes):
         potential or tiny.model(),
         reference,
         DistanceDistribution.from_reference(reference.frames),
-        criterion_from(config.criterion, reference.frames),
+        criteria_from(config.criterion, reference.frames, tiny.TEMPERATURE),
         config,
     )
 
@@ -212,6 +212,11 @@ def learned(**changes):
     return training, before, captured["trajectory"]
 
 
+def severities(training, frames):
+    """Of frames, by all criteria of a training; they have no momenta."""
+    return look(initial_state(frames, PotentialForces(tiny.truth()), 1e-3), training.criteria).severity
+
+
 def qm_gradient(training, before):
     """∇L_QM on the first minibatch, by hand, at the weights before the update."""
     potential, config = tiny.model(), training.config
@@ -272,7 +277,8 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
     potential.load_state_dict(before)
     frames, frame, replica = trajectory.frames()
     values = training.observable(frames)
-    stable = (training.criterion(frames).value <= training.criterion.tolerance).nonzero()[:, 0]
+    severity = severities(training, frames)
+    stable = (severity <= 1.0).nonzero()[:, 0]
     assert 0 < len(stable) < len(values)
     loss_weights = fluctuation_weights(
         torch.cat([training.observable(AtomsBatch.from_atoms(training.reference.frames)), values[stable]]),
@@ -280,7 +286,7 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
         config.fluctuation_floor,
     )
     residual = 2.0 * loss_weights * (values.mean(dim=0) - training.target)
-    near = (training.criterion(frames).value <= config.near_factor * training.criterion.tolerance).nonzero()[:, 0]
+    near = (severity <= config.near_factor).nonzero()[:, 0]
     assert len(stable) < len(near) < len(values)
     averages = trajectory_averages(values, frame, replica, config.half_width)[near]
     scores = (averages - averages.mean(dim=0)) @ residual
@@ -303,7 +309,7 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
     frames, _, _ = trajectory.frames()
-    stable = (~training.criterion(frames).unstable).nonzero()[:, 0]
+    stable = (severities(training, frames) <= 1.0).nonzero()[:, 0]
     changes = []
     for batch, n in ((training.labelled.batch, len(training.labelled)), (frames.select(stable), len(stable))):
         batch = batch.select(minibatch(n, config.qm_batch_size, config.seed, 0))
@@ -344,7 +350,7 @@ def test_samples_are_used_again_while_they_serve():
 
 def force_error_becomes(training, share, monkeypatch):
     """Whatever happens, the force error is this many times the starting model's."""
-    error = ForceError(share * training.accuracy.start_mae, share - 1.0)
+    error = Growth(share * training.accuracy.start_mae, share - 1.0, 0.0, 0.0)
     monkeypatch.setattr(training.accuracy, "measure", lambda potential: error)
 
 
@@ -385,14 +391,15 @@ def test_a_model_that_knows_the_frames_by_heart_is_told_early(monkeypatch, caplo
 def test_growth_of_the_force_error_is_an_upper_limit():
     """The end of the central interval of 80 % of the mean difference frame by frame, by scipy."""
     training = loop()
-    assert training.accuracy.measure(training.potential) == (training.accuracy.start_mae, 0.0)
+    start = training.accuracy.measure(training.potential)
+    assert start == (training.accuracy.start_mae, 0.0, float(training.accuracy.start_energies.mean()), 0.0)
     before = force_errors_by_frame(training.potential, training.accuracy.frames)
     with torch.no_grad():
         for p in training.potential.parameters():
             p.mul_(1.0 + 0.02 * torch.randn_like(p))
     after = force_errors_by_frame(training.potential, training.accuracy.frames)
     differences = (after - before).numpy()
-    error, growth = training.accuracy.measure(training.potential)
+    error, growth, _, _ = training.accuracy.measure(training.potential)
     assert error == pytest.approx(float(after.mean())) and len(after) == 8
     _, limit = student_t.interval(0.8, len(after) - 1, differences.mean(), sem(differences))
     assert growth == pytest.approx(limit / float(before.mean())) and growth > (after.mean() / before.mean() - 1.0)
@@ -448,7 +455,7 @@ def remembered(monkeypatch, hazards, force_maes, bound=0.05):
     best = []
     for cycle, (hazard, error) in enumerate(zip(hazards, force_maes)):
         monkeypatch.setattr(training, "_hazard", lambda h=hazard: h)
-        monkeypatch.setattr(training.accuracy, "measure", lambda potential, e=error: ForceError(e, e - 1.0))
+        monkeypatch.setattr(training.accuracy, "measure", lambda potential, e=error: Growth(e, e - 1.0, 0.0, 0.0))
         training.progress.cycle = cycle
         with torch.no_grad():
             training.potential.network.lin1.weight.fill_(float(cycle))

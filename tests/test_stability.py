@@ -1,5 +1,6 @@
 """The bond criterion, and the statistics of times to the first failure."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from ase.io import read
 
 import stabie_ase
 from stabie_ase.batch import AtomsBatch
+from stabie_ase.dynamics import PotentialForces, initial_state
+from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.stability import (
     BondLengthDeviation,
     Failures,
     StabilityStatistics,
-    criterion_from,
+    criteria_from,
     stability_statistics,
 )
 
@@ -30,6 +33,11 @@ def aspirin():
 @pytest.fixture(scope="module")
 def criterion(aspirin):
     return BondLengthDeviation.from_reference(aspirin, tolerance=0.5)
+
+
+def at_rest(frames):
+    """A state of these frames, as criteria judge it."""
+    return initial_state(AtomsBatch.from_atoms(frames), PotentialForces(Harmonic()), 1e-3)
 
 
 # -- bonds
@@ -63,7 +71,7 @@ def test_says_which_bond_is_off_and_by_how_much(aspirin, criterion, change):
     i, j = criterion.bonds[:, bond].tolist()
     broken = aspirin[1].copy()
     broken.set_distance(i, j, float(criterion.lengths[bond]) + change, fix=0)
-    verdict = criterion(AtomsBatch.from_atoms([aspirin[0], broken, aspirin[2]]))
+    verdict = criterion.judge(at_rest([aspirin[0], broken, aspirin[2]]))
     assert verdict.unstable.tolist() == [False, True, False]
     assert verdict.atoms[1].tolist() == [i, j]
     assert float(verdict.value[1]) == pytest.approx(abs(change))
@@ -72,9 +80,9 @@ def test_says_which_bond_is_off_and_by_how_much(aspirin, criterion, change):
 
 def pair(*distances, tolerance=0.25):
     """Diatomics, held against a bond of 1 Å."""
-    batch = AtomsBatch.from_atoms([Atoms("H2", [[0, 0, 0], [0, 0, d]]) for d in distances])
+    state = at_rest([Atoms("H2", [[0, 0, 0], [0, 0, d]]) for d in distances])
     bond = BondLengthDeviation(torch.tensor([[0], [1]]), torch.tensor([1.0], dtype=torch.float64), tolerance)
-    return bond(batch)
+    return bond.judge(state)
 
 
 def test_deviation_counts_in_both_directions():
@@ -91,7 +99,7 @@ def test_numbers_that_are_not_finite_are_unstable():
 def test_worst_bond_is_blamed():
     bonds = BondLengthDeviation(torch.tensor([[0, 1], [1, 2]]), torch.ones(2, dtype=torch.float64), 0.25)
     chains = [Atoms("H3", [[0, 0, 0], [0, 0, a], [0, 0, a + b]]) for a, b in [(1.4, 1.5), (1.5, 0.6), (1.1, 0.8)]]
-    verdict = bonds(AtomsBatch.from_atoms(chains))
+    verdict = bonds.judge(at_rest(chains))
     assert verdict.atoms.tolist() == [[1, 2], [0, 1], [1, 2]]
     assert verdict.unstable.tolist() == [True, True, False]
 
@@ -112,19 +120,34 @@ def test_refuses_a_reference_without_meaning(frames, tolerance, message):
 
 def test_refuses_a_batch_of_several_molecules(criterion, aspirin):
     with pytest.raises(ValueError, match=r"got systems of \[20, 21\] atoms"):
-        criterion(AtomsBatch.from_atoms([aspirin[0], aspirin[1][:20]]))
+        criterion.judge(at_rest([aspirin[0], aspirin[1][:20]]))
 
 
-def test_criterion_by_name(aspirin):
-    made = criterion_from("bonds:0.25", aspirin)
+def test_criteria_by_name(aspirin):
+    (made,) = criteria_from("bonds:0.25", aspirin, 500.0)
     assert made.tolerance == 0.25 and made.bonds.shape[1] == 21
-    with pytest.raises(ValueError, match="unknown criterion 'angles'; known: bonds"):
-        criterion_from("angles:3", aspirin)
-    for spec in ("bonds", "bonds:", "bonds:wide"):
-        with pytest.raises(ValueError, match="has no tolerance that is a number"):
-            criterion_from(spec, aspirin)
-    with pytest.raises(ValueError, match="must be a positive length"):
-        criterion_from("bonds:-1", aspirin)
+    names = [c.name for c in criteria_from("contacts:0.3, energy", aspirin, 500.0, others="bonds:0.5,energy,temperature")]
+    assert sorted(names) == ["bonds", "contacts", "energy", "temperature"]
+    assert criteria_from("", aspirin, 500.0) == []
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("angles:3", "unknown criterion 'angles'; known: bonds, contacts"),
+        ("bonds", "has no tolerance that is a number"),
+        ("bonds:", "has no tolerance that is a number"),
+        ("bonds:0.5,contacts:wide", "'contacts:wide' has no tolerance that is a number"),
+        ("bonds:-1", "must be a positive length"),
+        ("contacts:inf", "must be a positive length"),
+        ("energy:3", "takes no tolerance"),
+        ("bonds:0.5,bonds:0.3", "given twice"),
+        ("bonds:0.5,", "unknown criterion ''"),
+    ],
+)
+def test_criteria_that_mean_nothing(aspirin, spec, message):
+    with pytest.raises(ValueError, match=message):
+        criteria_from(spec, aspirin, 500.0)
 
 
 # -- statistics of failures
@@ -236,7 +259,7 @@ def test_statistics_of_a_run():
     """Steps become ps; who has not failed counts to the end of the run."""
     failures = Failures.none(AtomsBatch.from_atoms([Atoms("H")] * 4))
     assert failures.share == 0.0 and not failures.failed.any()
-    failures = Failures(torch.tensor([200, -1, 1000, -1]), failures.value, failures.criterion, failures.atoms, failures.frames)
+    failures = replace(failures, step=torch.tensor([200, -1, 1000, -1]))
     sample = stability_statistics(failures, n_steps=4000, timestep=0.5 * units.fs)
     np.testing.assert_allclose(sample.times_ps, [0.1, 2.0, 0.5, 2.0])
     assert sample.failed.tolist() == [True, False, True, False]

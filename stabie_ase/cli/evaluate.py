@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -31,21 +32,21 @@ def evaluate(
         check_new_file(output)
 
     from stabie_ase.dynamics.compilation import compile_where_wanted
-    from stabie_ase.evaluation import StabilityTest
-    from stabie_ase.evaluation import evaluate as run
+    from stabie_ase.evaluation import StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
     from stabie_ase.observables import OBSERVABLES
     from stabie_ase.potentials.checkpoint import load_potential
+    from stabie_ase.qm import LabelledFrames, qm_errors
     from stabie_ase.reference import read_reference
     from stabie_ase.report.table import format_table
-    from stabie_ase.stability import criterion_from
+    from stabie_ase.stability.sequential import replica_ps_to_tell
 
     check_device(device)
     if config.observable not in OBSERVABLES:
         raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
     frames = read_reference(reference, energy_key, forces_key)
     config = with_temperature(config, frames.temperature_K, "the reference")
-    criterion = criterion_from(config.criterion, frames.frames)
     observable = OBSERVABLES[config.observable].from_reference(frames.frames)
+    yardstick = Yardstick.from_reference(config.criterion, frames, observable, config.temperature_K)
     test = StabilityTest(
         temperature_K=config.temperature_K,
         replicas=config.replicas,
@@ -63,20 +64,35 @@ def evaluate(
             raise BadOption(f"{name}: {error}") from error
     if not quiet:
         click.echo(f"Reference: {frames.source}")
-        click.echo(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable: {criterion.describe()}")
-    results, n_steps = {}, test.steps(1000.0 * test.time_ps)
+        click.echo(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable: {yardstick.describe()}")
+    results = {}
     for name, potential in potentials.items():
         say = None if quiet else click.echo
-        compile_where_wanted(compilation, potential, frames.frames, test.replicas, steps=n_steps, say=say)
-        rate = Rate()
-        with Progress(n_steps, Path(name).name, quiet) as progress:
+        compile_where_wanted(compilation, potential, frames.frames, test.replicas, steps=test.n_steps, say=say)
+        rate, began = Rate(), time.monotonic()
+        with Progress(test.n_steps, Path(name).name, quiet) as progress:
 
             def on_block(steps, state, failures):
                 progress.show(steps, f"unstable {100 * failures.share:.0f} %, {rate.update(steps * test.replicas)}")
 
-            results[name], _ = run(potential, frames, criterion, observable, test, on_block)
+            results[name] = run_stability_test(potential, frames.frames, yardstick, test, on_block)
             progress.done = progress.total  # all may have failed long before
-    click.echo(format_table(results, test.time_ps))
+        seconds_per_ps = (time.monotonic() - began) / max(results[name].statistics.stable_replica_ps, 1e-9)
+    summaries = {}
+    for name, potential in potentials.items():
+        errors = qm_errors(potential, LabelledFrames.from_reference(frames, potential.device))
+        summaries[name] = summarize(results[name], yardstick, None, errors, None if name == model else results[model])
+    for name in compare:
+        summaries[name]["p_value"] = failures_p_value(results[model], results[name])
+    click.echo(format_table(summaries, test.time_ps))
+    for name in compare:
+        click.echo(f"{name} fails less often than {model}: p = {summaries[name]['p_value']:.2g}")
+    if not quiet:
+        needed = replica_ps_to_tell(results[model].statistics.hazard_per_ps or 1.0 / results[model].statistics.stable_replica_ps)
+        click.echo(
+            f"To tell a model four times as stable as {model} from it takes about {needed:.2g} replica-ps of each, "
+            f"{2 * needed * seconds_per_ps / 60:.2g} min here"
+        )
     if output:
         with replaced(output) as temporary:
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
+            temporary.write_text(json.dumps(summaries, indent=1) + "\n")

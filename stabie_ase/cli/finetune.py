@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import click
@@ -20,7 +21,7 @@ SECTIONS = {
         "temperature_K", "timestep_fs", "thermostat", "friction_per_fs", "damping_fs", "replicas", "window_fs", "sample_every_fs",
         "check_every_fs", "criterion",
     ),
-    "Final comparison": ("check_criterion", "check_replicas", "check_ps"),
+    "Final comparison": ("check_criterion", "check_replicas", "check_ps", "check_rounds", "check_max_time_min"),
     "Phases and learning": (),
 }  # fmt: skip
 
@@ -98,10 +99,13 @@ def run_to_end(finetuning, quiet: bool) -> None:
     resume_command = directory.resume_command + (" --trust-checkpoint" if finetuning.inputs.trust_checkpoint else "")
     if not quiet:
         click.echo(f"Run directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
+        loop, check = finetuning.config.max_time_min, finetuning.check_seconds / 60.0
+        click.echo(f"Time: up to {loop:.3g} min for the loop, then up to about {check:.3g} min for the comparison")
     with told_how_to_go_on(lambda: f"go on with: {resume_command}"):
         _loop(finetuning, quiet)
         result = _comparison(finetuning, quiet)
     click.echo(format_table(result["models"], result["test"]["time_ps"]))
+    click.echo("reference: {reference}\nheld-out: {held_out}".format(**result["frames"]))
     click.echo(result["message"])
     click.echo(f"Model: {finetuning.model_path}")
     click.echo(f"Report: {_report(directory)}")
@@ -141,14 +145,16 @@ def _comparison(finetuning, quiet: bool) -> dict:
     """The final comparison with its own progress."""
     from stabie_ase.training.run import LONGEST_CHECK
 
-    config, n, time = finetuning.config, len(finetuning.training.candidates()), finetuning.check_ps
-    if config.check_ps is None and time < LONGEST_CHECK and not quiet:
-        click.echo(f"The comparison is cut to {time:.2g} ps so as not to take longer than the loop; see --check-time")
-    steps_each = 1000.0 * time / config.timestep_fs
-    with Progress(n * steps_each, "comparison", quiet) as progress:
+    config, time_ps, log = finetuning.config, finetuning.check_ps, logging.getLogger("stabie_ase")
+    if config.check_ps is None and time_ps < LONGEST_CHECK:
+        log.info("replicas of the comparison run %.2g ps, so that a round fits its time; see --check-max-time", time_ps)
+    began, n_steps = time.monotonic(), config.steps(1000.0 * time_ps)
+    with Progress(finetuning.check_seconds, "comparison", quiet) as progress:
 
-        def on_check(k, steps, state, failures):
-            progress.show(k * steps_each + steps, f"model {k + 1} of {n}, unstable {100 * failures.share:.0f} %")
+        def on_check(model, k, steps, state, failures):
+            which = f"{model}, heat" if k >= config.check_rounds else f"{model}, round {k + 1}"
+            unstable = f"{100 * steps / n_steps:.0f} % of the time, unstable {100 * failures.share:.0f} %"
+            progress.show(time.monotonic() - began, f"{which}, {unstable}")
 
         result = finetuning.finish(on_check)
         progress.done = progress.total

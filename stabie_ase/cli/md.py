@@ -124,7 +124,7 @@ def _set_up(inputs, config: MDConfig):
     """Everything that can be wrong before anything is written."""
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.reference import common_temperature, read_frames
-    from stabie_ase.stability import criterion_from
+    from stabie_ase.stability import criteria_from
 
     frames = read_frames(inputs["start"])
     config = with_temperature(config, common_temperature(frames), "the file of starting frames")
@@ -138,7 +138,9 @@ def _set_up(inputs, config: MDConfig):
         logger.warning(
             "a time step of %g fs is long for atoms of %.3g amu; up to %.2g fs is usual", config.timestep_fs, lightest, safe
         )
-    return config, potential, frames, criterion_from(config.criterion, frames) if config.criterion else None
+    # Frames that tell no temperature may be relaxed ones.
+    criteria = criteria_from(config.criterion or "", frames, config.temperature_K, common_temperature(frames) or 0.0)
+    return config, potential, frames, [criterion.for_model(potential) for criterion in criteria]
 
 
 def _run(context, directory, production, inputs) -> None:

@@ -17,7 +17,7 @@ from stabie_ase.dynamics.graphs import blocks
 from stabie_ase.dynamics.integrators import Integrator
 from stabie_ase.dynamics.state import MDState
 from stabie_ase.potentials.base import Potential
-from stabie_ase.stability import Criterion, Failures
+from stabie_ase.stability import Criterion, Failures, look
 
 
 @dataclass(frozen=True)
@@ -30,31 +30,40 @@ class Trajectory:
         What does not change; its positions are those at the start.
     positions : Tensor, shape (n_frames, n_atoms, 3)
         In Å.
+    cells : Tensor, shape (n_frames, n_systems, 3, 3)
+        In Å.
     potential_energy : Tensor of float64, shape (n_frames, n_systems)
         In eV, by the potential that drove the dynamics.
     steps : Tensor of int64, shape (n_frames,)
         Since the start.
     valid : Tensor of bool, shape (n_frames, n_systems)
         False once a replica has been stopped.
+    severity : Tensor of float64, shape (n_frames, n_systems)
+        Of the criterion by which a replica was worst; 1 is where it becomes unstable.
+    momenta : Tensor or None, shape (n_frames, n_atoms, 3)
+        In amu Å / ASE time, if asked for.
     """
 
     batch: AtomsBatch
     positions: Tensor
+    cells: Tensor
     potential_energy: Tensor
     steps: Tensor
     valid: Tensor
+    severity: Tensor
+    momenta: Tensor | None = None
 
     def keep(self, chosen: Tensor) -> Trajectory:
         """The same with only the chosen ones of its valid frames, shape (n_frames, n_systems)."""
         return replace(self, valid=self.valid & chosen)
 
     def frames(self) -> tuple[AtomsBatch, Tensor, Tensor]:
-        """All valid frames as one batch, with the frame and the replica each came from, shapes (n_samples,)."""
+        """All valid frames as one batch, each with the cell it had, and the frame and the replica it came from, shapes (n_samples,)."""
         frame, replica = self.valid.nonzero(as_tuple=True)
         picked = self.batch.select(replica)
-        n_systems = self.batch.n_systems
-        everything = self.batch.repeat(len(self.steps)).replace(positions=self.positions.reshape(-1, 3))
-        return picked.replace(positions=everything.select(frame * n_systems + replica).positions), frame, replica
+        atoms = self.batch.atom_index(replica) + torch.repeat_interleave(frame * self.batch.n_atoms, picked.counts)
+        positions = self.positions.reshape(-1, 3).index_select(0, atoms.to(self.positions.device))
+        return picked.replace(positions=positions, cells=self.cells[frame, replica]), frame, replica
 
 
 def simulate(
@@ -66,7 +75,8 @@ def simulate(
     check_every: int = 10,
     sample_every: int | None = None,
     stop_unstable: bool = True,
-    escaped: Sequence[Criterion] = (),
+    escape: float = math.inf,
+    record_momenta: bool = False,
     on_block: Callable[[int, MDState, Failures], None] | None = None,
 ) -> tuple[MDState, Trajectory | None, Failures]:
     """Run a batch of replicas and note the first failure of each.
@@ -79,13 +89,15 @@ def simulate(
         Left as it was found; it takes no parameter gradients here.
     n_steps : int
     criteria : sequence of Criterion
-        Looked at every `check_every` steps. A number that is not finite is always a failure.
+        Looked at every `check_every` steps, and of every frame that is kept. A number that is not finite is always a failure.
     check_every, sample_every : int
         In steps; without `sample_every` no frame is kept. Frames are those after `sample_every`, 2 `sample_every`, ...
     stop_unstable : bool
         Stop a replica at its first failure, so that it costs nothing more, or let it run on while it is finite.
-    escaped : sequence of Criterion
-        Stop a replica on these too, without calling it a failure: fragments far apart have nothing more to tell.
+    escape : float
+        Severity beyond which a replica is stopped in any case: fragments far apart have nothing more to tell.
+    record_momenta : bool
+        Keep momenta with the frames.
     on_block : callable, optional
         Called as `on_block(steps_done, state, failures)` after every look, with the replicas that run on.
 
@@ -99,7 +111,7 @@ def simulate(
     integrator.check(state)
     block = check_every if sample_every is None else math.gcd(check_every, sample_every)
     failures = Failures.none(state.batch)
-    recorder = _Recorder(state, n_steps, sample_every) if sample_every else None
+    recorder = _Recorder(state, n_steps, sample_every, record_momenta) if sample_every else None
     active = torch.arange(state.n_systems, device=state.batch.device)
     running = state
     advance = blocks(potential, integrator, PotentialForces(potential, stress=integrator.needs_stress), block)
@@ -109,14 +121,18 @@ def simulate(
             n = min(block - done % block, n_steps - done)
             running = advance(running, n)
             done += n
-            if recorder and done % sample_every == 0:
-                recorder.record(running, active)
-            if done % check_every and done < n_steps:
+            sampling, looking = recorder and done % sample_every == 0, done % check_every == 0 or done == n_steps
+            if not sampling and not looking:
                 continue
-            failures = failures.examine(running, active, criteria, done)
-            stopped = ~running.alive | (failures.failed[active] if stop_unstable else False)
-            for criterion in escaped:
-                stopped = stopped | criterion(running.batch).unstable
+            looked = look(running, criteria)
+            if sampling:
+                recorder.record(running, active, looked.severity)
+            if not looking:
+                continue
+            failures = failures.examine(running, active, criteria, looked, done)
+            stopped = ~running.alive | (looked.severity > escape)
+            if stop_unstable:
+                stopped = stopped | failures.failed[active]
             if stopped.any():
                 state = state.put(active, running)
                 active, running = active[~stopped], running.select((~stopped).nonzero()[:, 0])
@@ -141,20 +157,29 @@ def _buffer(shape: tuple[int, ...], like: Tensor) -> Tensor:
 class _Recorder:
     """Buffers for every frame to come, filled in place."""
 
-    def __init__(self, state: MDState, n_steps: int, sample_every: int):
+    def __init__(self, state: MDState, n_steps: int, sample_every: int, momenta: bool):
         n, batch = n_steps // sample_every, state.batch
         self.batch, self.n_recorded = batch, 0
         self.positions = _buffer((n, batch.n_atoms, 3), batch.positions)
+        self.momenta = _buffer((n, batch.n_atoms, 3), state.momenta) if momenta else None
+        self.cells = batch.cells.new_zeros((n, batch.n_systems, 3, 3))
         self.energies = state.potential_energy.new_zeros((n, batch.n_systems))
+        self.severity = torch.zeros_like(self.energies)
         self.steps = sample_every * torch.arange(1, n + 1, device=batch.device)
         self.valid = torch.zeros((n, batch.n_systems), dtype=torch.bool, device=batch.device)
 
-    def record(self, running: MDState, active: Tensor) -> None:
-        k = self.n_recorded
-        self.positions[k, self.batch.atom_index(active)] = running.batch.positions
+    def record(self, running: MDState, active: Tensor, severity: Tensor) -> None:
+        k, atoms = self.n_recorded, self.batch.atom_index(active)
+        self.positions[k, atoms] = running.batch.positions
+        if self.momenta is not None:
+            self.momenta[k, atoms] = running.momenta
+        self.cells[k, active] = running.batch.cells
+        self.severity[k, active] = severity
         self.energies[k, active] = running.potential_energy
         self.valid[k, active] = running.alive
         self.n_recorded += 1
 
     def trajectory(self) -> Trajectory:
-        return Trajectory(self.batch, self.positions, self.energies, self.steps, self.valid)
+        return Trajectory(
+            self.batch, self.positions, self.cells, self.energies, self.steps, self.valid, self.severity, self.momenta
+        )

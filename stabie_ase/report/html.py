@@ -177,10 +177,13 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
         + "</tr>"
         for label, cells in table_rows(models, test.get("time_ps"))
     )
+    rounds = _count(test.get("rounds", 1), "round")
     conditions = (
-        f"{test['replicas']} replicas of each model at {test['temperature_K']:g} K for {test['time_ps']:g} ps at "
-        f"most, with equal starts. A replica counts as failed at: {test['criterion']}."
+        f"{rounds} of {test['replicas']} replicas of each model at {test['temperature_K']:g} K for {test['time_ps']:g} ps at "
+        f"most, with equal starts, until the answer was known or the time was spent. A replica counts as failed at: "
+        f"{test['criterion']}."
     )
+    frames = "; ".join(f"{name.replace('_', '-')}: {source}" for name, source in (result.get("frames") or {}).items())
     return f"""<h2>Before and after</h2>
 <p>{escape(conditions)}</p>
 <div class="wide"><table class="numbers">
@@ -190,9 +193,10 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
 </tbody>
 </table></div>
 <p class="note">Stable replica-ps: time that all replicas together spent before their first failure; replicas that
-outlived the test count with its whole length. h(r) error: &int;|h(r) &minus; h<sub>ref</sub>(r)|dr over the frames
-before failure. MAE: mean absolute error against the reference frames; of energies per frame, once with the constant
-offset between the two taken out and once with it.</p>
+outlived the test count with its whole length. The rows below the number of failures tell what was seen first. h(r) error:
+&int;|h(r) &minus; h<sub>ref</sub>(r)|dr over the frames before failure; its noise floor is what a perfect model would show,
+since so few reference frames do not know their own mean; while both are stable: over the time before either model failed
+from the same start. MAE: mean absolute error, of energies per frame with the constant offset taken out. {escape(frames)}.</p>
 {_figure("stable_time", figures, "Share of the replicas that have not failed yet (Kaplan-Meier) with 95 % bands. "
          "A bar at the end of a line stands for replicas that outlived the test; where a line crosses the dotted one, "
          "half of the replicas have failed.")}

@@ -59,8 +59,14 @@ def table_rows(
         low, high = summary.get("hazard_per_ps_interval") or (None, None)
         return MISSING if low is None or high is None else f"{number(low, digits=2)} to {number(high, digits=2)}"
 
-    return [
+    causes = sorted({cause for summary in summaries for cause in summary.get("failures_by_cause") or {}})
+
+    def by(cause):
+        return lambda summary: str((summary.get("failures_by_cause") or {}).get(cause, 0))
+
+    rows = [
         row("replicas failed", failures),
+        *(row(f"  {cause}", by(cause)) for cause in causes),
         row("stable replica-ps", single("stable_replica_ps")),
         row("failures per replica-ps", single("hazard_per_ps")),
         row("  95 % interval", hazard_interval),
@@ -68,10 +74,19 @@ def table_rows(
         row("  95 % band", median_band),
         row("h(r) error", single("hr_error")),
         row("  standard error", single("hr_error_standard_error", digits=2)),
-        row("force MAE (meV/Å)", single("force_mae_eV_per_A", 1000.0)),
-        row("energy MAE less offset (meV)", single("energy_mae_eV", 1000.0)),
-        row("  with its offset", single("energy_mae_with_offset_eV", 1000.0)),
+        row("  noise floor of the reference", single("hr_error_floor", digits=2)),
+        row("h(r) error while both are stable", single("hr_error_while_both_stable")),
+        row("  standard error ", single("hr_error_while_both_stable_standard_error", digits=2)),
+        row("force MAE, held-out (meV/Å)", single("held_out_force_mae_eV_per_A", 1000.0)),
+        row("force MAE, reference (meV/Å)", single("reference_force_mae_eV_per_A", 1000.0)),
+        row("energy MAE, held-out (meV)", single("held_out_energy_mae_eV", 1000.0)),
+        row("  with its offset", single("held_out_energy_mae_with_offset_eV", 1000.0)),
+        row("energy MAE, reference (meV)", single("reference_energy_mae_eV", 1000.0)),
+        row("  with its offset ", single("reference_energy_mae_with_offset_eV", 1000.0)),
     ]
+    # What only some commands can tell is left out where nobody told it.
+    optional = ("floor", "both", "held-out", "reference", "offset", "error ")
+    return [r for r in rows if not r[0].endswith(" ") and not any(w in r[0] for w in optional) or any(c != MISSING for c in r[1])]
 
 
 def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:

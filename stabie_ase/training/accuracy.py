@@ -1,12 +1,14 @@
-"""How accurate a model still is: frames that it has not been trained on, and how far its force error has grown on them."""
+"""How accurate a model still is: frames that it has not been trained on, and how far its errors have grown on them."""
 
 from __future__ import annotations
 
 import logging
 from typing import NamedTuple
 
+from torch import Tensor
+
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, force_errors_by_frame, qm_errors, upper_limit
+from stabie_ase.qm import LabelledFrames, errors_by_frame, force_errors_by_frame, qm_errors, upper_limit
 from stabie_ase.reference import Reference
 
 logger = logging.getLogger(__name__)
@@ -70,24 +72,41 @@ def hold_out(potential: Potential, reference: Reference, share: float | None = N
     return reference.subset(rest), reference.subset(worst)
 
 
-class ForceError(NamedTuple):
-    """A force error beside that of the starting model.
+class Growth(NamedTuple):
+    """Errors beside those of the starting model.
 
     Attributes
     ----------
-    mae : float
+    force_mae : float
         Mean absolute error of the components, in eV/Å.
-    growth : float
-        Share by which it may have grown since the start. A few frames do not know it well, and some get better by chance:
+    force_growth : float
+        Fraction by which it may have grown since the start. A few frames do not know it well, and some get better by chance:
         what counts is the upper limit of the mean difference frame by frame, with 90 % confidence.
+    energy_mae : float
+        Mean absolute error of a frame less the mean offset, in eV.
+    energy_growth : float
+        Fraction by which the mean has grown. Energies of a few frames tell too little for an upper limit to be of use.
     """
 
-    mae: float
-    growth: float
+    force_mae: float
+    force_growth: float
+    energy_mae: float
+    energy_growth: float
+
+    def within(self, bounds: Bounds, part: float = 1.0) -> bool:
+        """Whether both are within a part of their bounds; what is not a number is not."""
+        return self.force_growth <= part * bounds.force and self.energy_growth <= part * bounds.energy
+
+
+class Bounds(NamedTuple):
+    """Fractions by which errors may grow."""
+
+    force: float
+    energy: float
 
 
 class Accuracy:
-    """Force error on held-out frames, against that of the starting model.
+    """Errors on held-out frames, against those of the starting model.
 
     Parameters
     ----------
@@ -99,22 +118,34 @@ class Accuracy:
     def __init__(self, potential: Potential, frames: LabelledFrames):
         self.frames = frames
         self.start_rmse = qm_errors(potential, frames).force_rmse_eV_per_A
-        self.start_errors = force_errors_by_frame(potential, frames)
+        self.start_energies, self.start_forces = errors_by_frame(potential, frames)
 
     @property
     def start_mae(self) -> float:
-        """Of the starting model, in eV/Å."""
-        return float(self.start_errors.mean())
+        """Of the starting model's forces, in eV/Å."""
+        return float(self.start_forces.mean())
 
-    def measure(self, potential: Potential) -> ForceError:
-        """The force error of a potential now."""
-        errors = force_errors_by_frame(potential, self.frames)
-        return ForceError(float(errors.mean()), upper_limit(errors - self.start_errors) / self.start_mae)
+    def measure(self, potential: Potential) -> Growth:
+        """The errors of a potential now."""
+        energies, forces = errors_by_frame(potential, self.frames)
+        return Growth(
+            float(forces.mean()),
+            _fraction(upper_limit(forces - self.start_forces), self.start_mae),
+            float(energies.mean()),
+            _fraction(float((energies - self.start_energies).mean()), float(self.start_energies.mean())),
+        )
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Tensor | float]:
         """What the starting model was like; tensors and plain numbers."""
-        return {"start_errors": self.start_errors, "start_rmse": self.start_rmse}
+        return {"start_energies": self.start_energies, "start_forces": self.start_forces, "start_rmse": self.start_rmse}
 
     def restore(self, state: dict) -> None:
         """Go on from what `state` returned."""
-        self.start_errors, self.start_rmse = state["start_errors"].to(self.start_errors), state["start_rmse"]
+        self.start_energies = state["start_energies"].to(self.start_energies)
+        self.start_forces = state["start_forces"].to(self.start_forces)
+        self.start_rmse = state["start_rmse"]
+
+
+def _fraction(difference: float, start: float) -> float:
+    """Of a start of zero, as of a single frame less its own offset, nothing can be said: no growth."""
+    return difference / start if start > 0 else 0.0

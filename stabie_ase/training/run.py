@@ -12,27 +12,28 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from scipy.stats import binomtest
 
 import stabie_ase
 from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_temperature
 from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.evaluation import StabilityResult, StabilityTest, evaluate
+from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, summarize
 from stabie_ase.files import digest
-from stabie_ase.observables import OBSERVABLES, Observable
+from stabie_ase.observables import OBSERVABLES
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.reference import Reference, read_reference
-from stabie_ase.stability import Failures, criterion_from
+from stabie_ase.qm import LabelledFrames, qm_errors
+from stabie_ase.stability import Failures, criteria_from
+from stabie_ase.training.comparison import Comparison, Outcome, verdict
 from stabie_ase.training.directory import RunDirectory
 from stabie_ase.training.stabie import WHY_TAKEN_BACK, StabieTraining
 
 logger = logging.getLogger(__name__)
 
-LONGEST_CHECK = 2.0
-"""Time of each replica in a final comparison that nobody has asked to be longer, in ps."""
+LONGEST_CHECK = 4.0
+"""Time of each replica in a round of a final comparison that nobody has asked to be longer, in ps."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Finetuning:
     inputs: Inputs
     config: FinetuneConfig
     reference: Reference
-    observable: Observable
+    yardstick: Yardstick
     training: StabieTraining
 
     @property
@@ -93,15 +94,21 @@ class Finetuning:
         return model_path(self.directory, self.inputs)
 
     @property
+    def check_seconds(self) -> float:
+        """Budget of the final comparison."""
+        config = self.config
+        return 60.0 * (config.max_time_min if config.check_max_time_min is None else config.check_max_time_min)
+
+    @property
     def check_ps(self) -> float:
-        """Time of each replica in the final comparison: as given, or as long as it takes no longer than the loop may."""
+        """Time of each replica in a round of the final comparison: as given, or so that a round fits the budget."""
         config, progress = self.config, self.training.progress
         if config.check_ps is not None:
             return config.check_ps
         if not progress.md_steps:
             return LONGEST_CHECK
-        steps = 60.0 * config.max_time_min * progress.md_steps / progress.md_seconds
-        steps /= config.check_replicas * len(self.training.candidates())
+        steps = self.check_seconds * progress.md_steps / progress.md_seconds
+        steps /= config.check_replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
         time = max(steps * config.timestep_fs, config.check_every_fs) / 1000.0
         return min(LONGEST_CHECK, float(f"{time:.2g}"))
 
@@ -116,10 +123,10 @@ class Finetuning:
             if on_window:
                 on_window(record)
 
-    def finish(self, on_check: Callable[[int, int, MDState, Failures], None] | None = None) -> dict:
+    def finish(self, on_check: Callable[[str, int, int, MDState, Failures], None] | None = None) -> dict:
         """Final comparison, model and result; returns what result.json holds.
 
-        `on_check(k, steps_done, state, failures)` is called while candidate k is tested.
+        `on_check(model, round, steps_done, state, failures)` is called while a model is tested.
         """
         result = self._compare(on_check)
         self.directory.save_model(self.training.potential, self.model_path.name)
@@ -147,70 +154,75 @@ class Finetuning:
         return self.finish()
 
     def _compare(self, on_check: Callable | None) -> dict:
-        """Hold the candidates against the starting model from the same fresh starts; the winner stays in the potential."""
-        config, potential = self.config, self.training.potential
+        """Hold the candidates against the starting model from equal fresh starts; the winner stays in the potential."""
+        config, training = self.config, self.training
         test = StabilityTest(
             temperature_K=config.temperature_K,
             replicas=config.check_replicas,
             time_ps=self.check_ps,
             timestep_fs=config.timestep_fs,
             friction_per_fs=config.friction_per_fs or 0.01,
-            check_every_fs=config.check_every_fs,
+            check_every_fs=min(config.check_every_fs, 1000.0 * self.check_ps),
             seed=config.seed + 1,
         )
-        criterion = criterion_from(config.check_criterion, self.reference.frames)
-        outcomes, candidates = {}, self.training.candidates()
-        for k, (name, weights) in enumerate(candidates.items()):
-            potential.load_state_dict(weights)
-            on_block = partial(on_check, k) if on_check else None
-            outcomes[name] = evaluate(potential, self.reference, criterion, self.observable, test, on_block)
-        start, stabie = outcomes["start"], min(
-            (name for name in outcomes if name != "start"), key=lambda n: outcomes[n][0]["hazard_per_ps"], default="start"
+        candidates = training.candidates()
+        comparison = Comparison(
+            training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check_rounds, on_check
         )
-        gained, message = verdict(start[1], outcomes[stabie][1])
-        if self.training.unchanged and self.training.progress.updates:
-            message = f"The starting model is kept: all {self.training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
-        kept = stabie if gained else "start"
-        potential.load_state_dict(candidates[kept])
-        shown = {"start": start, "stabie": outcomes[stabie]}
+        outcome = comparison.run(candidates)
+        gained, message = verdict(outcome, self.yardstick, [criterion.name for criterion in training.criteria])
+        if training.unchanged and training.progress.updates:
+            message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
+        models = self._summaries(outcome, candidates)
+        if gained:
+            message += _price(models)
+        training.potential.load_state_dict(candidates[outcome.chosen if gained else "start"])
+        shown = {"start": outcome.start, "stabie": outcome.end}
+        yardstick = self.yardstick
         return {
-            "models": {name: summary for name, (summary, _) in shown.items()},
-            "curves": {name: _curves(result) for name, (_, result) in shown.items()},
+            "models": models,
+            "curves": {name: _curves(result) for name, result in shown.items()},
             "reference": {
-                "grid": self.observable.grid.tolist(),
-                "observable": self.training.target.tolist(),
-                "grid_label": self.observable.grid_label,
-                "value_label": self.observable.value_label,
+                "grid": yardstick.observable.grid.tolist(),
+                "observable": yardstick.target.tolist(),
+                "grid_label": yardstick.observable.grid_label,
+                "value_label": yardstick.observable.value_label,
             },
+            "frames": {"reference": self.reference.source, "held_out": training.held_out_source},
             "gained": gained,
             "message": message,
-            "test": asdict(test) | {"criterion": criterion.describe()},
+            "p_value": outcome.evidence.p_value,
+            "test": asdict(test) | {"criterion": yardstick.describe(), "rounds": outcome.rounds},
         }
 
+    def _summaries(self, outcome: Outcome, candidates: dict) -> dict[str, dict]:
+        """Stability, observable and errors of the start and of the candidate that was compared with it."""
+        potential = self.training.potential
+        labelled = LabelledFrames.from_reference(self.reference, potential.device)
+        models, pairs = {}, {"start": ("start", outcome.start, outcome.end), "stabie": (outcome.chosen, outcome.end, outcome.start)}
+        for name, (weights, result, other) in pairs.items():
+            potential.load_state_dict(candidates[weights])
+            errors = (qm_errors(potential, frames) for frames in (self.training.accuracy.frames, labelled))
+            models[name] = summarize(result, self.yardstick, *errors, other)
+        return models
 
-def verdict(start: StabilityResult, end: StabilityResult, level: float = 0.05) -> tuple[bool, str]:
-    """Whether the hazard fell beyond doubt, and in words.
 
-    With equal rates the starting model's share of all failures is binomial, its chance the share of the time it was
-    observed for (Przyborowski & Wilenski, Biometrika 31, 313, 1940): exact also for a handful of failures.
-    """
-    a, b = start.statistics, end.statistics
-    n_failed, time = a.n_failed + b.n_failed, a.stable_replica_ps + b.stable_replica_ps
-    p = binomtest(a.n_failed, n_failed, a.stable_replica_ps / time, alternative="greater").pvalue if n_failed else 1.0
-    rates = f"{a.hazard_per_ps:.3g} -> {b.hazard_per_ps:.3g} failures per replica-ps (p = {p:.1g})"
-    if p < level:
-        return True, f"The model became more stable: {rates}."
-    if a.n_failed == 0:
-        return False, "The starting model did not fail once in the comparison; the starting model is kept."
-    return False, (
-        f"No gain that can be told from chance: {rates}; the starting model is kept. A longer --max-time may help, or a "
-        "longer --check-time, or a looser --force-error-bound."
-    )
+def _price(models: dict[str, dict]) -> str:
+    """What a gain was paid with, in words."""
+    start, end = models["start"], models["stabie"]
+
+    def change(key, what):
+        before, after = start[f"held_out_{key}"], end[f"held_out_{key}"]
+        growth = f" ({after / before - 1:+.1%})" if before > 0 else ""
+        return f"{what} {1000 * before:.3g} -> {1000 * after:.3g}{growth}"
+
+    forces, energies = change("force_mae_eV_per_A", "force MAE (meV/Å)"), change("energy_mae_eV", "energy MAE (meV)")
+    return f" On held-out frames: {forces}, {energies}."
 
 
 def _curves(result: StabilityResult) -> dict[str, list | None]:
     times, share, low, high = (x.tolist() for x in result.statistics.survival())
-    mean = result.observable_mean
+    mean = result.observed.mean()
     return {
         "times_ps": times,
         "share": share,
@@ -292,11 +304,11 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
     for part in (reference, validation) if validation else (reference,):
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     observable = OBSERVABLES[config.observable].from_reference(reference.frames)
-    criterion = criterion_from(config.criterion, reference.frames)
-    criterion_from(config.check_criterion, reference.frames)
+    criteria = criteria_from(config.criterion, reference.frames, config.temperature_K, reference.temperature_K)
+    yardstick = Yardstick.from_reference(config.check_criterion, reference, observable, config.temperature_K)
     torch.manual_seed(config.seed)
-    training = StabieTraining(potential, reference, observable, criterion, config, validation)
-    return Finetuning(None, inputs, config, reference, observable, training)
+    training = StabieTraining(potential, reference, observable, criteria, config, validation)
+    return Finetuning(None, inputs, config, reference, yardstick, training)
 
 
 def _describe(setup: Finetuning) -> dict:
@@ -307,7 +319,8 @@ def _describe(setup: Finetuning) -> dict:
         "digests": inputs.digests(),
         "model": inputs.model,
         "reference": setup.reference.source,
-        "criterion": setup.training.criterion.describe(),
+        "criterion": "; or ".join(criterion.describe() for criterion in setup.training.criteria),
+        "check_criterion": setup.yardstick.describe(),
         "start_force_mae_eV_per_A": setup.training.accuracy.start_mae,
         "versions": _versions(),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {inputs.device}",

@@ -11,7 +11,6 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import response_weights, squared_loss
 from stabie_ase.dynamics import Trajectory
 from stabie_ase.observables import Observable
-from stabie_ase.stability import Criterion
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class Samples:
         The observable g.
     averages : Tensor of float64, shape (n_samples, d)
         g averaged over the near part of each frame's trajectory.
+    severity : Tensor of float64, shape (n_samples,)
+        By the criterion that finds most fault with a frame; above 1 it is unstable.
     replica : Tensor of int64, shape (n_samples,)
     """
 
@@ -34,18 +35,19 @@ class Samples:
     energies: Tensor
     values: Tensor
     averages: Tensor
+    severity: Tensor
     replica: Tensor
 
     @classmethod
     def from_trajectory(cls, trajectory: Trajectory, observable: Observable, half_width: int) -> Samples:
         """All frames of a window that are finite, averaged over `half_width` frames to either side."""
         frames, frame, replica = trajectory.frames()
-        energies = trajectory.potential_energy[frame, replica]
+        energies, severity = trajectory.potential_energy[frame, replica], trajectory.severity[frame, replica]
         values = observable(frames).double() if len(replica) else energies.new_zeros((0, 0))
         finite = (torch.isfinite(energies) & torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
         values, frame, replica = values[finite], frame[finite], replica[finite]
         averages = trajectory_averages(values, frame, replica, half_width)
-        return cls(frames.select(finite), energies[finite], values, averages, replica)
+        return cls(frames.select(finite), energies[finite], values, averages, severity[finite], replica)
 
     def __len__(self) -> int:
         return len(self.replica)
@@ -55,11 +57,9 @@ class Samples:
         rest = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "frames"}
         return Samples(self.frames.select(index), **rest)
 
-    def stable(self, criterion: Criterion) -> Tensor:
-        """Indices of the frames that a criterion calls stable."""
-        if not len(self):
-            return self.replica[:0]
-        return (~criterion(self.frames).unstable).nonzero()[:, 0]
+    def within(self, severity: float) -> Samples:
+        """Those that no criterion finds worse than this; within 1 they are stable."""
+        return self.select((self.severity <= severity).nonzero()[:, 0])
 
     def half(self, half: int | None) -> Tensor:
         """Indices of the samples of every second replica, or of all."""

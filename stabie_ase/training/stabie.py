@@ -13,8 +13,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from ase import Atoms
@@ -31,8 +31,8 @@ from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.qm import LabelledFrames, QMLoss, minibatch
 from stabie_ase.reference import Reference
-from stabie_ase.stability import BondLengthDeviation, Failures
-from stabie_ase.training.accuracy import Accuracy, hold_out
+from stabie_ase.stability import Criterion, Failures
+from stabie_ase.training.accuracy import Accuracy, Bounds, hold_out
 from stabie_ase.training.natural import natural_direction
 from stabie_ase.training.samples import Samples
 
@@ -60,8 +60,8 @@ DOUBT = 5
 
 
 WHY_TAKEN_BACK = (
-    "each raised the force error on the frames it is judged by beyond the bound: most likely the model was trained on those "
-    "frames; give --valid FILE with frames it has not seen, or a looser --force-error-bound"
+    "each raised the force or energy error on the frames it is judged by beyond its bound: most likely the model was trained on "
+    "those frames; give --valid FILE with frames it has not seen, or a looser --force-error-bound or --energy-error-bound"
 )
 
 
@@ -93,7 +93,8 @@ class StabieTraining:
     reference : Reference
         Frames to start from, to take the observable from and to train energies and forces on.
     observable : Observable
-    criterion : BondLengthDeviation
+    criteria : sequence of Criterion
+        All of them decide what is stable; near and far are measured by whichever is worst.
     config : FinetuneConfig
         With a temperature.
     """
@@ -103,15 +104,12 @@ class StabieTraining:
         potential: Potential,
         reference: Reference,
         observable: Observable,
-        criterion: BondLengthDeviation,
+        criteria: Sequence[Criterion],
         config: FinetuneConfig,
         validation: Reference | None = None,
     ):
         self.potential, self.reference, self.observable, self.config = potential, reference, observable, config
-        self.criterion = criterion
-        self.near, self.escaped = (
-            replace(criterion, tolerance=factor * criterion.tolerance) for factor in (config.near_factor, config.escape_factor)
-        )
+        self.criteria = list(criteria)
         values = observable(AtomsBatch.from_atoms(reference.frames))
         self.target = values.mean(dim=0).to(potential.device)
         self.reference_values = values.to(self.target)
@@ -119,7 +117,11 @@ class StabieTraining:
             hold_out(potential, reference, config.validation_share) if validation is None else (reference, validation)
         )
         self.labelled = LabelledFrames.from_reference(trained, potential.device)
+        self.held_out_source = (
+            f"{len(held_out)} frames of the reference that are held out" if validation is None else validation.source
+        )
         self.accuracy = Accuracy(potential, LabelledFrames.from_reference(held_out, potential.device))
+        self.bounds = Bounds(config.force_error_bound, config.energy_error_bound)
         self.loss = QMLoss()
         self.integrator = config.integrator
         self.progress = Progress()
@@ -198,7 +200,7 @@ class StabieTraining:
             self._enter(SIMULATION)
         if learned:
             # The replicas carry forces: those of the new weights from here on.
-            self.replicas = update_forces(self.replicas, PotentialForces(self.potential))
+            self.replicas = update_forces(self.replicas, PotentialForces(self.potential, stress=self.integrator.needs_stress))
         return record, []
 
     def _control(self) -> dict[str, object]:
@@ -206,7 +208,7 @@ class StabieTraining:
         self.progress.phase = LEARNING
         self.progress.window += 1
         self._qm_steps()
-        return self._record(updates=self.progress.updates, force_mae_eV_per_A=self.accuracy.measure(self.potential).mae)
+        return self._record(updates=self.progress.updates, force_mae_eV_per_A=self.accuracy.measure(self.potential).force_mae)
 
     def _window(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
         config, began = self.config, time.monotonic()
@@ -215,11 +217,11 @@ class StabieTraining:
             self.integrator,
             self.potential,
             config.steps(config.window_fs),
-            [self.criterion],
+            [criterion.for_model(self.potential) for criterion in self.criteria],
             check_every=config.steps(config.check_every_fs),
             sample_every=None if stop_unstable else config.steps(config.sample_every_fs),
             stop_unstable=stop_unstable,
-            escaped=[self.escaped],
+            escape=config.escape_factor,
             on_block=self.on_block,
         )
         self.progress.md_steps += int((ends.step - state.step).sum())
@@ -237,11 +239,11 @@ class StabieTraining:
         config, progress = self.config, self.progress
         samples = Samples.from_trajectory(trajectory, self.observable, config.half_width)
         record = {"n_samples": len(samples), "updates": progress.updates}
-        near = samples.select(samples.stable(self.near))
+        near = samples.within(config.near_factor)
         if min(len(near.half(k)) for k in ((0, 1) if config.cross_fit else (None,))) < 2:
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return record
-        stable = near.select(near.stable(self.criterion))
+        stable = near.within(1.0)
         loss_weights = self._loss_weights(stable.values)
         residuals = samples.residuals(self.target, loss_weights, config.cross_fit)
         weights, n_effective = near.weights(residuals, config.temperature_K)
@@ -249,12 +251,12 @@ class StabieTraining:
             before = self._weights()
             self._update(near.frames, weights, stable.frames)
             error = self.accuracy.measure(self.potential)
-            if not error.growth <= config.force_error_bound:
+            if not error.within(self.bounds):
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
                 self._take_back(before)
                 error = self.accuracy.measure(self.potential)
                 break
-            room = error.growth <= ROOM * config.force_error_bound
+            room = error.within(self.bounds, ROOM)
             progress.balance = min(1.2 * progress.balance, LONGEST) if room else max(0.7 * progress.balance, SHORTEST)
             change = potential_energies(self.potential, near.frames) - near.energies
             weights, n_effective = near.weights(residuals, config.temperature_K, change)
@@ -265,8 +267,9 @@ class StabieTraining:
             "ess_share": n_effective / len(near),
             "updates": progress.updates,
             "balance": progress.balance,
-            "force_mae_eV_per_A": error.mae,
-            "force_mae_limit_eV_per_A": (1.0 + error.growth) * self.accuracy.start_mae,
+            "force_mae_eV_per_A": error.force_mae,
+            "force_mae_limit_eV_per_A": (1.0 + error.force_growth) * self.accuracy.start_mae,
+            "energy_mae_eV": error.energy_mae,
         }
 
     def _take_back(self, before: dict[str, Tensor]) -> None:
@@ -380,7 +383,7 @@ class StabieTraining:
         return self.progress.updates == self.progress.taken_back
 
     def _accurate(self) -> bool:
-        return self.accuracy.measure(self.potential).growth <= self.config.force_error_bound
+        return self.accuracy.measure(self.potential).within(self.bounds)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: x.detach().clone() for name, x in self.potential.state_dict().items()}
@@ -420,24 +423,17 @@ class StabieTraining:
 
     def _unstable_frames(self, failures: Failures, replicas: Tensor) -> list[Atoms]:
         """Frames at the failure, the atoms to blame tagged 1."""
-        images, frames = failures.frames.to_atoms(), []
-        for k in failures.failed.nonzero()[:, 0].tolist():
-            atoms = images[k]
-            tags = [0] * len(atoms)
-            for a in failures.atoms[k]:
-                tags[a] = 1
-            atoms.set_tags(tags)
-            atoms.info |= {
-                "cycle": self.progress.cycle,
-                "replica": int(replicas[k]),
-                "time_ps": float(int(self.replicas.step[replicas[k]]) + int(failures.step[k]))
-                * self.config.timestep_fs
-                / 1000.0,
-                "criterion": failures.criterion[k],
-                "value": float(failures.value[k]),
+        began = self.replicas.step[replicas]
+        return failures.to_atoms(
+            {
+                k: {
+                    "cycle": self.progress.cycle,
+                    "replica": int(replicas[k]),
+                    "time_ps": float(began[k] + failures.step[k]) * self.config.timestep_fs / 1000.0,
+                }
+                for k in failures.failed.nonzero()[:, 0].tolist()
             }
-            frames.append(atoms)
-        return frames
+        )
 
     def state(self) -> dict:
         """Everything an exact continuation needs; tensors and plain values only."""

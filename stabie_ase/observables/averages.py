@@ -1,0 +1,133 @@
+"""Means of an observable over replicas and stretches of time, their distance from a target, and the errors of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SlicedMeans:
+    """Sums of a vector over the frames of each replica in each slice of time.
+
+    Attributes
+    ----------
+    sums : Tensor of float64, shape (n_replicas, n_slices, d)
+    counts : Tensor of int64, shape (n_replicas, n_slices)
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    @classmethod
+    def collect(cls, values: Tensor, replica: Tensor, time_slice: Tensor, n_replicas: int, n_slices: int) -> SlicedMeans:
+        """From frames: values, shape (n_frames, d), with the replica and the slice of each, shape (n_frames,)."""
+        cell = replica * n_slices + time_slice
+        sums = values.new_zeros((n_replicas * n_slices, values.shape[1]), dtype=torch.float64).index_add(0, cell, values.double())
+        counts = torch.bincount(cell, minlength=n_replicas * n_slices)
+        return cls(sums.view(n_replicas, n_slices, -1).cpu(), counts.view(n_replicas, n_slices).cpu())
+
+    @classmethod
+    def none(cls, n_replicas: int, n_slices: int, width: int) -> SlicedMeans:
+        """No frames yet."""
+        return cls(
+            torch.zeros((n_replicas, n_slices, width), dtype=torch.float64),
+            torch.zeros((n_replicas, n_slices), dtype=torch.int64),
+        )
+
+    def __add__(self, other: SlicedMeans) -> SlicedMeans:
+        """More frames of the same replicas."""
+        return SlicedMeans(self.sums + other.sums, self.counts + other.counts)
+
+    @classmethod
+    def pool(cls, parts: Sequence[SlicedMeans]) -> SlicedMeans:
+        """Replicas of several runs of one length."""
+        return cls(torch.cat([part.sums for part in parts]), torch.cat([part.counts for part in parts]))
+
+    @property
+    def means(self) -> Tensor:
+        """Of every cell, shape (n_replicas, n_slices, d); not a number where there is no frame."""
+        return self.sums / self.counts[..., None]
+
+    def keep(self, chosen: Tensor) -> SlicedMeans:
+        """Only some cells, shape (n_replicas, n_slices)."""
+        return SlicedMeans(self.sums * chosen[..., None], self.counts * chosen)
+
+    def mean(self) -> Tensor | None:
+        """Over all frames, shape (d,); None if there are none."""
+        n = int(self.counts.sum())
+        return self.sums.sum(dim=(0, 1)) / n if n else None
+
+    def distance(self, target: Tensor, weights: Tensor) -> tuple[float | None, float | None]:
+        """Σ_k c_k |ḡ_k - g_k| from a target g, and the standard error of that by leaving out one replica at a time."""
+        mean = self.mean()
+        if mean is None:
+            return None, None
+
+        def distance(means: Tensor) -> Tensor:
+            return (weights * (means - target).abs()).sum(dim=-1)
+
+        return float(distance(mean)), jackknife_error(self.sums.sum(dim=1), self.counts.sum(dim=1), distance)
+
+
+def jackknife_error(sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor]) -> float | None:
+    """Standard error of a function of a pooled mean, by leaving out one group at a time.
+
+    Frames of one replica are correlated, replicas are not: they are the groups (delete-one jackknife; Efron and Stein,
+    Ann. Stat. 9, 586, 1981).
+
+    Parameters
+    ----------
+    sums : Tensor, shape (n_groups, d)
+        Over the samples of each group.
+    counts : Tensor, shape (n_groups,)
+        Samples of each group; groups without any do not count.
+    statistic : callable
+        From means, shape (n_groups, d), to values, shape (n_groups,).
+
+    Returns
+    -------
+    float or None
+        None of fewer than two groups.
+    """
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    n = len(counts)
+    if n < 2:
+        return None
+    without = statistic((sums.sum(dim=0) - sums) / (counts.sum() - counts)[:, None])
+    return float(((n - 1) * without.var(correction=0)).sqrt())
+
+
+def noise_floor(values: Tensor, weights: Tensor, n_splits: int = 100) -> float | None:
+    """Distance Σ_k c_k |ḡ_k - g_k| that a perfect model would show, since n reference frames do not know their own mean.
+
+    Two random halves of the frames differ by twice the error of the mean of all: the variance of either half's mean is
+    2σ²/n, that of their difference 4σ²/n, that of the whole mean σ²/n. Half the distance of two halves, averaged over
+    `n_splits` splits, is the floor.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n_frames, d)
+        g of independent reference frames.
+    weights : Tensor, shape (d,)
+        c.
+
+    Returns
+    -------
+    float or None
+        None of fewer than four frames.
+    """
+    n = len(values) // 2
+    if n < 2:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    total = 0.0
+    for _ in range(n_splits):
+        order = torch.randperm(len(values), generator=generator).to(values.device)
+        difference = values[order[:n]].mean(dim=0) - values[order[n : 2 * n]].mean(dim=0)
+        total += 0.5 * float((weights.to(values.device) * difference.abs()).sum())
+    return total / n_splits * math.sqrt(2 * n / len(values))

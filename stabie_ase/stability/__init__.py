@@ -1,0 +1,28 @@
+"""When a replica counts as unstable, and the statistics of it."""
+
+from stabie_ase.stability.criteria import (
+    BondLengthDeviation,
+    Contacts,
+    Criterion,
+    EnergyRange,
+    KineticTemperature,
+    Verdict,
+    criteria_from,
+)
+from stabie_ase.stability.survival import StabilityStatistics, stability_statistics
+from stabie_ase.stability.watch import Failures, Look, look
+
+__all__ = [
+    "BondLengthDeviation",
+    "Contacts",
+    "Criterion",
+    "EnergyRange",
+    "Failures",
+    "KineticTemperature",
+    "Look",
+    "StabilityStatistics",
+    "Verdict",
+    "criteria_from",
+    "look",
+    "stability_statistics",
+]

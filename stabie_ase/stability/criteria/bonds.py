@@ -1,0 +1,68 @@
+"""Bonds that leave their length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ase import Atoms
+from torch import Tensor
+
+from stabie_ase.stability.criteria.base import ModelFree, Verdict, one_molecule
+from stabie_ase.topology import Topology
+
+if TYPE_CHECKING:
+    from stabie_ase.dynamics.state import MDState
+
+
+@dataclass(frozen=True)
+class BondLengthDeviation(ModelFree):
+    """Unstable once a bond is longer or shorter than its mean in the reference by more than a tolerance.
+
+    Parameters
+    ----------
+    bonds : Tensor of int64, shape (2, n_bonds)
+        Atoms of one system; every system of a batch has the same.
+    lengths : Tensor, shape (n_bonds,)
+        Reference lengths in Å.
+    tolerance : float
+        In Å.
+    """
+
+    bonds: Tensor
+    lengths: Tensor
+    tolerance: float
+    name, unit = "bonds", "Å"
+
+    @classmethod
+    def from_reference(cls, frames: Sequence[Atoms], tolerance: float) -> BondLengthDeviation:
+        """Bonds and their mean lengths from frames of one molecule; see `Topology.from_frames` for what is refused."""
+        return cls.from_topology(Topology.from_frames(frames), tolerance)
+
+    @classmethod
+    def from_topology(cls, topology: Topology, tolerance: float) -> BondLengthDeviation:
+        """All bonds of a molecule.
+
+        Raises
+        ------
+        ValueError
+            There are none, or the tolerance is no positive length.
+        """
+        if not 0 < tolerance < math.inf:
+            raise ValueError(f"the bond tolerance must be a positive length, got {tolerance} Å")
+        if not topology.bonded.any():
+            raise ValueError("the reference has no bonds, so the bond criterion cannot tell when it breaks")
+        return cls(topology.pairs[:, topology.bonded], topology.mean[topology.bonded], tolerance)
+
+    def judge(self, state: MDState) -> Verdict:
+        """The bond that is farthest off its length."""
+        positions = one_molecule(state, "the bond criterion")
+        bonds, lengths = self.bonds.to(positions.device), self.lengths.to(positions)
+        deviations = ((positions[:, bonds[1]] - positions[:, bonds[0]]).norm(dim=2) - lengths).abs()
+        value, worst = deviations.max(dim=1)
+        return Verdict(value / self.tolerance, value, bonds.T[worst])
+
+    def describe(self) -> str:
+        return f"a bond off its mean length by more than {self.tolerance:g} Å ({self.bonds.shape[1]} bonds)"

@@ -1,0 +1,96 @@
+"""Atoms that come closer than they ever are, without being bonded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from stabie_ase.stability.criteria.base import ModelFree, Verdict, one_molecule
+from stabie_ase.topology import Topology, covalent_sums
+
+if TYPE_CHECKING:
+    from stabie_ase.dynamics.state import MDState
+
+NEW_BOND = 1.15
+"""Times the sum of the covalent radii: two atoms that were not bonded are so now."""
+
+NO_CONTACT = 0.9
+"""Å beyond the sum of the covalent radii from which on a distance is no contact, even if the reference never has it.
+
+A few frames do not know how close two atoms come that are usually far apart: a hydrogen bond may form.
+"""
+
+
+@dataclass(frozen=True)
+class Contacts(ModelFree):
+    """Unstable once two atoms that are not bonded are closer than they ever are in the reference, by a tolerance.
+
+    "Ever" is counted for a pair of atoms with a common neighbour by itself, for all others over the pairs of the same two
+    elements; and a pair that the reference keeps far apart may come as close as `NO_CONTACT` beyond the sum of its
+    covalent radii. The tolerance is less where it would allow a new bond, `NEW_BOND` times that sum.
+
+    Parameters
+    ----------
+    pairs : Tensor of int64, shape (2, n_pairs)
+        Atoms of one system that are not bonded; every system of a batch has the same.
+    shortest : Tensor of float64, shape (n_pairs,)
+        What the reference allows, in Å.
+    tolerances : Tensor of float64, shape (n_pairs,)
+        In Å.
+    tolerance : float
+        The largest of them.
+    """
+
+    pairs: Tensor
+    shortest: Tensor
+    tolerances: Tensor
+    tolerance: float
+    name, unit = "contacts", "Å"
+
+    @classmethod
+    def from_reference(cls, frames: Sequence[Atoms], tolerance: float) -> Contacts:
+        """From frames of one molecule; see `Topology.from_frames` for what is refused."""
+        return cls.from_topology(Topology.from_frames(frames), tolerance)
+
+    @classmethod
+    def from_topology(cls, topology: Topology, tolerance: float) -> Contacts:
+        """All pairs of a molecule that are never a bond; ValueError if the tolerance is no positive length."""
+        if not 0 < tolerance < math.inf:
+            raise ValueError(f"the tolerance of contacts must be a positive length, got {tolerance} Å")
+        sums = covalent_sums(topology.numbers, topology.pairs)
+        free = ~topology.bonded & (topology.shortest > NEW_BOND * sums)  # a proton that hops is neither
+        pairs, sums, shortest = topology.pairs[:, free], sums[free], topology.shortest[free]
+        far = topology.separation[free] > 2
+        elements = topology.numbers[pairs].sort(dim=0).values
+        kinds, kind = torch.unique(elements, dim=1, return_inverse=True)
+        of_kind = torch.full((kinds.shape[1],), torch.inf, dtype=torch.float64)
+        of_kind.scatter_reduce_(0, kind[far], shortest[far], "amin")
+        shortest = torch.where(far, torch.minimum(of_kind[kind], sums + NO_CONTACT), shortest)
+        # A kind that the reference shows close to a bond keeps a margin of its own.
+        tolerances = torch.minimum(torch.full_like(shortest, tolerance), (shortest - NEW_BOND * sums).clamp(min=0.05))
+        return cls(pairs, shortest, tolerances, tolerance)
+
+    def judge(self, state: MDState) -> Verdict:
+        """The pair that is closest, measured by its tolerance."""
+        positions = one_molecule(state, "the contact criterion")
+        n = len(positions)
+        if not self.pairs.shape[1]:
+            nothing = positions.new_zeros(n)
+            return Verdict(nothing, nothing, state.step.new_zeros((n, 0)))
+        pairs, shortest, tolerances = (x.to(positions.device) for x in (self.pairs, self.shortest, self.tolerances))
+        closer = shortest - (positions[:, pairs[1]] - positions[:, pairs[0]]).norm(dim=2)
+        severity, worst = (closer / tolerances).max(dim=1)
+        value = closer.gather(1, worst[:, None])[:, 0]
+        return Verdict(severity.clamp(min=0.0), value.clamp(min=0.0), pairs.T[worst])
+
+    def describe(self) -> str:
+        return (
+            f"two atoms that are not bonded closer than in the reference by more than {self.tolerance:g} Å, or a new bond "
+            f"({self.pairs.shape[1]} pairs)"
+        )

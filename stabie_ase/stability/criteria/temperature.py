@@ -1,0 +1,53 @@
+"""Replicas that heat up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from ase import units
+from scipy import stats
+
+from stabie_ase.stability.criteria.base import ModelFree, Verdict
+
+if TYPE_CHECKING:
+    from stabie_ase.dynamics.state import MDState
+
+CHANCE = 1e-12
+"""Of a kinetic energy beyond the limit at any one look, in equilibrium with the bath."""
+
+
+@dataclass(frozen=True)
+class KineticTemperature(ModelFree):
+    """Unstable once the kinetic energy is more than the heat bath gives.
+
+    In equilibrium 2K/kT follows a χ² distribution with a degree of freedom for each momentum; the limit is the value that
+    it exceeds once in 10¹² looks.
+
+    Parameters
+    ----------
+    ratio : float
+        Limit of the kinetic temperature, as a multiple of the bath's.
+    """
+
+    ratio: float
+    name, unit = "temperature", "K"
+
+    @classmethod
+    def for_atoms(cls, n_atoms: int) -> KineticTemperature:
+        """For systems of so many atoms."""
+        n_f = 3 * n_atoms
+        return cls(float(stats.chi2.isf(CHANCE, n_f)) / n_f)
+
+    def judge(self, state: MDState) -> Verdict:
+        """The excess of the kinetic temperature over the bath's, as a part of what is allowed."""
+        batch = state.batch
+        kinetic = batch.sum_over_atoms(0.5 * state.momenta.double().square().sum(dim=1) / batch.masses.double())
+        value = 2.0 * kinetic / (3.0 * units.kB * batch.counts.double())
+        bath = state.temperature.double()
+        severity = ((value - bath) / ((self.ratio - 1.0) * bath)).clamp(min=0.0)
+        return Verdict(severity, value, torch.zeros((batch.n_systems, 0), dtype=torch.int64, device=batch.device))
+
+    def describe(self) -> str:
+        return f"a kinetic temperature of more than {self.ratio:.2g} times that of the heat bath"

@@ -1,0 +1,203 @@
+"""The final comparison: the sequential test keeps its error rate, the verdict says what was seen, the budget holds."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import stabie_ase.training.comparison as comparison_module
+from stabie_ase.evaluation import StabilityResult, StabilityTest, failures_p_value
+from stabie_ase.observables.averages import SlicedMeans
+from stabie_ase.stability import StabilityStatistics
+from stabie_ase.stability.sequential import LEVEL, HazardComparison, replica_ps_to_tell
+from stabie_ase.training.comparison import STRETCHES, Comparison, Outcome, verdict, worse_stretch
+
+ROUNDS, REPLICAS, END = 12, 32, 2.0
+
+
+def times(hazard, rng, power=1.0, n=REPLICAS, end=END):
+    """Failures of a Weibull distribution, with a constant hazard for a power of one."""
+    failures = rng.exponential(1.0, n) ** (1.0 / power) / hazard
+    return StabilityStatistics(np.minimum(failures, end), failures <= end)
+
+
+def decide(hazard_start, hazard_end, rng, power=1.0):
+    """The evidence after as many rounds as it takes, and how many that were."""
+    evidence = HazardComparison()
+    for k in range(ROUNDS):
+        evidence.add(times(hazard_start, rng, power), times(hazard_end, rng, power))
+        if evidence.decided:
+            break
+    return evidence, k + 1
+
+
+@pytest.mark.parametrize("hazard, power", [(0.1, 1.0), (2.0, 1.0), (0.5, 3.0), (0.5, 0.5)])
+def test_equal_models_are_told_apart_no_more_often_than_stated(hazard, power):
+    """However often it is looked at, and whatever the hazard does in time: 400 runs, 5 % ± 3 standard errors of 1.1 %."""
+    rng = np.random.default_rng(0)
+    gained = np.mean([decide(hazard, hazard, rng, power)[0].gained for _ in range(400)])
+    assert gained < LEVEL + 3 * (LEVEL / 400) ** 0.5
+
+
+def test_a_gain_worth_having_is_ruled_out_no_more_often_than_stated():
+    rng = np.random.default_rng(1)
+    assert np.mean([decide(1.5, 1.0, rng)[0].hopeless for _ in range(400)]) < LEVEL + 3 * (LEVEL / 400) ** 0.5
+
+
+def test_a_large_gain_is_seen_soon_and_none_is_given_up_on():
+    rng = np.random.default_rng(2)
+    runs = [decide(2.0, 0.5, rng) for _ in range(50)]
+    assert all(evidence.gained for evidence, _ in runs) and np.mean([k for _, k in runs]) < 2
+    assert np.mean([decide(2.0, 2.0, rng)[0].hopeless for _ in range(50)]) > 0.8
+
+
+def test_evidence_by_hand():
+    """Two failures among two and two at risk: the start's first, then one of the end's; ratios ρ = r against 1."""
+    evidence = HazardComparison()
+    evidence.add(
+        StabilityStatistics(np.array([1.0, 4.0]), np.array([True, False])),
+        StabilityStatistics(np.array([2.0, 4.0]), np.array([True, False])),
+    )
+    r = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0])
+    np.testing.assert_allclose(np.exp(evidence.gain), (2 * r / (2 * r + 2) / 0.5) * (2 / (r + 2) / (2 / 3)))
+    assert evidence.p_value == pytest.approx(min(1.0, 1.0 / np.exp(evidence.gain).mean()))
+
+
+def test_time_to_tell():
+    """By simulation: with the time it says, the exact test finds a fourfold gain in about four of five experiments."""
+    time, rng = replica_ps_to_tell(0.3), np.random.default_rng(3)
+    a, b = rng.poisson(0.3 * time, 2000), rng.poisson(0.075 * time, 2000)
+
+    def result(n):
+        statistics = StabilityStatistics(np.full(100, time / 100), np.arange(100) < n)
+        return SimpleNamespace(statistics=statistics, causes=Counter(bonds=n))
+
+    found = np.mean([failures_p_value(result(x), result(y)) < 0.05 for x, y in zip(a, b)])
+    assert 0.65 < found < 0.9
+    assert replica_ps_to_tell(0.003) == pytest.approx(100 * time) and replica_ps_to_tell(0.0) == np.inf
+
+
+# -- the verdict
+
+
+def result(n_failed, errors=(0.1,) * STRETCHES, n=64, causes=None, ps=128.0):
+    """A test in which n_failed of n replicas failed and whose observable is off by so much in each stretch, ± 0.01 a replica."""
+    rng = np.random.default_rng(n_failed)
+    spread = torch.as_tensor(0.01 * rng.normal(size=(n, STRETCHES, 1)))
+    observed = SlicedMeans(torch.tensor(errors, dtype=torch.float64)[:, None] + spread, torch.ones((n, STRETCHES), dtype=torch.int64))
+    statistics = StabilityStatistics(np.full(n, ps / n), np.arange(n) < n_failed)
+    return StabilityResult(statistics, Counter(causes or {"bonds": n_failed}), [], observed, torch.ones((n, STRETCHES), dtype=torch.bool))
+
+
+YARDSTICK = SimpleNamespace(
+    target=torch.zeros(1, dtype=torch.float64),
+    floor=0.05,
+    observable=SimpleNamespace(weights=torch.ones(1, dtype=torch.float64), name="hr"),
+)
+
+
+def outcome(start, end):
+    evidence = HazardComparison()
+    evidence.add(start.statistics, end.statistics)
+    return Outcome(start, end, "last", evidence, 1)
+
+
+@pytest.mark.parametrize(
+    "start, end, gained, words",
+    [
+        (40, 5, True, "more stable: 0.312 -> 0.0391"),
+        (40, 38, False, "No gain"),
+        (5, 40, False, "ruled out"),
+        (0, 0, False, "did not fail once"),
+        (0, 10, False, "did not fail once"),
+        (2, 0, False, "No gain"),  # chance
+    ],
+)
+def test_verdict(start, end, gained, words):
+    found, message = verdict(outcome(result(start), result(end)), YARDSTICK, ["bonds"])
+    assert found is gained and words in message
+
+
+@pytest.mark.parametrize(
+    "errors, worse",
+    [
+        ((0.1, 0.1, 0.1, 0.1), None),
+        ((0.1, 0.1, 0.2, 0.1), "part 3 of 4"),
+        ((0.01, 0.04, 0.04, 0.04), None),
+    ],
+)
+def test_an_observable_that_got_worse_in_any_stretch_of_time_is_no_gain(errors, worse):
+    found = outcome(result(40), result(5, errors))
+    assert (worse_stretch(found, YARDSTICK) is None) is (worse is None)
+    gained, message = verdict(found, YARDSTICK, ["bonds"])
+    assert gained is (worse is None) and (worse is None or worse in message)
+
+
+def test_beneath_the_floor_nothing_is_worse():
+    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.045,) * 4)), YARDSTICK) is None
+    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.06,) * 4)), YARDSTICK)
+
+
+def test_criteria_that_training_did_not_use_have_their_say():
+    start, moved = result(50, causes={"bonds": 48, "distribution": 2}), result(15, causes={"distribution": 15})
+    gained, message = verdict(outcome(start, moved), YARDSTICK, ["bonds"])
+    assert gained and "(distribution) became more frequent: 0.0156 -> 0.117" in message
+    same = result(12, causes={"bonds": 10, "distribution": 2})
+    assert "no gain can be told from chance" in verdict(outcome(start, same), YARDSTICK, ["bonds"])[1]
+    everywhere = result(3, causes={"bonds": 3})
+    start = result(50, causes={"bonds": 30, "distribution": 20})
+    assert "distribution" not in verdict(outcome(start, everywhere), YARDSTICK, ["bonds"])[1]
+
+
+# -- rounds and budget
+
+
+def compared(monkeypatch, failures, seconds=1e9, cost=0.0, most_rounds=10):
+    """The outcome, and which model ran with which seed, if a model fails so many times in every round."""
+    ran, clock = [], [0.0]
+
+    def fake(potential, frames, yardstick, test, on_block):
+        ran.append((potential.name, test.seed))
+        clock[0] += cost
+        return result(failures[potential.name])
+
+    potential = SimpleNamespace(name=None)
+    potential.load_state_dict = lambda weights: setattr(potential, "name", weights["name"])
+    monkeypatch.setattr(comparison_module, "run_stability_test", fake)
+    monkeypatch.setattr(comparison_module.time, "monotonic", lambda: clock[0])
+    comparison = Comparison(
+        potential, SimpleNamespace(frames=[]), YARDSTICK, StabilityTest(500.0, seed=7), seconds, most_rounds
+    )
+    return comparison.run({name: {"name": name} for name in failures}), ran
+
+
+def test_it_ends_when_the_answer_is_known(monkeypatch):
+    found, ran = compared(monkeypatch, {"start": 60, "last": 5})
+    assert found.rounds == 1 and ran == [("start", 7), ("last", 7)] and found.chosen == "last"
+
+
+def test_it_goes_on_with_other_seeds_until_then(monkeypatch):
+    found, ran = compared(monkeypatch, {"start": 6, "last": 2})
+    assert 1 < found.rounds < 10 and found.evidence.gained
+    assert ran == [(name, 7 + k) for k in range(found.rounds) for name in ("start", "last")]
+    assert found.start.statistics.n_failed == 6 * found.rounds and len(found.end.statistics.failed) == 64 * found.rounds
+
+
+def test_no_round_is_begun_that_would_end_beyond_the_budget(monkeypatch):
+    found, _ = compared(monkeypatch, {"start": 1, "last": 1}, seconds=700.0, cost=100.0)
+    assert found.rounds == 3 and not found.evidence.decided
+    assert compared(monkeypatch, {"start": 1, "last": 1}, most_rounds=4)[0].rounds == 4
+
+
+def test_the_better_candidate_is_found_by_replicas_that_count_for_nothing_else(monkeypatch):
+    found, ran = compared(monkeypatch, {"start": 60, "best": 20, "last": 5})
+    assert found.chosen == "last" and [name for name, _ in ran] == ["best", "last", "start", "last"]
+    seeds = [seed for _, seed in ran]
+    assert seeds[0] == seeds[1] and seeds[2] == seeds[3] == 7 and seeds[0] != 7
+
+
+def test_a_start_without_candidates_is_measured_once(monkeypatch):
+    found, ran = compared(monkeypatch, {"start": 3})
+    assert found.chosen == "start" and ran == [("start", 7)] and found.end is found.start
