@@ -16,7 +16,7 @@ from stabie_ase.boltzmann import fluctuation_weights
 from stabie_ase.dynamics import PotentialForces, initial_state
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.observables import DistanceDistribution
-from stabie_ase.qm import LabelledFrames, QMLoss, force_errors_by_frame, minibatch
+from stabie_ase.qm import LabelledFrames, force_errors_by_frame, minibatch
 from stabie_ase.stability import BondLengthDeviation, criteria_from, look
 from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.samples import trajectory_averages
@@ -222,7 +222,7 @@ def qm_gradient(training, before):
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
     chosen = minibatch(len(training.labelled), config.qm_batch_size, config.seed, 0)
-    QMLoss()(potential, training.labelled.select(chosen)).backward()
+    training.loss(potential, training.labelled.select(chosen)).backward()
     return potential
 
 
@@ -304,7 +304,7 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
 
 
 def test_a_step_changes_the_forces_by_a_share_of_their_error():
-    """Over labelled and stable frames, as the energy/force loss counts it."""
+    """Over labelled and stable frames, as the loss of energies and forces counts it."""
     training, before, trajectory = learned(qm_weight=0.0, observable_weight=0.02, natural_iterations=5)
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
@@ -314,7 +314,7 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
     for batch, n in ((training.labelled.batch, len(training.labelled)), (frames.select(stable), len(stable))):
         batch = batch.select(minibatch(n, config.qm_batch_size, config.seed, 0))
         old = potential.compute(batch, neighbor_list(batch, potential.cutoff))
-        changes.append(QMLoss()(training.potential, LabelledFrames(batch, old.energies, old.forces.double())).item())
+        changes.append(training.loss(training.potential, LabelledFrames(batch, old.energies, old.forces.double())).item())
     assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * STEP * training.accuracy.start_rmse, rel=0.05)
 
 

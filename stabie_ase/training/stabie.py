@@ -55,6 +55,13 @@ ROOM = 0.9
 Close to the bound a step is taken back whatever its length, and nothing moves any more.
 """
 
+ENERGY_WEIGHT = 20.0
+"""Of energies beside forces, here and in the metric of a step: with pretraining's weight of one a step for the observable shifts
+the energies of sound frames, and what repairs the forces does not mend them.
+
+SchNet, 50 frames of aspirin, 20 updates: held-out energy MAE 80 -> 105 meV with a weight of 1, 80 -> 59 meV with 20, hazard the same.
+"""
+
 DOUBT = 5
 """Updates all taken back from the first on, after which it is said what that most likely means."""
 
@@ -122,7 +129,7 @@ class StabieTraining:
         )
         self.accuracy = Accuracy(potential, LabelledFrames.from_reference(held_out, potential.device))
         self.bounds = Bounds(config.force_error_bound, config.energy_error_bound)
-        self.loss = QMLoss()
+        self.loss = QMLoss(energy_weight=ENERGY_WEIGHT)
         self.integrator = config.integrator
         self.progress = Progress()
         self.replicas = self._fresh(config.replicas)
