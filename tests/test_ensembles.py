@@ -28,6 +28,7 @@ from stabie_ase.dynamics.steps import advance
 from stabie_ase.neighbors import VerletList, neighbor_list
 from stabie_ase.potentials.analytic import LennardJones, Morse
 from stabie_ase.potentials.base import Potential
+from stabie_ase.stability import Verdict
 
 FS = units.fs
 P_MIN = 1e-3
@@ -291,6 +292,44 @@ def test_replica_alone_is_replica_in_a_batch_at_constant_pressure(flexible):
     assert not torch.equal(together.batch.cells, state.batch.cells)
     for name, x in alone.tensors().items():
         torch.testing.assert_close(x, together.select([1]).tensors()[name], rtol=1e-9, atol=1e-9)
+
+
+def test_frames_at_constant_pressure_have_the_cells_of_their_time():
+    """As taken step by step; positions in a cell of the start would be at another density."""
+    state, potential = argon_crystal(2)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=20 * FS)
+    _, trajectory, _ = simulate(state, integrator, potential, 30, sample_every=10, record_momenta=True)
+    frames, frame, replica = trajectory.frames()
+    for k in range(3):
+        state, _, _ = simulate(state, integrator, potential, 10)
+        own = frames.select((frame == k).nonzero()[:, 0])
+        torch.testing.assert_close(own.cells, state.batch.cells)
+        torch.testing.assert_close(own.positions, state.batch.positions)
+        torch.testing.assert_close(trajectory.momenta[k], state.momenta)
+    assert len({round(float(v), 6) for v in torch.linalg.det(frames.cells)}) == 6
+
+
+class Everything:
+    """A criterion that calls a replica unstable once its cell has changed."""
+
+    name, unit = "volume", "Å³"
+
+    def __init__(self, state):
+        self.volumes = volumes(state)
+
+    def judge(self, state):
+        value = (volumes(state) - self.volumes).abs()
+        return Verdict(value * 1e9, value, torch.zeros((state.n_systems, 0), dtype=torch.int64))
+
+
+def test_unstable_frames_at_constant_pressure_have_the_cells_of_their_time():
+    state, potential = argon_crystal(2)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=20 * FS)
+    end, _, failures = simulate(state, integrator, potential, 10, [Everything(state)], check_every=5)
+    assert failures.step.tolist() == [5, 5] and not torch.equal(end.batch.cells, state.batch.cells)
+    for atoms, cell, momenta in zip(failures.to_atoms(), end.batch.cells, end.momenta.split(end.batch.sizes)):
+        np.testing.assert_allclose(atoms.cell.array, cell)
+        np.testing.assert_allclose(atoms.get_momenta(), momenta)
 
 
 def test_constant_pressure_refuses_what_it_cannot_do():

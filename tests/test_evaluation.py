@@ -1,10 +1,17 @@
 """Errors of what an evaluation reports, against closed forms and repeated experiments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tiny
 import torch
+from ase import Atoms
 
-from stabie_ase.observables.averages import jackknife_error
+from stabie_ase.dynamics import simulate
+from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, run_stability_test, start, summarize
+from stabie_ase.observables import DistanceDistribution
+from stabie_ase.observables.averages import SlicedMeans, jackknife_error, noise_floor
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
@@ -48,3 +55,136 @@ def test_groups_without_samples_do_not_count():
 def test_one_group_tells_no_error(counts):
     counts = torch.tensor(counts)
     assert jackknife_error(counts[:, None].double(), counts, lambda mean: mean[:, 0]) is None
+
+
+# -- the floor
+
+
+@pytest.mark.parametrize("n", [10, 50, 51])
+def test_floor_is_the_error_of_the_reference_mean(n):
+    """Independent Gaussian components: E|ḡ - μ| = √(2/π) σ/√n each; 200 references, the mean of the floors within 4 errors."""
+    generator = torch.Generator().manual_seed(n)
+    weights, sigma = torch.tensor([0.3, 0.7], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    floors = [
+        noise_floor(sigma * torch.randn(n, 2, generator=generator, dtype=torch.float64), weights, n_splits=20) for _ in range(200)
+    ]
+    expected = float((weights * sigma).sum()) * (2.0 / np.pi / n) ** 0.5
+    assert np.mean(floors) == pytest.approx(expected, abs=4 * np.std(floors) / 200**0.5)
+
+
+def test_a_perfect_model_is_at_the_floor():
+    """The h(r) error of many frames of the truth against 40 others of it; the two differ by the many's own noise."""
+    few, many = tiny.frames(40, seed=1), tiny.frames(400, seed=9)
+    observable = DistanceDistribution.from_reference(few)
+    reference, sample = (observable(tiny.AtomsBatch.from_atoms(frames)) for frames in (few, many))
+    error = float((observable.weights * (sample.mean(dim=0) - reference.mean(dim=0)).abs()).sum())
+    assert error == pytest.approx(noise_floor(reference, observable.weights), rel=0.3)
+
+
+def test_a_few_frames_tell_no_floor():
+    assert noise_floor(torch.zeros(3, 2), torch.ones(2)) is None
+
+
+# -- what a test measures
+
+
+TEST = StabilityTest(tiny.TEMPERATURE, replicas=16, time_ps=0.06, timestep_fs=1.0, check_every_fs=1.0, sample_every_fs=1.0, slice_ps=0.02)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A test of the unstable model, and by hand the same dynamics with the frames of all replicas."""
+    reference = tiny.reference()
+    observable = DistanceDistribution.from_reference(reference.frames)
+    yardstick = replace(Yardstick.from_reference("bonds:0.3", reference, observable, tiny.TEMPERATURE), distribution=None)
+    result = run_stability_test(tiny.model(), reference.frames, yardstick, TEST)
+    potential = tiny.model()
+    state = start(potential, reference.frames, 16, tiny.TEMPERATURE, TEST.integrator, TEST.seed)
+    criteria = [criterion.for_model(potential) for criterion in yardstick.criteria]
+    _, trajectory, failures = simulate(state, TEST.integrator, potential, 60, criteria, check_every=1, sample_every=1)
+    return yardstick, result, trajectory, failures
+
+
+def test_the_frame_of_the_failure_does_not_count(measured):
+    """Frames are those before it, one by one."""
+    yardstick, result, trajectory, failures = measured
+    assert 3 < int(failures.failed.sum())
+    frames, frame, replica = trajectory.frames()
+    step = torch.where(failures.failed, failures.step, 10**9)
+    before = (trajectory.steps[frame] < step[replica]).nonzero()[:, 0]
+    expected = yardstick.observable(frames.select(before)).mean(dim=0)
+    torch.testing.assert_close(result.observed.mean(), expected)
+    assert int(result.observed.counts.sum()) == len(before) < len(frame)
+
+
+def test_slices_hold_the_frames_of_their_time(measured):
+    _, result, _, failures = measured
+    assert result.observed.counts.shape == result.whole.shape == (16, 3)
+    for k, step in enumerate(failures.step.tolist()):
+        last = 61 if step < 0 else step
+        assert result.observed.counts[k].tolist() == [max(0, min(20, last - 1 - 20 * s)) for s in range(3)]
+        assert result.whole[k].tolist() == [20 * (s + 1) < last for s in range(3)]
+
+
+def test_causes_and_frames_of_failures(measured):
+    _, result, _, failures = measured
+    assert result.causes == failures.causes and sum(result.causes.values()) == int(failures.failed.sum()) == len(result.unstable)
+    for atoms in result.unstable:
+        k = atoms.info["replica"]
+        assert atoms.info["time_ps"] == pytest.approx(int(failures.step[k]) * 1e-3)
+        assert atoms.info["criterion"] == failures.criterion[k]
+        np.testing.assert_allclose(atoms.positions, failures.frames.positions.view(16, -1, 3)[k])
+        np.testing.assert_allclose(atoms.get_momenta(), failures.momenta.view(16, -1, 3)[k])
+
+
+def test_what_outlives_every_look_may_fail_over_a_window():
+    """A tetrahedron held open at twice its size: no criterion of single frames is asked, the windows say it."""
+    reference = tiny.reference()
+    observable = DistanceDistribution.from_reference(reference.frames)
+    yardstick = Yardstick.from_reference("bonds:9", reference, observable, tiny.TEMPERATURE)
+    yardstick = replace(yardstick, criteria=[])
+    wide = [Atoms("C4", 1.7 * tiny.TETRAHEDRON, info={}) for _ in range(4)]
+    test = StabilityTest(1.0, replicas=4, time_ps=0.004, timestep_fs=0.5, sample_every_fs=0.5, slice_ps=0.002)
+    result = run_stability_test(tiny.truth(), wide, yardstick, test)
+    assert result.causes == {"distribution": 4} and result.statistics.times_ps.tolist() == [0.002] * 4
+    assert not result.unstable and not result.whole[:, 0].any()
+    sound = run_stability_test(tiny.truth(), reference.frames, yardstick, TEST)
+    assert not sound.statistics.n_failed
+
+
+def test_over_the_time_in_which_both_are_stable_both_see_the_same(measured):
+    """A model against itself has one error there; one that fails at once leaves no such time."""
+    yardstick, result, _, _ = measured
+    errors = tiny_errors()
+    summary = summarize(result, yardstick, errors, errors, result)
+    expected, _ = result.observed.keep(result.whole).distance(yardstick.target, yardstick.observable.weights)
+    assert summary["hr_error_while_both_stable"] == expected
+    nobody = StabilityResult(result.statistics, result.causes, [], result.observed, torch.zeros_like(result.whole))
+    assert summarize(result, yardstick, errors, errors, nobody)["hr_error_while_both_stable"] is None
+
+
+def tiny_errors():
+    from stabie_ase.qm import LabelledFrames, qm_errors
+
+    return qm_errors(tiny.model(), LabelledFrames.from_reference(tiny.reference()))
+
+
+def test_pooled_rounds_are_one_test(measured):
+    _, result, _, _ = measured
+    twice = StabilityResult.pool([result, result])
+    assert twice.statistics.n_failed == 2 * result.statistics.n_failed
+    assert twice.statistics.hazard_per_ps == pytest.approx(result.statistics.hazard_per_ps)
+    torch.testing.assert_close(twice.observed.mean(), result.observed.mean())
+    assert twice.causes == {name: 2 * n for name, n in result.causes.items()}
+    first_half = twice.stretch(0, 3)
+    assert first_half.shape == (32, 3) and first_half.sum() == 32
+
+
+def test_distances_of_means_and_their_errors():
+    """Two cells of three replicas against a target, by hand."""
+    means = SlicedMeans(torch.tensor([[[1.0], [3.0]], [[2.0], [0.0]], [[6.0], [0.0]]]).double(), torch.tensor([[1, 1], [1, 0], [2, 0]]))
+    error, _ = means.distance(torch.tensor([1.0]).double(), torch.tensor([2.0]).double())
+    assert error == pytest.approx(2 * abs(12 / 5 - 1))
+    first, _ = means.keep(torch.tensor([[True, False]] * 3)).distance(torch.tensor([1.0]).double(), torch.ones(1).double())
+    assert first == pytest.approx(9 / 4 - 1)
+    assert SlicedMeans.none(2, 2, 1).distance(torch.zeros(1), torch.ones(1)) == (None, None)

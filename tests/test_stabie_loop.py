@@ -114,12 +114,15 @@ def test_learning_resets_every_replica_to_the_start_of_the_phase():
     assert training.progress.phase == LEARNING and same_state(training.replicas, start, but=("forces", "potential_energy"))
     fresh = PotentialForces(training.potential)(training.replicas.batch)  # of the weights as they are now
     assert torch.equal(fresh[1], training.replicas.forces) and not torch.equal(start.forces, training.replicas.forces)
+    seen = []
+    training.on_block = lambda steps, state, failures: seen.append(failures.failed)
     training.step()
     assert training.progress.phase == SIMULATION
-    n = training.config.steps(training.config.window_fs)
-    kept = training.replicas.step == start.step + n
-    assert kept.any()  # they go on from the ends of the last window
-    assert (training.replicas.step[~kept] == 0).all()  # or afresh, those that failed in it
+    n, failed = training.config.steps(training.config.window_fs), seen[-1]
+    assert failed.any() and not failed.all()
+    assert torch.equal(training.replicas.step[~failed], start.step[~failed] + n)  # they go on from the end of the last window
+    assert (training.replicas.step[failed] == 0).all()  # those that failed in it begin afresh
+    assert not torch.isin(training.replicas.key[failed], start.key).any()
     assert not training.failed.any()
 
 
