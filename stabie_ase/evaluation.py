@@ -29,7 +29,7 @@ from stabie_ase.observables.averages import SlicedMeans, noise_floor
 from stabie_ase.potentials.base import Potential
 from stabie_ase.qm import QMErrors
 from stabie_ase.reference import Reference
-from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, stability_statistics
+from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, look, stability_statistics
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.topology import Topology
 
@@ -128,10 +128,25 @@ class Yardstick:
         distribution = DistanceShift.from_reference(frames, Topology.from_frames(frames))
         return cls(criteria, observable, values.mean(dim=0), floor, distribution)
 
-    def describe(self) -> str:
+    def describe(self) -> list[str]:
         """All criteria, in words."""
         known = [*self.criteria, *([self.distribution] if self.distribution else [])]
-        return "; or ".join(criterion.describe() for criterion in known)
+        return [criterion.describe() for criterion in known]
+
+
+MOST_JUDGED = 200
+"""Reference frames that are held against criteria: enough to see that these do not suit them."""
+
+
+def failing_frames(potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion]) -> tuple[Counter[str], int]:
+    """How many reference frames criteria call unstable, by criterion, and how many were looked at."""
+    chosen = [frames[round(k)] for k in np.linspace(0, len(frames) - 1, min(len(frames), MOST_JUDGED))]
+    batch = AtomsBatch.from_atoms(chosen, device=potential.device)
+    with potential.frozen():
+        state = initial_state(batch, PotentialForces(potential), 1e-3)
+    looked = look(state, [criterion.for_model(potential) for criterion in criteria])
+    names = [None, *(criterion.name for criterion in criteria)]
+    return Counter(names[worst] for worst in looked.worst[looked.unstable].tolist() if names[worst]), len(chosen)
 
 
 @dataclass(frozen=True)

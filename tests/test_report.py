@@ -78,7 +78,7 @@ def a_result(start_hazard=0.6, end_hazard=0.1, gained=True):
             "temperature_K": 500.0,
             "replicas": 64,
             "time_ps": TEST_PS,
-            "criterion": "a bond off its mean length by more than 0.5 Å (21 bonds)",
+            "criterion": ["a bond off its mean length by more than 0.5 Å (21 bonds)"],
         },
     }
 
@@ -116,7 +116,7 @@ CONFIG = {
                "lower_share": 0.1, "min_ess_share": 0.5, "max_cycles": None, "seed": 0},
     "reference": "50 frames of C9H8O4, 500 K, energies and forces",
     "model": "models/aspirin.pt",
-    "criterion": "a bond off its mean length by more than 0.25 Å (21 bonds)",
+    "criterion": ["a bond off its mean length by more than 0.25 Å (21 bonds)"],
     "versions": {"ase": "3.29.0", "torch": "2.13.0", "python": "3.11.7"},
     "hardware": "x86_64, 2 threads, cpu",
     "command": ["stabie-ase", "finetune", "models/aspirin.pt", "--ref", "train set.xyz"],
@@ -448,10 +448,10 @@ def test_a_resumed_run_leaves_no_old_figures(tmp_path, no_pixels):
 def test_what_users_write_is_only_text(tmp_path):
     hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;"
     result = a_result() | {"message": hostile}
-    result["test"]["criterion"] = hostile
+    result["test"]["criterion"] = [hostile]
     result["models"][hostile] = result["models"]["start"]
     result["curves"][hostile + "$x^$"] = result["curves"]["start"]
-    config = {"model": "m/" + hostile.replace("/", "_"), "reference": hostile, "criterion": hostile, "command": hostile,
+    config = {"model": "m/" + hostile.replace("/", "_"), "reference": hostile, "criterion": [hostile], "command": hostile,
               "hardware": hostile, "versions": {hostile: hostile}, "config": {hostile: hostile}}  # fmt: skip
     run = write_run(tmp_path / "<script>a b&'\"", some_records(), result, n_unstable=1, config=config)
     page = Page(write_report(run))

@@ -588,3 +588,11 @@ def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked
     assert finetuning.check_ps == (asked or 4.0)  # no speed known yet
     finetuning.training.progress.md_steps, finetuning.training.progress.md_seconds = 1000, seconds
     assert finetuning.check_ps == pytest.approx(expected)
+
+
+def test_criteria_that_call_the_reference_unstable_are_warned_of(here, caplog):
+    prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(criterion="bonds:0.02"))
+    assert "of 40 reference frames are unstable by the criteria of training (bonds" in caplog.text
+    caplog.clear()
+    prepare("other", Inputs("model.pt", "ref.xyz"), tiny.config())
+    assert "tolerances" not in caplog.text

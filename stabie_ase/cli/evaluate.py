@@ -64,7 +64,8 @@ def evaluate(
             raise BadOption(f"{name}: {error}") from error
     if not quiet:
         click.echo(f"Reference: {frames.source}")
-        click.echo(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable: {yardstick.describe()}")
+        click.echo(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
+        click.echo("\n".join(f"  - {line}" for line in yardstick.describe()))
     results = {}
     for name, potential in potentials.items():
         say = None if quiet else click.echo

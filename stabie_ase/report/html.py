@@ -180,12 +180,13 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
     rounds = _count(test.get("rounds", 1), "round")
     conditions = (
         f"{rounds} of {test['replicas']} replicas of each model at {test['temperature_K']:g} K for {test['time_ps']:g} ps at "
-        f"most, with equal starts, until the answer was known or the time was spent. A replica counts as failed at: "
-        f"{test['criterion']}."
+        "most, with equal starts, until the answer was known or the time was spent. A replica counts as failed at any of these:"
     )
+    criteria = "\n".join(f"<li>{escape(str(line))}</li>" for line in test["criterion"])
     frames = "; ".join(f"{name.replace('_', '-')}: {source}" for name, source in (result.get("frames") or {}).items())
     return f"""<h2>Before and after</h2>
 <p>{escape(conditions)}</p>
+<ul>{criteria}</ul>
 <div class="wide"><table class="numbers">
 <thead><tr><td></td>{heads}</tr></thead>
 <tbody>
@@ -254,7 +255,7 @@ def _settings(run: RunFiles) -> str:
     facts = {
         "model": about.get("model"),
         "reference": about.get("reference"),
-        "criterion in training": about.get("criterion"),
+        "criteria in training": "; ".join(about.get("criterion") or ()),
         "command": about.get("command"),
         "hardware": about.get("hardware"),
         "versions": about.get("versions"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,14 +18,14 @@ from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_tempera
 from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, summarize
+from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, failing_frames, summarize
 from stabie_ase.files import digest
 from stabie_ase.observables import OBSERVABLES
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.reference import Reference, read_reference
 from stabie_ase.qm import LabelledFrames, qm_errors
-from stabie_ase.stability import Failures, criteria_from
+from stabie_ase.stability import Criterion, Failures, criteria_from
 from stabie_ase.training.comparison import Comparison, Outcome, verdict
 from stabie_ase.training.directory import RunDirectory
 from stabie_ase.training.stabie import WHY_TAKEN_BACK, StabieTraining
@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 LONGEST_CHECK = 4.0
 """Time of each replica in a round of a final comparison that nobody has asked to be longer, in ps."""
+
+TIGHT = 0.05
+"""Fraction of the reference frames that criteria may call unstable before that is said."""
 
 
 @dataclass(frozen=True)
@@ -306,9 +309,23 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
     observable = OBSERVABLES[config.observable].from_reference(reference.frames)
     criteria = criteria_from(config.criterion, reference.frames, config.temperature_K, reference.temperature_K)
     yardstick = Yardstick.from_reference(config.check_criterion, reference, observable, config.temperature_K)
+    _warn_of_tight_criteria(potential, reference, criteria)
     torch.manual_seed(config.seed)
     training = StabieTraining(potential, reference, observable, criteria, config, validation)
     return Finetuning(None, inputs, config, reference, yardstick, training)
+
+
+def _warn_of_tight_criteria(potential: Potential, reference: Reference, criteria: Sequence[Criterion]) -> None:
+    """Sound dynamics visit what the reference does: criteria that call that unstable teach and tell nothing."""
+    causes, n = failing_frames(potential, reference.frames, criteria)
+    if causes.total() > TIGHT * n:
+        logger.warning(
+            "%d of %d reference frames are unstable by the criteria of training (%s): their tolerances may be too tight for this "
+            "temperature; see --criterion",
+            causes.total(),
+            n,
+            ", ".join(f"{name} {count}" for name, count in causes.most_common()),
+        )
 
 
 def _describe(setup: Finetuning) -> dict:
@@ -319,7 +336,7 @@ def _describe(setup: Finetuning) -> dict:
         "digests": inputs.digests(),
         "model": inputs.model,
         "reference": setup.reference.source,
-        "criterion": "; or ".join(criterion.describe() for criterion in setup.training.criteria),
+        "criterion": [criterion.describe() for criterion in setup.training.criteria],
         "check_criterion": setup.yardstick.describe(),
         "start_force_mae_eV_per_A": setup.training.accuracy.start_mae,
         "versions": _versions(),
