@@ -167,6 +167,11 @@ def test_kinetic_temperature():
     torch.testing.assert_close(verdict.value, torch.tensor([0.0, 0.99, 1.01], dtype=torch.float64) * criterion.ratio * 500.0)
     cold = criterion.judge(state.replace(temperature=state.temperature / 2))  # the bath's is what it is measured by
     assert cold.unstable.tolist() == [False, True, True]
+    # Started from frames at 500 K, a bath of 250 K meets up to 375 K until their heat is gone.
+    hot_starts = KineticTemperature.for_atoms(9, 500.0)
+    measured = state.replace(temperature=state.temperature / 2, momenta=state.momenta * 0.75**0.5)
+    assert hot_starts.judge(measured).unstable.tolist() == [False, False, True]
+    assert criterion.judge(measured).unstable.tolist() == [False, True, True]
 
 
 # -- windows

@@ -31,7 +31,7 @@ WITH_TOLERANCE: dict[str, Callable[[Setting, float], Criterion]] = {
 }
 WITHOUT: dict[str, Callable[[Setting], Criterion]] = {
     "energy": lambda s: EnergyRange.from_reference(s.frames, s.temperature_K, s.reference_temperature_K),
-    "temperature": lambda setting: KineticTemperature.for_atoms(len(setting.frames[0])),
+    "temperature": lambda s: KineticTemperature.for_atoms(len(s.frames[0]), s.reference_temperature_K),
 }
 
 

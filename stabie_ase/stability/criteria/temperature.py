@@ -23,22 +23,26 @@ class KineticTemperature(ModelFree):
     """Unstable once the kinetic energy is more than the heat bath gives.
 
     In equilibrium 2K/kT follows a χ² distribution with a degree of freedom for each momentum; the limit is the value that
-    it exceeds once in 10¹² looks.
+    it exceeds once in 10¹² looks. A replica that begins at a frame of a hotter reference shares out that heat first, half
+    of it to its momenta.
 
     Parameters
     ----------
     ratio : float
         Limit of the kinetic temperature, as a multiple of the bath's.
+    reference_K : float
+        Temperature of the frames that replicas start from.
     """
 
     ratio: float
+    reference_K: float = 0.0
     name, unit = "temperature", "K"
 
     @classmethod
-    def for_atoms(cls, n_atoms: int) -> KineticTemperature:
-        """For systems of so many atoms."""
+    def for_atoms(cls, n_atoms: int, reference_temperature_K: float | None = None) -> KineticTemperature:
+        """For systems of so many atoms, from frames of a temperature if that is known."""
         n_f = 3 * n_atoms
-        return cls(float(stats.chi2.isf(CHANCE, n_f)) / n_f)
+        return cls(float(stats.chi2.isf(CHANCE, n_f)) / n_f, reference_temperature_K or 0.0)
 
     def judge(self, state: MDState) -> Verdict:
         """The excess of the kinetic temperature over the bath's, as a part of what is allowed."""
@@ -46,7 +50,8 @@ class KineticTemperature(ModelFree):
         kinetic = batch.sum_over_atoms(0.5 * state.momenta.double().square().sum(dim=1) / batch.masses.double())
         value = 2.0 * kinetic / (3.0 * units.kB * batch.counts.double())
         bath = state.temperature.double()
-        severity = ((value - bath) / ((self.ratio - 1.0) * bath)).clamp(min=0.0)
+        warmest = torch.maximum(bath, 0.5 * (bath + self.reference_K))
+        severity = ((value - bath) / (self.ratio * warmest - bath)).clamp(min=0.0)
         return Verdict(severity, value, torch.zeros((batch.n_systems, 0), dtype=torch.int64, device=batch.device))
 
     def describe(self) -> str:
