@@ -102,6 +102,8 @@ class Yardstick:
         g^ref.
     floor : float or None
         Error of g that a perfect model would show (`noise_floor`).
+    n_frames : int
+        Reference frames.
     distribution : DistanceShift or None
         Judges windows after the run.
     """
@@ -110,6 +112,7 @@ class Yardstick:
     observable: Observable
     target: Tensor
     floor: float | None
+    n_frames: int
     distribution: DistanceShift | None = None
 
     @classmethod
@@ -126,7 +129,11 @@ class Yardstick:
         values = observable(AtomsBatch.from_atoms(frames))
         floor = noise_floor(values, observable.weights)
         distribution = DistanceShift.from_reference(frames, Topology.from_frames(frames))
-        return cls(criteria, observable, values.mean(dim=0), floor, distribution)
+        return cls(criteria, observable, values.mean(dim=0), floor, len(frames), distribution)
+
+    def floor_of(self, n_replicas: int) -> float:
+        """The floor of a mean over so few replicas as well, each of which may tell no more than one reference frame does."""
+        return (self.floor or 0.0) * (1.0 + self.n_frames / max(n_replicas, 1)) ** 0.5
 
     def describe(self) -> list[str]:
         """All criteria, in words."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stabie_ase.training.comparison as comparison_module
-from stabie_ase.evaluation import StabilityResult, StabilityTest, failures_p_value
+from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.stability.sequential import LEVEL, HazardComparison, replica_ps_to_tell
@@ -91,11 +91,8 @@ def result(n_failed, errors=(0.1,) * STRETCHES, n=64, causes=None, ps=128.0):
     return StabilityResult(statistics, Counter(causes or {"bonds": n_failed}), [], observed, torch.ones((n, STRETCHES), dtype=torch.bool))
 
 
-YARDSTICK = SimpleNamespace(
-    target=torch.zeros(1, dtype=torch.float64),
-    floor=0.05,
-    observable=SimpleNamespace(weights=torch.ones(1, dtype=torch.float64), name="hr"),
-)
+OBSERVABLE = SimpleNamespace(weights=torch.ones(1, dtype=torch.float64), name="hr")
+YARDSTICK = Yardstick([], OBSERVABLE, torch.zeros(1, dtype=torch.float64), 0.04, 36)  # of 64 replicas: 0.05
 
 
 def outcome(start, end):
@@ -133,6 +130,15 @@ def test_an_observable_that_got_worse_in_any_stretch_of_time_is_no_gain(errors, 
     assert (worse_stretch(found, YARDSTICK) is None) is (worse is None)
     gained, message = verdict(found, YARDSTICK, ["bonds"])
     assert gained is (worse is None) and (worse is None or worse in message)
+
+
+def test_a_mean_over_few_replicas_has_a_floor_of_its_own():
+    """Independent samples of n and m frames of one distribution differ by √(1 + n/m) times what n and infinitely many do."""
+    generator, n, m = torch.Generator().manual_seed(0), 40, 10
+    few, fewer = (torch.randn(4000, k, generator=generator).mean(dim=1) for k in (n, m))
+    yardstick = Yardstick([], OBSERVABLE, torch.zeros(1), float(few.abs().mean()), n)
+    assert yardstick.floor_of(m) == pytest.approx(float((few - fewer).abs().mean()), rel=0.05)
+    assert yardstick.floor_of(10**9) == pytest.approx(yardstick.floor)
 
 
 def test_beneath_the_floor_nothing_is_worse():

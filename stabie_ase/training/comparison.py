@@ -115,16 +115,16 @@ def worse_stretch(outcome: Outcome, yardstick: Yardstick) -> str | None:
 
     Where nobody of the starting model is left, its error over all of its time stands for it.
     """
-    target, weights, floor = yardstick.target, yardstick.observable.weights, yardstick.floor or 0.0
-    whole_start = outcome.start.observed.distance(target, weights)
+    target, weights = yardstick.target, yardstick.observable.weights
+    start_error, start_spread = outcome.start.observed.distance(target, weights)
     for part in range(STRETCHES):
-        (error, spread), (before, spread_before) = (
-            result.observed.keep(result.stretch(part, STRETCHES)).distance(target, weights) for result in (outcome.end, outcome.start)
-        )
+        end, start = (result.observed.keep(result.stretch(part, STRETCHES)) for result in (outcome.end, outcome.start))
+        (error, spread), (before, spread_before) = (observed.distance(target, weights) for observed in (end, start))
         if before is None or spread_before is None:
-            before, spread_before = whole_start
+            before, spread_before = start_error, start_spread
         if error is None or spread is None:
             continue
+        floor = yardstick.floor_of(int((end.counts.sum(dim=1) > 0).sum()))
         allowed = max(before or 0.0, floor) + STANDARD_ERRORS * (spread**2 + (spread_before or 0.0) ** 2) ** 0.5
         if error > allowed:
             return f"in part {part + 1} of {STRETCHES} of the time it is {error:.3g}, at most {allowed:.3g} can be chance"
