@@ -159,9 +159,12 @@ class FinetuneConfig(HasTimestep):
     cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
     force_error_bound: float = knob(
         0.05,
-        "share by which the force error may grow in a state that is kept, with 90 % confidence from the validation frames",
+        "share by which the force error may grow in a state that is kept, by the upper limit of the mean over the validation frames",
         0.0,
         100.0,
+    )
+    force_error_confidence: float = knob(
+        0.75, "confidence of that limit; a few validation frames take most of the bound for a high one", 0.5, 0.9999
     )
     energy_error_bound: float = knob(
         0.1, "share by which the mean energy error, less its offset, may grow on the validation frames in a state that is kept", 0.0, 100.0

@@ -125,7 +125,7 @@ def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -
     return torch.cat(energies), torch.cat(forces)
 
 
-def upper_limit(differences: Tensor, confidence: float = 0.9) -> float:
+def upper_limit(differences: Tensor, confidence: float) -> float:
     """Upper limit of the mean that a sample was drawn from, by Student's t; of a single number, that number."""
     n, mean = len(differences), float(differences.mean())
     return mean if n < 2 else mean + float(student.ppf(confidence, n - 1)) * float(differences.std()) / math.sqrt(n)

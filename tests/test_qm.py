@@ -53,7 +53,7 @@ def test_upper_limit_covers_the_mean_as_often_as_student_says():
     for confidence in (0.9, 0.5):
         covered = np.mean([upper_limit(x, confidence) >= 0.3 for x in samples])
         assert abs(covered - confidence) < 4 * np.sqrt(confidence * (1.0 - confidence) / 4000)
-    assert upper_limit(torch.tensor([0.7])) == pytest.approx(0.7)
+    assert upper_limit(torch.tensor([0.7]), 0.9) == pytest.approx(0.7)
 
 
 def test_loss_by_hand():

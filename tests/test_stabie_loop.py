@@ -393,7 +393,7 @@ def test_a_model_that_knows_the_frames_by_heart_is_told_early(monkeypatch, caplo
 
 def test_growth_of_the_force_error_is_an_upper_limit():
     """The end of the central interval of 80 % of the mean difference frame by frame, by scipy."""
-    training = loop()
+    training = loop(force_error_confidence=0.9)
     start = training.accuracy.measure(training.potential)
     assert start == (training.accuracy.start_mae, 0.0, float(training.accuracy.start_energies.mean()), 0.0)
     before = force_errors_by_frame(training.potential, training.accuracy.frames)

@@ -214,7 +214,7 @@ def _course(run: RunFiles, figures: Mapping[str, bytes]) -> str:
          "phase. Below: failures per stable replica-ps in each simulation phase (half a failure added).",
          "No window has been simulated yet.")}
 {_figure("learning", figures, "After the updates of each learning window: force error on the validation frames with, as a "
-         "band, its upper limit with 90 % confidence; a step that takes that beyond the dotted bound is taken back. Loss of "
+         "band, its upper limit; a step that takes that beyond the dotted bound is taken back. Loss of "
          "the observable on the window's samples before the updates, and effective share of the samples after them "
          "(Kish); below the dotted line samples are not used again.",
          "The weights have not been updated: no learning window saw enough failures.")}"""

@@ -81,7 +81,7 @@ class Growth(NamedTuple):
         Mean absolute error of the components, in eV/Å.
     force_growth : float
         Fraction by which it may have grown since the start. A few frames do not know it well, and some get better by chance:
-        what counts is the upper limit of the mean difference frame by frame, with 90 % confidence.
+        what counts is the upper limit of the mean difference frame by frame, with the confidence asked for.
     energy_mae : float
         Mean absolute error of a frame less the mean offset, in eV.
     energy_growth : float
@@ -113,10 +113,12 @@ class Accuracy:
     potential : Potential
         The starting model.
     frames : LabelledFrames
+    confidence : float
+        Of the upper limit of the growth of the force error.
     """
 
-    def __init__(self, potential: Potential, frames: LabelledFrames):
-        self.frames = frames
+    def __init__(self, potential: Potential, frames: LabelledFrames, confidence: float):
+        self.frames, self.confidence = frames, confidence
         self.start_rmse = qm_errors(potential, frames).force_rmse_eV_per_A
         self.start_energies, self.start_forces = errors_by_frame(potential, frames)
 
@@ -130,7 +132,7 @@ class Accuracy:
         energies, forces = errors_by_frame(potential, self.frames)
         return Growth(
             float(forces.mean()),
-            _fraction(upper_limit(forces - self.start_forces), self.start_mae),
+            _fraction(upper_limit(forces - self.start_forces, self.confidence), self.start_mae),
             float(energies.mean()),
             _fraction(float((energies - self.start_energies).mean()), float(self.start_energies.mean())),
         )

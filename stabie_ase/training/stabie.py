@@ -127,7 +127,7 @@ class StabieTraining:
         self.held_out_source = (
             f"{len(held_out)} frames of the reference that are held out" if validation is None else validation.source
         )
-        self.accuracy = Accuracy(potential, LabelledFrames.from_reference(held_out, potential.device))
+        self.accuracy = Accuracy(potential, LabelledFrames.from_reference(held_out, potential.device), config.force_error_confidence)
         self.bounds = Bounds(config.force_error_bound, config.energy_error_bound)
         self.loss = QMLoss(energy_weight=ENERGY_WEIGHT)
         self.integrator = config.integrator
