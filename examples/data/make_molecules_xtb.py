@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Make reference sets of five more small molecules: GFN2-xTB molecular dynamics.
 
-    python examples/data/make_molecules_xtb.py --output sets                    # all five, twenty minutes
+    python examples/data/make_molecules_xtb.py --output sets                    # all five, ten minutes
     python examples/data/make_molecules_xtb.py --molecule glycine --dynamics 20 --output sets
     python examples/data/make_molecules_xtb.py --quick --output /tmp/try        # a trial run, seconds
 
@@ -27,7 +27,17 @@ from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 from make_aspirin_xtb import (
-    GEOMETRY, MAX_BOND_STRETCH, METHOD, RELAXATION_TIME, TEMPERATURE_K, TIMESTEP, bond_lengths, bonds, calculator, labelled, summary
+    GEOMETRY,
+    MAX_BOND_STRETCH,
+    METHOD,
+    RELAXATION_TIME,
+    TEMPERATURE_K,
+    TIMESTEP,
+    bond_lengths,
+    bonds,
+    calculator,
+    labelled,
+    summary,
 )
 from tqdm import tqdm
 
@@ -181,7 +191,8 @@ def make_dynamics(name, start, output, temperature, equilibration, n_frames, see
 @click.option("--frames", "n_frames", default=250, show_default=True, type=click.IntRange(0),
               help="Of the training and test sets together; 0 makes no sets.")
 @click.option("--train", "n_train", default=50, show_default=True, type=click.IntRange(1), help="Frames for training.")
-@click.option("--spacing", default=50.0, show_default=True, type=click.FloatRange(0.5), help="From frame to frame, fs.")
+@click.option("--spacing", default=50.0, show_default=True, type=click.FloatRange(0.5),
+              help="From frame to frame, fs, in whole steps of 0.5.")
 @click.option("--dynamics", "dynamics_ps", default=0.0, type=click.FloatRange(0),
               help="Length of a dense trajectory, ps; none by default.")
 @click.option("--temperature", default=TEMPERATURE_K, show_default=True, type=click.FloatRange(1), help="K.")
