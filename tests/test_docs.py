@@ -1,12 +1,16 @@
 """README's snippets, its two commands, and every example run as they are written."""
 
 import re
+import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+
+import stabie_ase
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text()
@@ -55,3 +59,17 @@ def test_example_runs(script, tmp_path):
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("factor", [-1.0, 2.0], ids=["the sign", "a factor"])
+def test_the_spring_example_sees_wrong_physics(factor, monkeypatch, capsys):
+    """As it would be with this factor on beta in the estimator."""
+
+    def wrong(*arguments, real=stabie_ase.estimate, **settings):
+        result = real(*arguments, **settings)
+        return replace(result, sample_weights=factor * result.sample_weights)
+
+    monkeypatch.setattr(stabie_ase, "estimate", wrong)
+    monkeypatch.setattr(sys, "argv", ["learn_a_spring.py", "--quick"])
+    with pytest.raises(SystemExit, match="the gradient is"):
+        runpy.run_path(str(ROOT / "examples" / "learn_a_spring.py"), run_name="__main__")
