@@ -57,24 +57,37 @@ def measure(potential: Potential, frames: Sequence[Atoms], replicas: int, second
 def sweep(
     potential: Potential, frames: Sequence[Atoms], most: int, seconds: float, temperature_K: float
 ) -> Iterator[Measurement]:
-    """1, 2, 4, ... replicas up to `most`; ends early where twice as many bring no more or do not fit."""
-    rates = []
-    replicas = 1
-    while replicas <= most:
+    """1, 2, 4, ... replicas and at last `most`; ends early where twice as many bring no more or do not fit."""
+    measured, replicas = [], 1
+    while not measured or (measured[-1].replicas < most and not levelled(measured)):
         try:
-            measurement = measure(potential, frames, replicas, seconds, temperature_K)
+            measured.append(measure(potential, frames, replicas, seconds, temperature_K))
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or not rates:
+            if not out_of_memory(error) or not measured:
                 raise
             return
-        yield measurement
-        rates.append(measurement.rate)
-        if len(rates) > 3 and max(rates[-2:]) < 1.03 * max(rates[:-2]):
-            return
-        replicas *= 2
+        yield measured[-1]
+        replicas = min(2 * replicas, most)
+
+
+def levelled(measurements: Sequence[Measurement]) -> bool:
+    """Whether the last two, of four or more, bring no more than those before."""
+    rates = [m.rate for m in measurements]
+    return len(rates) > 3 and max(rates[-2:]) < 1.03 * max(rates[:-2])
 
 
 def recommended(measurements: Sequence[Measurement]) -> Measurement:
     """The fewest replicas that come close to the best rate."""
     best = max(m.rate for m in measurements)
     return next(m for m in measurements if m.rate >= ENOUGH * best)
+
+
+def advice(measurements: Sequence[Measurement], most: int) -> str:
+    """How many replicas to run in words, and what ended a sweep up to `most` of them if rates had not levelled off."""
+    last, best = measurements[-1].replicas, recommended(measurements).replicas
+    if levelled(measurements):
+        return f"Use --replicas {best}: more bring little here."
+    little = f"Use --replicas {best}" + (f": {last} bring little more" if best < last else "")
+    if last < most:
+        return f"{little}; {min(2 * last, most)} do not fit in memory."
+    return f"{little}. The limit, --replicas {most}, ended the table, not the machine: a higher one shows what more bring."

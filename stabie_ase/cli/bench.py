@@ -18,7 +18,7 @@ def bench(model, reference, replicas, seconds, temperature, device, dtype, head,
     """Replica-steps per second of MODEL against the number of replicas, and the number to use."""
     import torch
 
-    from stabie_ase.benchmark import recommended, sweep
+    from stabie_ase.benchmark import advice, sweep
     from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.reference import read_frames
@@ -36,4 +36,4 @@ def bench(model, reference, replicas, seconds, temperature, device, dtype, head,
         memory = "-" if m.memory_MB is None else f"{m.memory_MB:.0f}"
         click.echo(f"{m.replicas:>8}  {m.rate:>15.0f}  {1000 * m.replicas / m.rate:>9.1f}  {memory:>11}")
         measured.append(m)
-    click.echo(f"Use --replicas {recommended(measured).replicas}: more bring little here.")
+    click.echo(advice(measured, replicas))
