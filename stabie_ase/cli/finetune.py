@@ -116,7 +116,7 @@ def run_to_end(finetuning, quiet: bool) -> None:
 def _loop(finetuning, quiet: bool) -> None:
     training, config = finetuning.training, finetuning.config
     rate, log, live = Rate(), logging.getLogger("stabie_ase"), training.progress
-    with Progress(60.0 * config.max_time_min, "stabie", quiet) as progress:
+    with Progress(60.0 * config.max_time_min, "stabie", quiet, _used(training)) as progress:
 
         def on_block(steps, state, failures):
             share = failures.share

@@ -153,7 +153,7 @@ def _run(context, directory, production, inputs) -> None:
         click.echo(f"{config.replicas} replicas, {config.ensemble}, {config.temperature_K:g} K, to {config.time_ps:g} ps")
         click.echo(f"Directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
     rate = Rate()
-    with Progress(production.n_steps, "md", quiet) as progress:
+    with Progress(production.n_steps, "md", quiet, production.done) as progress:
 
         def on_sample(steps, state, stopped):
             share = f"stopped {100 * float(stopped.double().mean()):.0f} %, "
@@ -161,5 +161,6 @@ def _run(context, directory, production, inputs) -> None:
 
         with told_how_to_go_on(lambda: f"go on with: {resume_command}"):
             production.run(on_sample)
+        progress.done = progress.total  # all may have been stopped long before
     n = int(production.stopped.sum())
     click.echo(f"{config.replicas} replicas at {production.done * config.timestep_fs / 1000:g} ps" + (f", {n} stopped before" if n else ""))

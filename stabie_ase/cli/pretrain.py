@@ -63,13 +63,15 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     def kept():
         return f"the same command goes on from {state_path}" if state_path.exists() else "nothing was saved yet"
 
+    def used():
+        return max(training.seconds, 60.0 * config.max_time_min * training.epoch / config.epochs)
+
     saved = time.monotonic()
-    with Progress(60.0 * config.max_time_min, "pretrain", quiet) as progress:
+    with Progress(60.0 * config.max_time_min, "pretrain", quiet, used()) as progress:
         with told_how_to_go_on(kept):
             while not training.finished:
                 record = training.run_epoch()
-                used = max(training.seconds, 60.0 * config.max_time_min * training.epoch / config.epochs)
-                progress.show(used, f"epoch {record['epoch']}, force MAE {1000 * record['force_mae_eV_per_A']:.1f} meV/Å")
+                progress.show(used(), f"epoch {record['epoch']}, force MAE {1000 * record['force_mae_eV_per_A']:.1f} meV/Å")
                 if time.monotonic() - saved > SAVE_EVERY:
                     write_atomically({"options": options, "training": training.state()}, state_path)
                     saved = time.monotonic()

@@ -23,18 +23,23 @@ class Progress:
     title : str
     quiet : bool
         Show nothing.
+    done : float
+        Part of the budget that was used before, as by the run that is gone on with: it tells nothing of the speed from here.
     every : float
         Seconds between two plain lines where there is no terminal.
     """
 
-    def __init__(self, total: float, title: str, quiet: bool = False, every: float = 30.0):
+    def __init__(self, total: float, title: str, quiet: bool = False, done: float = 0.0, every: float = 30.0):
         self.total, self.title, self.every, self.quiet = max(total, 1e-9), title, every, quiet
-        self.done, self.note = 0.0, ""
+        self.start = self.done = min(done, self.total)
+        self.note = ""
         self.began = self.last = time.monotonic()
         self.bar = None
         if not quiet and sys.stderr.isatty():
             layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
-            self.bar = tqdm(total=self.total, desc=title, bar_format=layout, file=sys.stderr, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=self.total, initial=self.start, desc=title, bar_format=layout, file=sys.stderr, dynamic_ncols=True
+            )
 
     def __enter__(self) -> Progress:
         return self
@@ -60,9 +65,10 @@ class Progress:
 
     def _line(self) -> None:
         elapsed = time.monotonic() - self.began
-        share = self.done / self.total
-        left = f", {elapsed * (1 - share) / share:.0f} s left" if 0 < share < 1 else ""
-        click.echo(f"{self.title}: {100 * share:.0f} % after {elapsed:.0f} s{left}; {self.note}", err=True)
+        left = ""
+        if self.start < self.done < self.total:
+            left = f", {elapsed * (self.total - self.done) / (self.done - self.start):.0f} s left"
+        click.echo(f"{self.title}: {100 * self.done / self.total:.0f} % after {elapsed:.0f} s{left}; {self.note}", err=True)
 
 
 class Rate:
