@@ -185,7 +185,7 @@ class WorkDirectory:
     def writing(self) -> Iterator[None]:
         """What the file system refuses is told with the way to go on; torch's zip writer hides it behind its own error.
 
-        A ctrl-C waits until all is written.
+        A ctrl-C or a SIGTERM waits until all is written.
         """
         try:
             with uninterrupted():

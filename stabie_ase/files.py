@@ -14,7 +14,7 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within this block a ctrl-C waits for its end.
+    """Within this block a ctrl-C, and a SIGTERM where there is a handler for it, waits for its end; a second SIGTERM does not.
 
     Libraries that write files lose it otherwise: torch's C++ zip writer and ASE turn it into errors of their own.
     """
@@ -22,13 +22,23 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     arrived = []
-    before = signal.signal(signal.SIGINT, lambda *signal_and_frame: arrived.append(signal_and_frame))
+
+    def wait(number, frame):
+        arrived.append((number, frame))
+        if number == signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, wait)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if arrived and callable(before):
-            before(*arrived[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            handlers[arrived[0][0]](*arrived[0])
 
 
 @contextmanager

@@ -91,13 +91,24 @@ class Production:
         self.directory.cut_to(saved)
 
     def run(self, on_sample: Callable[[int, MDState, Tensor], None] | None = None) -> None:
-        """Take all replicas to the end; `on_sample(steps_done, state, stopped)` after every frame."""
-        config, saved = self.config, time.monotonic()
+        """Take all replicas to the end; `on_sample(steps_done, state, stopped)` after every frame.
+
+        A ctrl-C costs the steps since the last frame.
+        """
         if self.done == 0 and self.directory.thermo.length == 0:
             with self.directory.writing():
                 self.directory.thermo.append(COLUMNS)
-            self._write(torch.arange(config.replicas, device=self.state.batch.device))
+                self._write(torch.arange(self.config.replicas, device=self.state.batch.device))
             self._save()
+        try:
+            self._to_end(on_sample)
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        self._save()
+
+    def _to_end(self, on_sample: Callable[[int, MDState, Tensor], None] | None) -> None:
+        config, saved = self.config, time.monotonic()
         while self.done < self.n_steps and not bool(self.stopped.all()):
             n = min(config.steps(config.sample_every_fs), self.n_steps - self.done)
             going = (~self.stopped).nonzero()[:, 0]
@@ -109,16 +120,16 @@ class Production:
                 self.criteria,
                 check_every=min(config.steps(config.check_every_fs), n) if self.criteria else n,
             )
-            self.state = self.state.put(going, ends)
-            self.stopped[going[failures.failed]] = True
-            self.done += n
-            self._write(going)
+            with self.directory.writing():  # so that the state and the files always belong together
+                self.state = self.state.put(going, ends)
+                self.stopped[going[failures.failed]] = True
+                self.done += n
+                self._write(going)
             if on_sample:
                 on_sample(self.done, self.state, self.stopped)
             if time.monotonic() - saved > SAVE_EVERY:
                 self._save()
                 saved = time.monotonic()
-        self._save()
 
     def _save(self) -> None:
         self.directory.save({"replicas": self.state.tensors(), "stopped": self.stopped, "done": self.done})
@@ -126,11 +137,9 @@ class Production:
     def _write(self, replicas: Tensor) -> None:
         """A frame and a line of the log for each of these replicas."""
         frames = self._frames(replicas)
-        lines = [self._line(atoms) for atoms in frames]
-        with self.directory.writing():
-            self.directory.thermo.append(*lines)
-            for k, atoms in zip(replicas.tolist(), frames):
-                self.directory.log_of[k].append([atoms])
+        self.directory.thermo.append(*[self._line(atoms) for atoms in frames])
+        for k, atoms in zip(replicas.tolist(), frames):
+            self.directory.log_of[k].append([atoms])
 
     def _frames(self, replicas: Tensor) -> list[Atoms]:
         state = self.state.select(replicas)

@@ -1,11 +1,16 @@
 """Work in several sessions: interrupted, ended from outside, gone on with - what is told, and what is kept."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 
 import pytest
 import tiny
+import torch
 
+import stabie_ase.production as production_module
 import stabie_ase.training.pretrain as pretrain_module
 from stabie_ase.cli.progress import Progress
 from stabie_ase.training.stabie import StabieTraining
@@ -25,11 +30,11 @@ def interrupt_after(monkeypatch, n, owner, name):
     """A ctrl-C in place of one call of a method after n of them."""
     real, calls = getattr(owner, name), []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **settings):
         calls.append(None)
         if len(calls) == n + 1:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **settings)
 
     monkeypatch.setattr(owner, name, interrupted)
 
@@ -70,3 +75,81 @@ def test_resumed_work_tells_what_was_used_before(here, monkeypatch):
     interrupt_after(monkeypatch, 3, StabieTraining, "step")
     assert tiny.run(*FINETUNE, *tiny.flags(max_updates=4)).exit_code == 130 and told["stabie"] == 0.0
     assert tiny.run("finetune", "--resume", "run").exit_code == 0 and 0.0 < told["stabie"] < 1.0
+
+
+# -- SIGTERM, as batch systems send it
+
+
+STARTED = {
+    "finetune": ([*FINETUNE, *tiny.flags(max_cycles=400)], "run/metrics.jsonl", "go on with: stabie-ase finetune --resume run"),
+    "md": ([*MD, "--time", "1000"], "run/state.pt", "go on with: stabie-ase md --resume run"),
+    "pretrain": ([*PRETRAIN, "--epochs", "100000"], "new.pt.pretrain", "the same command goes on from new.pt.pretrain"),
+}
+
+
+@pytest.mark.parametrize("command", STARTED)
+def test_sigterm_ends_as_ctrl_c_does(here, command):
+    arguments, written, onwards = STARTED[command]
+    process = tiny.Process(here, *arguments)
+    process.wait_for((here / written).exists)
+    assert process.interrupt(signal.SIGTERM) == 143
+    assert process.stderr.splitlines()[-1] == f"terminated; {onwards}" and "Traceback" not in process.stderr
+
+
+def test_sigterm_before_anything_was_written(here, monkeypatch):
+    monkeypatch.setattr("stabie_ase.reference.read_frames", lambda path: os.kill(os.getpid(), signal.SIGTERM))
+    handler = signal.getsignal(signal.SIGTERM)
+    result = tiny.run(*MD)
+    assert result.exit_code == 143 and result.stderr.strip() == "terminated"
+    assert signal.getsignal(signal.SIGTERM) == handler and not (here / "run").exists()
+
+
+def test_sigterm_that_is_ignored_stays_ignored(here):
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert tiny.run(*MD, "--time", "0.001").exit_code == 0 and signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+SLOW = """
+import os, signal
+from stabie_ase.cli.main import main
+from stabie_ase.files import uninterrupted
+
+@main.command()
+def slow():
+    try:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("written", flush=True)
+            {inside}
+        print("gone on")
+    finally:
+        {after}
+        print("cleaned up", flush=True)
+
+main(["slow"])
+"""
+
+
+@pytest.mark.parametrize("inside, after, status, printed", [
+    ("pass", "pass", 143, "written cleaned up"),
+    ("os.kill(os.getpid(), signal.SIGTERM)", "pass", -signal.SIGTERM, "written"),
+    ("pass", "os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, "written"),
+])  # fmt: skip
+def test_the_first_sigterm_waits_for_files_and_a_second_for_nothing(inside, after, status, printed):
+    done = subprocess.run([sys.executable, "-c", SLOW.format(inside=inside, after=after)], capture_output=True, text=True)
+    assert done.returncode == status and done.stdout.split() == printed.split(), done.stderr
+
+
+def test_an_interrupted_md_keeps_all_its_frames(here, monkeypatch):
+    """Also those since the state was saved last."""
+    interrupt_after(monkeypatch, 4, production_module, "simulate")
+    assert tiny.run(*MD, "--time", "0.1", "--sample-every", "10").exit_code == 130
+    assert torch.load(here / "run" / "state.pt", weights_only=True)["state"]["done"] == 80
+    lines = (here / "run" / "thermo.csv").read_text()
+    assert len(lines.splitlines()) == 1 + 2 * 5
+    assert tiny.run("md", "--resume", "run").exit_code == 0
+    assert (here / "run" / "thermo.csv").read_text().startswith(lines)

@@ -197,9 +197,9 @@ class Process:
         self.process.kill()
         return self.end()
 
-    def interrupt(self) -> int:
-        """Ctrl-C."""
-        os.kill(self.process.pid, signal.SIGINT)
+    def interrupt(self, number: int = signal.SIGINT) -> int:
+        """Ctrl-C, or another signal."""
+        os.kill(self.process.pid, number)
         return self.end()
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,34 @@ import click
 import stabie_ase
 from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.cli.progress import LogLines
+
+
+class Terminated(KeyboardInterrupt):
+    """A SIGTERM, as `kill` and batch systems send it before they kill."""
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """In this block the first SIGTERM ends the work as a ctrl-C does, a second one ends the process at once."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def end(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def word_and_status(interrupt: KeyboardInterrupt) -> tuple[str, int]:
+    """What to call an interrupt, and the exit status that shells give it."""
+    number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+    return "terminated" if number == signal.SIGTERM else "interrupted", 128 + number
 
 
 class OneLine(click.ClickException):
@@ -30,14 +60,16 @@ class OneLineErrors(click.Group):
 
     def invoke(self, context: click.Context):
         try:
-            return super().invoke(context)
+            with sigterm_as_ctrl_c():
+                return super().invoke(context)
         except click.UsageError as error:
             raise OneLine(error) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted", err=True)
-            context.exit(130)
+        except KeyboardInterrupt as interrupt:
+            word, status = word_and_status(interrupt)
+            click.echo(f"\n{word}", err=True)
+            context.exit(status)
         except Exception as error:
             if context.params.get("verbose", 0) >= 2:
                 raise
@@ -46,12 +78,13 @@ class OneLineErrors(click.Group):
 
 @contextmanager
 def told_how_to_go_on(how: Callable[[], str]) -> Iterator[None]:
-    """A ctrl-C in this block ends the program with what became of the work."""
+    """A ctrl-C or a SIGTERM in this block ends the program with what became of the work."""
     try:
         yield
-    except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; {how()}", err=True)
-        raise click.exceptions.Exit(130) from None
+    except KeyboardInterrupt as interrupt:
+        word, status = word_and_status(interrupt)
+        click.echo(f"\n{word}; {how()}", err=True)
+        raise click.exceptions.Exit(status) from None
 
 
 def explain(error: Exception) -> str:
