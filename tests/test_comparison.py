@@ -150,7 +150,9 @@ def test_criteria_that_training_did_not_use_have_their_say():
     start, moved = result(50, causes={"bonds": 48, "distribution": 2}), result(15, causes={"distribution": 15})
     gained, message = verdict(outcome(start, moved), YARDSTICK, ["bonds"])
     assert gained and "(distribution) became more frequent: 0.0156 -> 0.117" in message
-    same = result(12, causes={"bonds": 10, "distribution": 2})
+    few = result(12, causes={"bonds": 10, "distribution": 2})
+    assert "distribution" not in verdict(outcome(start, few), YARDSTICK, ["bonds"])[1]
+    start, same = result(50, causes={"bonds": 43, "distribution": 7}), result(12, causes={"bonds": 6, "distribution": 6})
     assert "no gain can be told from chance" in verdict(outcome(start, same), YARDSTICK, ["bonds"])[1]
     everywhere = result(3, causes={"bonds": 3})
     start = result(50, causes={"bonds": 30, "distribution": 20})

@@ -23,6 +23,9 @@ HEATS = 10_000
 STRETCHES = 4
 """Equal parts of the test's time in each of which an observable must not get worse."""
 
+FEW = 10
+"""Failures of two models that are too few to ask by which the fewer."""
+
 STANDARD_ERRORS = 1.645
 """By which an observable's error has to be larger to be worse: one-sided, 95 %."""
 
@@ -167,6 +170,9 @@ def _unheard(outcome: Outcome, listened: set[str]) -> str:
         sum(r.causes[c] for c in others) / r.statistics.stable_replica_ps for r in (outcome.start, outcome.end)
     )
     names = ", ".join(others)
+    n = sum(r.causes[c] for r in (outcome.start, outcome.end) for c in others)
     if failures_p_value(outcome.end, outcome.start, others) <= LEVEL:
         return f" But failures by what training did not listen to ({names}) became more frequent: {start:.3g} -> {end:.3g} per replica-ps."
+    if n < FEW:
+        return ""
     return f" By what training did not listen to ({names}) no gain can be told from chance: {start:.3g} -> {end:.3g} per replica-ps."
