@@ -269,6 +269,9 @@ class MDConfig(HasTimestep):
     time_ps: float = knob(10.0, "time of each replica, what has been run included", 1e-6, 1e9)
     replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
     temperature_K: float | None = knob(None, "temperature; that of the starting frames if not given", 1e-3, 1e5)
+    new_momenta: bool = knob(
+        False, "draw new momenta for all replicas; without it those in the starting file are used, once each, if there are any"
+    )
     end_temperature_K: float | None = knob(None, "temperature at the end, reached linearly", 1e-3, 1e5)
     pressure_GPa: float = knob(0.0, "pressure", -1e3, 1e5)
     timestep_fs: float = knob(0.5, "time step", 1e-3, 20.0)

@@ -14,8 +14,8 @@ from torch import Tensor
 from stabie_ase.config import MDConfig
 from stabie_ase.directory import FrameLog, TextLog, WorkDirectory
 from stabie_ase.dynamics import MDState, kinetic_energy, simulate
-from stabie_ase.dynamics.state import degrees_of_freedom
-from stabie_ase.evaluation import start
+from stabie_ase.dynamics.state import degrees_of_freedom, has_momenta, take_momenta
+from stabie_ase.evaluation import start, starting_frames
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion
 
@@ -58,6 +58,11 @@ class Production:
         To start from.
     criteria : sequence of Criterion
         Any of them stops a replica.
+
+    Attributes
+    ----------
+    from_file : list of bool
+        Replicas that start with the momenta of their frame: not those that use a frame again, which would take the same path.
     """
 
     def __init__(
@@ -69,6 +74,13 @@ class Production:
         self.state = start(
             potential, frames, config.replicas, config.temperature_K, self.integrator, config.seed, config.pressure_GPa
         )
+        chosen = starting_frames(frames, config.replicas, config.seed)
+        self.from_file = [
+            not config.new_momenta and k < len(frames) and has_momenta(atoms) for k, atoms in enumerate(chosen)
+        ]
+        # Constant energy keeps the centre-of-mass momentum as it finds it; a thermostat would take it for heat.
+        fix_com = self.integrator.fix_com and config.ensemble != "nve"
+        self.state = take_momenta(self.state, chosen, self.from_file, fix_com)
         self.integrator.check(self.state)
         self.stopped = ~self.state.alive
         self.done = 0

@@ -1,11 +1,14 @@
 """`stabie-ase md`: what it writes is what the engine did, restarts go on exactly, bad input is one line."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from ase import Atoms
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
 from helpers import crystal, schnet
@@ -181,3 +184,89 @@ def test_a_directory_from_someone_else_is_not_trusted(here, monkeypatch):
     run("md", "--resume", "model-md")
     run("md", "--resume", "model-md", "--trust-checkpoint")
     assert asked == [False, True]
+
+
+# -- momenta in the starting file
+
+
+def with_momenta(frames, temperature):
+    """The same atoms with drifting momenta, and no temperature told."""
+    images = []
+    for k, atoms in enumerate(frames):
+        atoms = Atoms(atoms.symbols, positions=atoms.positions)
+        sigma = np.sqrt(atoms.get_masses() * tiny.units.kB * temperature)
+        atoms.set_momenta(np.random.default_rng(k).normal(size=(len(atoms), 3)) * sigma[:, None])
+        images.append(atoms)
+    return images
+
+
+def started(ensemble, *arguments):
+    """First frames of a short run from moving.traj, and what was said."""
+    shutil.rmtree("run", ignore_errors=True)
+    result = tiny.run("md", "model.pt", "--start", "moving.traj", "--ensemble", ensemble, "--time", "0.002", "--output", "run", *arguments)
+    assert result.exit_code == 0, result.output
+    return [read(path, 0) for path in sorted(Path("run", "frames").iterdir())], result.output
+
+
+def at_rest(atoms):
+    momenta = atoms.get_momenta()
+    return momenta - atoms.get_masses()[:, None] * momenta.sum(axis=0) / atoms.get_masses().sum()
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt-nose-hoover", "nvt-rescaling"])
+def test_dynamics_start_with_the_momenta_of_the_file(here, ensemble):
+    """Each frame's own, drift included at constant energy; a frame used again gets new ones."""
+    frames = with_momenta(read("ref.xyz", ":2"), 50.0)
+    write("moving.traj", frames)
+    bath = () if ensemble == "nve" else ("--temperature", "50")
+    first, said = started(ensemble, "--replicas", "3", *bath)
+    assert "2 of 3 replicas start with those in the file, the others" in said and "not used" not in said
+    expected = [atoms.get_momenta() if ensemble == "nve" else at_rest(atoms) for atoms in frames]
+    which = [int(np.argmin([np.abs(one.positions - atoms.positions).max() for atoms in frames])) for one in first]
+    assert sorted(which[:2]) == [0, 1]
+    for atoms, k in zip(first[:2], which):
+        np.testing.assert_allclose(atoms.get_momenta(), expected[k], atol=1e-5)
+    assert np.abs(first[2].get_momenta() - expected[which[2]]).max() > 0.1
+    again, said = started(ensemble, "--replicas", "2", "--new-momenta", "--temperature", "300")
+    assert "momenta" not in said.lower().replace("--new-momenta", "")
+    assert all(np.abs(atoms.get_momenta() - expected[k]).max() > 0.1 for atoms, k in zip(again, which))
+
+
+def test_a_temperature_that_is_not_used_is_told(here):
+    write("moving.traj", with_momenta(read("ref.xyz", ":2"), 50.0))
+    _, said = started("nve", "--replicas", "2", "--temperature", "300")
+    assert "--temperature 300 is not used for the momenta in the file" in said
+    _, said = started("nvt", "--replicas", "2", "--temperature", "300")
+    assert "2 of 2 replicas start with those in the file\n" in said and "not used" not in said
+    assert "give --temperature" in refused("md", "model.pt", "--start", "moving.traj")  # a bath has to be told its temperature
+    assert "give --temperature" in refused("md", "model.pt", "--start", "moving.traj", "--ensemble", "nve", "--new-momenta")
+
+
+def test_frames_without_momenta_and_held_atoms(here):
+    """Zeros count as none, as some formats write them; an atom that is held has none whatever the file says."""
+    frames = with_momenta(read("ref.xyz", ":3"), 50.0)
+    del frames[0].arrays["momenta"]
+    frames[1].set_momenta(np.zeros((4, 3)))
+    frames[2].set_constraint(FixAtoms([1]))
+    write("moving.traj", frames)
+    first, said = started("nve", "--replicas", "3")
+    assert "1 of 3 replicas start with those in the file, the others" in said
+    assert all(np.abs(atoms.get_momenta()).max() > 0.1 for atoms in first)
+    (held,) = [atoms for atoms in first if not atoms.get_momenta()[1].any()]
+    rest = [0, 2, 3]
+    np.testing.assert_allclose(held.get_momenta()[rest], frames[2].arrays["momenta"][rest], atol=1e-5)
+    frames[2].arrays["momenta"][0, 0] = np.nan
+    write("moving.traj", frames)
+    assert "momenta of the starting frames are not finite" in refused("md", "model.pt", "--start", "moving.traj", "--ensemble", "nve")
+
+
+def test_constant_energy_goes_on_from_frames_of_md(here):
+    """As if it had not stopped, and through a resume too."""
+    run(*RUN, "--replicas", "1", "--ensemble", "nve", "--output", "whole")
+    frames = read(here / "whole" / "frames" / "replica-0000.traj", ":")
+    write("middle.traj", frames[5])
+    run("md", "model.pt", "--start", "middle.traj", "--ensemble", "nve", "--replicas", "1", "--time", "0.02", "--output", "on")
+    run("md", "--resume", "on", "--time", "0.05")
+    last = read(here / "on" / "frames" / "replica-0000.traj", -1)
+    np.testing.assert_allclose(last.positions, frames[10].positions, atol=1e-4)
+    np.testing.assert_allclose(last.get_momenta(), frames[10].get_momenta(), atol=1e-3)

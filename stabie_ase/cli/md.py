@@ -70,6 +70,7 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
     production = Production(*setup)
     _, potential, frames, _ = setup
     say = None if context.obj["quiet"] else click.echo
+    _tell_momenta(production, config.temperature_K, say)
     inputs["compilation"] = compile_where_wanted(
         inputs["compilation"], potential, frames, config.replicas, steps=production.n_steps, say=say
     )
@@ -127,7 +128,10 @@ def _set_up(inputs, config: MDConfig):
     from stabie_ase.stability import criteria_from
 
     frames = read_frames(inputs["start"])
-    config = with_temperature(config, common_temperature(frames), "the file of starting frames")
+    found = common_temperature(frames)
+    if config.ensemble == "nve" and not config.new_momenta:
+        found = found or _kinetic_temperature(frames)
+    config = with_temperature(config, found, "the file of starting frames")
     if config.ensemble.startswith("npt") and not all(atoms.pbc.all() and atoms.cell.rank == 3 for atoms in frames):
         raise BadOption(f"{config.ensemble} needs frames with a cell that are periodic in all three directions; use nvt or nve")
     potential = load_potential(inputs["model"], inputs["device"], inputs["dtype"], inputs["trust_checkpoint"], inputs["head"])
@@ -143,6 +147,28 @@ def _set_up(inputs, config: MDConfig):
     return config, potential, frames, [criterion.for_model(potential) for criterion in criteria]
 
 
+def _kinetic_temperature(frames) -> float | None:
+    """Mean over the frames that have momenta, in K."""
+    from stabie_ase.dynamics.state import has_momenta
+
+    found = [atoms.get_temperature() for atoms in frames if has_momenta(atoms)]
+    return sum(found) / len(found) if found else None
+
+
+def _tell_momenta(production, asked_K: float | None, say) -> None:
+    """What became of the momenta in the file, if there are any."""
+    config, n_kept = production.config, sum(production.from_file)
+    if not n_kept:
+        return
+    text = f"Momenta: {n_kept} of {config.replicas} replicas start with those in the file"
+    if n_kept < config.replicas:
+        text += f", the others (a frame used again, or without momenta) with new ones at {config.temperature_K:g} K"
+    if say:
+        say(text)
+    if config.ensemble == "nve" and asked_K is not None:
+        logger.warning("--temperature %g is not used for the momenta in the file; --new-momenta draws new ones at it", asked_K)
+
+
 def _run(context, directory, production, inputs) -> None:
     config, quiet = production.config, context.obj["quiet"]
     resume_command = directory.resume_command + (" --trust-checkpoint" if inputs["trust_checkpoint"] else "")
@@ -150,7 +176,8 @@ def _run(context, directory, production, inputs) -> None:
     directory.arrange(config.replicas, inputs["one_file"])
     production.take_up(directory)
     if not quiet:
-        click.echo(f"{config.replicas} replicas, {config.ensemble}, {config.temperature_K:g} K, to {config.time_ps:g} ps")
+        bath = "" if config.ensemble == "nve" else f", {config.temperature_K:g} K"
+        click.echo(f"{config.replicas} replicas, {config.ensemble}{bath}, to {config.time_ps:g} ps")
         click.echo(f"Directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
     rate = Rate()
     with Progress(production.n_steps, "md", quiet, production.done) as progress:

@@ -206,6 +206,39 @@ def remove_com_momentum(batch: AtomsBatch, momenta: Tensor, mobile: Tensor) -> T
     return momenta - batch.masses[:, None] * velocity[batch.system]
 
 
+def has_momenta(atoms: Atoms) -> bool:
+    """Whether ASE atoms bring momenta of their own; all zero, as some formats write them for want of any, are none.
+
+    Raises
+    ------
+    ValueError
+        Momenta that are not finite.
+    """
+    momenta = atoms.get_momenta()
+    if not np.isfinite(momenta).all():
+        raise ValueError("momenta of the starting frames are not finite; remove them or draw new ones")
+    return bool(momenta.any())
+
+
+def take_momenta(state: MDState, images: Sequence[Atoms], taken: Sequence[bool], fix_com: bool) -> MDState:
+    """Copy in which the replicas `taken` have the momenta of their ASE atoms instead of those drawn.
+
+    Parameters
+    ----------
+    state : MDState
+    images, taken : sequence of Atoms, sequence of bool
+        One a replica. Atoms that are held get no momentum.
+    fix_com : bool
+        Take out the centre-of-mass momentum, except where an atom is held.
+    """
+    batch = state.batch
+    momenta = torch.as_tensor(np.concatenate([atoms.get_momenta() for atoms in images])).to(state.momenta) * state.mobile[:, None]
+    if fix_com:
+        momenta = remove_com_momentum(batch, momenta, state.mobile)
+    chosen = torch.as_tensor(taken, device=batch.device)[batch.system]
+    return state.replace(momenta=torch.where(chosen[:, None], momenta, state.momenta))
+
+
 def mobile_atoms(images: Sequence[Atoms]) -> Tensor:
     """Which atoms the constraints of ASE atoms leave free, shape (n_atoms,).
 
