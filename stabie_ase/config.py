@@ -255,6 +255,8 @@ class EvaluationConfig:
 
 
 ENSEMBLES = ("nve", "nvt", "nvt-nose-hoover", "nvt-rescaling", "npt", "npt-flexible")
+MOVING_COM = ("nvt", "npt", "npt-flexible")
+"""Those whose heat bath pushes the centre of mass, unless told not to."""
 
 
 @dataclass(frozen=True)
@@ -263,12 +265,18 @@ class MDConfig(HasTimestep):
 
     ensemble: str = knob(
         "nvt",
-        "ensemble: nvt is Langevin, npt is Langevin with stochastic cell rescaling, for which the model must give the stress",
+        "ensemble: nvt is Langevin, npt is Langevin with stochastic cell rescaling, for which the model must give the stress; "
+        "the centre of mass rests in all of them, see --no-fix-com",
         choices=ENSEMBLES,
     )
     time_ps: float = knob(10.0, "time of each replica, what has been run included", 1e-6, 1e9)
     replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
     temperature_K: float | None = knob(None, "temperature; that of the starting frames if not given", 1e-3, 1e5)
+    fix_com: bool = knob(
+        True,
+        "hold the centre of mass at rest where no atom is held, with 3N - 3 degrees of freedom, and take its momentum out of momenta "
+        "in the starting file; nvt and npt can let it move (3N), the others conserve its momentum, which nve takes as it is in the file",
+    )
     new_momenta: bool = knob(
         False, "draw new momenta for all replicas; without it those in the starting file are used, once each, if there are any"
     )
@@ -292,6 +300,8 @@ class MDConfig(HasTimestep):
             )
         if self.end_temperature_K is not None and self.ensemble == "nve":
             raise BadOption("end_temperature_K is given, but nve dynamics have no thermostat to follow it")
+        if not self.fix_com and self.ensemble not in MOVING_COM:
+            raise BadOption(f"fix_com is false, but {self.ensemble} dynamics do not move the centre of mass; {', '.join(MOVING_COM)} do")
 
     @property
     def integrator(self) -> Integrator:
@@ -304,7 +314,7 @@ class MDConfig(HasTimestep):
         if self.ensemble == "nve":
             return dynamics.VelocityVerlet(dt)
         if self.ensemble == "nvt":
-            integrator = dynamics.Langevin(dt, friction)
+            integrator = dynamics.Langevin(dt, friction, self.fix_com)
         elif self.ensemble == "nvt-nose-hoover":
             integrator = dynamics.NoseHooverChain(dt, damping)
         elif self.ensemble == "nvt-rescaling":
@@ -313,6 +323,7 @@ class MDConfig(HasTimestep):
             integrator = dynamics.StochasticCellRescaling(
                 dt,
                 friction,
+                self.fix_com,
                 damping=self.pressure_damping_fs * units.fs,
                 compressibility=self.compressibility_per_GPa / units.GPa,
                 flexible=self.ensemble == "npt-flexible",

@@ -64,7 +64,7 @@ def test_frames_and_log_are_those_of_the_model(here):
             told, forces = atoms.get_potential_energy(), atoms.get_forces()
             assert line["potential_energy_eV"] == pytest.approx(told, rel=1e-7)
             assert line["kinetic_energy_eV"] == pytest.approx(atoms.get_kinetic_energy(), rel=1e-6)
-            assert line["temperature_K"] == pytest.approx(atoms.get_temperature(), rel=1e-5)  # Langevin: 3N momenta
+            assert line["temperature_K"] == pytest.approx(atoms.get_temperature() * 12 / 9, rel=1e-5)  # 3N - 3 momenta
             atoms.calc = StABIECalculator("model.pt")
             assert atoms.get_potential_energy() == pytest.approx(told, abs=1e-5)
             np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5)
@@ -129,6 +129,27 @@ def test_atoms_that_the_file_holds_stay(here):
     path = read(here / "model-md" / "frames" / "replica-0000.traj", ":")
     moved = np.abs(path[-1].positions - path[0].positions).max(axis=1)
     assert moved[1] == 0.0 and (np.delete(moved, 1) > 0.0).all()
+
+
+def centre_moved(*arguments):
+    """How far the centre of mass went in 0.1 ps, in Å, and how far a single atom."""
+    shutil.rmtree("model-md", ignore_errors=True)
+    run(*RUN, *arguments)
+    first, *_, last = read("model-md/frames/replica-0000.traj", ":")
+    return np.linalg.norm(last.get_center_of_mass() - first.get_center_of_mass()), np.abs(last.positions - first.positions).max()
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "nvt-nose-hoover", "nvt-rescaling"])
+def test_the_centre_of_mass_rests(here, ensemble):
+    centre, atom = centre_moved("--ensemble", ensemble)
+    assert centre < 1e-4 < 0.1 < atom
+
+
+def test_the_centre_of_mass_moves_where_it_may(here):
+    assert centre_moved("--no-fix-com")[0] > 0.01
+    assert "--fix-com" in refused("md", "--resume", "model-md", "--fix-com")
+    for ensemble in ("nve", "nvt-nose-hoover", "nvt-rescaling"):
+        assert f"{ensemble} dynamics do not move the centre of mass" in refused(*RUN, "--ensemble", ensemble, "--no-fix-com")
 
 
 def test_a_ramp_ends_where_it_should(here):
@@ -213,7 +234,7 @@ def at_rest(atoms):
     return momenta - atoms.get_masses()[:, None] * momenta.sum(axis=0) / atoms.get_masses().sum()
 
 
-@pytest.mark.parametrize("ensemble", ["nve", "nvt-nose-hoover", "nvt-rescaling"])
+@pytest.mark.parametrize("ensemble", ["nve", "nvt", "nvt-nose-hoover", "nvt-rescaling"])
 def test_dynamics_start_with_the_momenta_of_the_file(here, ensemble):
     """Each frame's own, drift included at constant energy; a frame used again gets new ones."""
     frames = with_momenta(read("ref.xyz", ":2"), 50.0)

@@ -24,7 +24,8 @@ class StochasticCellRescaling(Langevin):
         dε = D/(k_B T) [Σ p⊗p/m - V σ - P V] dt + sqrt(2 D) dW,    D = β k_B T/(3 V τ),
 
     which leaves V^(N-2) exp[-(U + P V)/(k_B T)] d^9h invariant, whatever β and τ: the isobaric distribution, in which the
-    volume has the weight V^N exp[-(U + P V)/(k_B T)] dV. dW is a symmetric matrix of unit variance in each orthonormal
+    volume has the weight V^N exp[-(U + P V)/(k_B T)] dV. Where the centre of mass rests k_B T stands for its part p⊗p/m, which
+    leaves that distribution as it is; it rests in the cell and moves with it. dW is a symmetric matrix of unit variance in each orthonormal
     direction, so that the cell is not rotated; unless `flexible`, only the trace of ε is kept.
 
     Parameters
@@ -35,6 +36,8 @@ class StochasticCellRescaling(Langevin):
         Of the Langevin thermostat, in inverse ASE time units.
     damping : float
         Relaxation time τ of the volume in ASE time units.
+    fix_com : bool
+        The centre of mass rests.
     compressibility : float
         Estimate of the isothermal compressibility β in Å³/eV; only the speed of relaxation depends on it.
     flexible : bool
@@ -76,7 +79,8 @@ class StochasticCellRescaling(Langevin):
         kT = units.kB * state.temperature
         diffusion = self.compressibility * kT / (3.0 * volume * self.damping)
         kinetic = batch.sum_over_atoms(p[:, :, None] * p[:, None, :] / batch.masses[:, None, None])
-        outside = (state.pressure * volume)[:, None, None] * torch.eye(3).to(kinetic)
+        resting = kT if self.fix_com else 0.0
+        outside = (state.pressure * volume - resting)[:, None, None] * torch.eye(3).to(kinetic)
         work = kinetic - volume[:, None, None] * state.stress - outside
         noise = system_normals(state.key, state.step, CELL).to(work)
         strain = (dt * diffusion / kT)[:, None, None] * work + (2.0 * dt * diffusion).sqrt()[:, None, None] * noise

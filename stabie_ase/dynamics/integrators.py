@@ -14,7 +14,7 @@ from ase import units
 from torch import Tensor
 
 from stabie_ase.dynamics.random import NOISE, normals, normals_ahead
-from stabie_ase.dynamics.state import ForceFunction, MDState, degrees_of_freedom, kinetic_energy
+from stabie_ase.dynamics.state import ForceFunction, MDState, degrees_of_freedom, kinetic_energy, remove_com_momentum
 
 Step = Callable[[MDState, ForceFunction], MDState]
 
@@ -25,7 +25,7 @@ class Integrator:
     Attributes
     ----------
     fix_com : bool
-        The centre-of-mass momentum is conserved, and so has to start at zero.
+        The centre of mass rests, where no atom is held: its momentum has to start at zero and is not counted as heat.
     needs_stress : bool
         The force function must give the stress too.
     """
@@ -49,7 +49,9 @@ class Integrator:
 def check_motion(state: MDState, fix_com: bool) -> None:
     """Raise ValueError if a replica has no kinetic energy that a thermostat could scale."""
     if bool((degrees_of_freedom(state, fix_com) == 0).any()):
-        raise ValueError("a replica has nothing that can move: all its atoms are held, or it is one atom at rest")
+        raise ValueError(
+            "a replica has nothing that can move: all its atoms are held, or it is one atom, whose centre of mass rests (fix_com)"
+        )
 
 
 def kick(state: MDState, dt: float) -> MDState:
@@ -112,14 +114,14 @@ class VelocityVerlet(Integrator):
 class Langevin(Integrator):
     """Constant temperature by Langevin's equation in the BAOAB splitting; Leimkuhler & Matthews, Appl. Math. Res. Express 2013, 34.
 
-    The centre of mass moves; there are 3N degrees of freedom.
-
     Parameters
     ----------
     timestep : float
         In ASE time units.
     friction : float
         In inverse ASE time units.
+    fix_com : bool
+        The centre of mass rests: 3N - 3 degrees of freedom. Else it moves as any other: 3N.
     """
 
     timestep: float
@@ -134,12 +136,17 @@ class Langevin(Integrator):
         for noise in normals_ahead(state.batch, state.key, state.step, NOISE, n_steps):
             yield partial(self.step, noise=noise)
 
+    def check(self, state: MDState) -> None:
+        if self.fix_com:
+            check_motion(state, self.fix_com)
+
     def heat_bath(self, state: MDState, dt: float, noise: Tensor | None = None) -> MDState:
-        """Ornstein-Uhlenbeck step: p := e^(-γ dt) p + sqrt((1 - e^(-2γ dt)) m k_B T) ξ."""
+        """Ornstein-Uhlenbeck step: p := e^(-γ dt) p + sqrt((1 - e^(-2γ dt)) m k_B T) ξ, less the centre of mass's part."""
         batch, decay = state.batch, math.exp(-self.friction * dt)
         sigma = torch.sqrt((1.0 - decay**2) * state.mobile * batch.masses * units.kB * state.temperature[batch.system])
         noise = normals(batch, state.key, state.step, NOISE) if noise is None else noise
-        return state.replace(momenta=decay * state.momenta + sigma[:, None] * noise)
+        momenta = decay * state.momenta + sigma[:, None] * noise
+        return state.replace(momenta=remove_com_momentum(batch, momenta, state.mobile) if self.fix_com else momenta)
 
 
 @dataclass(frozen=True)
