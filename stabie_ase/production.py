@@ -14,7 +14,7 @@ from torch import Tensor
 from stabie_ase.config import MDConfig
 from stabie_ase.directory import FrameLog, TextLog, WorkDirectory
 from stabie_ase.dynamics import MDState, kinetic_energy, simulate
-from stabie_ase.dynamics.state import degrees_of_freedom, has_momenta, take_momenta
+from stabie_ase.dynamics.state import degrees_of_freedom, has_momenta, remove_com_momentum, take_momenta
 from stabie_ase.evaluation import start, starting_frames
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion
@@ -22,7 +22,8 @@ from stabie_ase.stability import Criterion
 SAVE_EVERY = 10.0
 """Seconds between two saved states."""
 
-COLUMNS = "replica,time_ps,potential_energy_eV,kinetic_energy_eV,temperature_K,volume_A3,pressure_GPa"
+COLUMNS = "replica,time_ps,potential_energy_eV,kinetic_energy_eV,temperature_K,kinetic_temperature_K,volume_A3,pressure_GPa"
+"""The first temperature is that of the heat bath, the other is measured."""
 
 
 class MDDirectory(WorkDirectory):
@@ -157,8 +158,7 @@ class Production:
         state = self.state.select(replicas)
         images = state.batch.to_atoms()
         momenta, forces = (x.cpu().double().split(state.batch.sizes) for x in (state.momenta, state.forces))
-        n_f = degrees_of_freedom(state, self.integrator.fix_com)
-        temperature = (2.0 * kinetic_energy(state) / (units.kB * n_f.clamp(min=1.0))).tolist()
+        bath, measured = self._bath_temperatures(state), self._kinetic_temperatures(state)
         for k, atoms in enumerate(images):
             atoms.set_momenta(momenta[k].numpy())
             results = {"energy": float(state.potential_energy[k]), "forces": forces[k].numpy()}
@@ -169,9 +169,24 @@ class Production:
             atoms.info |= {
                 "replica": int(replicas[k]),
                 "time_ps": float(state.step[k]) * self.config.timestep_fs / 1000.0,
-                "temperature_K": temperature[k],
-            }
+                "kinetic_temperature_K": measured[k],
+            } | ({} if bath is None else {"temperature_K": bath[k]})
         return images
+
+    def _bath_temperatures(self, state: MDState) -> list[float] | None:
+        """What was asked for, in its own digits, unless a ramp moves it; none at constant energy."""
+        if self.config.ensemble == "nve":
+            return None
+        if self.config.end_temperature_K is None:
+            return [self.config.temperature_K] * state.n_systems
+        return state.temperature.tolist()
+
+    def _kinetic_temperatures(self, state: MDState) -> list[float]:
+        """2K/(N_f k_B) of the motion that is counted as heat, in K."""
+        if self.integrator.fix_com:
+            state = state.replace(momenta=remove_com_momentum(state.batch, state.momenta, state.mobile))
+        n_f = degrees_of_freedom(state, self.integrator.fix_com)
+        return (2.0 * kinetic_energy(state) / (units.kB * n_f.clamp(min=1.0))).tolist()
 
     @staticmethod
     def _line(atoms: Atoms) -> str:
@@ -181,7 +196,8 @@ class Production:
         if "stress" in atoms.calc.results:
             pressure = f"{-atoms.get_stress(include_ideal_gas=True)[:3].mean() / units.GPa:.6f}"
         info = atoms.info
+        bath = f"{info['temperature_K']:.6g}" if "temperature_K" in info else ""
         return (
             f"{info['replica']},{info['time_ps']:.6g},{atoms.get_potential_energy():.8g},{kinetic:.8g},"
-            f"{info['temperature_K']:.6g},{volume},{pressure}"
+            f"{bath},{info['kinetic_temperature_K']:.6g},{volume},{pressure}"
         )

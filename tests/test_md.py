@@ -1,6 +1,7 @@
 """`stabie-ase md`: what it writes is what the engine did, restarts go on exactly, bad input is one line."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import stabie_ase.potentials.checkpoint as checkpoint_module
 import stabie_ase.production as production_module
 from stabie_ase.calculator import StABIECalculator
 from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.reference import common_temperature
 
 RUN = ("md", "model.pt", "--start", "ref.xyz", "--replicas", "3", "--time", "0.1", "--sample-every", "10", "--seed", "4")
 
@@ -64,7 +66,9 @@ def test_frames_and_log_are_those_of_the_model(here):
             told, forces = atoms.get_potential_energy(), atoms.get_forces()
             assert line["potential_energy_eV"] == pytest.approx(told, rel=1e-7)
             assert line["kinetic_energy_eV"] == pytest.approx(atoms.get_kinetic_energy(), rel=1e-6)
-            assert line["temperature_K"] == pytest.approx(atoms.get_temperature() * 12 / 9, rel=1e-5)  # 3N - 3 momenta
+            measured = pytest.approx(atoms.get_temperature() * 12 / 9, rel=1e-5)  # 3N - 3 momenta
+            assert line["kinetic_temperature_K"] == measured and atoms.info["kinetic_temperature_K"] == measured
+            assert line["temperature_K"] == atoms.info["temperature_K"] == tiny.TEMPERATURE
             atoms.calc = StABIECalculator("model.pt")
             assert atoms.get_potential_energy() == pytest.approx(told, abs=1e-5)
             np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5)
@@ -131,6 +135,36 @@ def test_atoms_that_the_file_holds_stay(here):
     assert moved[1] == 0.0 and (np.delete(moved, 1) > 0.0).all()
 
 
+def test_frames_tell_the_temperature_that_was_asked_for(here):
+    """So that they can be a reference; at constant energy there is no such temperature, and the measured one is no substitute."""
+    for ensemble in ("nvt", "nvt-nose-hoover", "nvt-rescaling"):
+        run(*RUN, "--ensemble", ensemble, "--temperature", "298.15", "--output", ensemble, "--one-file")
+        frames = read(here / ensemble / "frames.traj", ":")
+        assert common_temperature(frames) == 298.15
+        assert len({atoms.info["kinetic_temperature_K"] for atoms in frames}) == len(frames)
+    run(*RUN, "--ensemble", "nve", "--temperature", "298.15", "--output", "nve", "--one-file")
+    frames = read(here / "nve" / "frames.traj", ":")
+    assert common_temperature(frames) is None and all(atoms.info["kinetic_temperature_K"] > 0 for atoms in frames)
+    log = thermo(here / "nve")
+    assert np.isnan(log["temperature_K"]).all() and np.isfinite(log["kinetic_temperature_K"]).all()
+
+
+def test_drift_is_no_heat(here):
+    """Momenta of a file that drift at constant energy: kept, and not counted as temperature."""
+    frames = with_momenta(read("ref.xyz", ":1"), 50.0)
+    rest = at_rest(frames[0])
+    frames[0].set_momenta(rest + 10.0 * frames[0].get_masses()[:, None])
+    write("moving.traj", frames)
+    (first,), _ = started("nve", "--replicas", "1")
+    np.testing.assert_allclose(first.get_momenta(), frames[0].get_momenta(), rtol=1e-5)
+    kinetic = 0.5 * (rest**2 / first.get_masses()[:, None]).sum()
+    assert first.info["kinetic_temperature_K"] == pytest.approx(2.0 * kinetic / (9 * tiny.units.kB), rel=1e-3)
+    again, said = started("nve", "--replicas", "9")
+    at = float(re.search(r"with new ones at ([\d.]+) K", said)[1])
+    assert at == pytest.approx(2.0 * kinetic / (9 * tiny.units.kB), rel=1e-4)
+    assert all(abs(atoms.get_momenta().sum()) < 1e-4 for atoms in again[1:])
+
+
 def centre_moved(*arguments):
     """How far the centre of mass went in 0.1 ps, in Å, and how far a single atom."""
     shutil.rmtree("model-md", ignore_errors=True)
@@ -156,6 +190,10 @@ def test_a_ramp_ends_where_it_should(here):
     run(*RUN, "--temperature", "10", "--end-temperature", "900", "--friction", "0.2")
     state = torch.load(here / "model-md" / "state.pt", weights_only=True)["state"]["replicas"]
     assert float(state["temperature"][0]) == pytest.approx(10.0 + 890.0 * 199 / 200)
+    frames = read(here / "model-md" / "frames" / "replica-0000.traj", ":")
+    expected = [10.0] + [10.0 + 890.0 * (20 * k - 1) / 200 for k in range(1, 11)]
+    np.testing.assert_allclose([atoms.info["temperature_K"] for atoms in frames], expected, rtol=1e-5)
+    assert common_temperature(frames) is None
     assert "--end-temperature" in refused("md", "--resume", "model-md", "--time", "1")
 
 

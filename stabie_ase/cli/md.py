@@ -149,10 +149,16 @@ def _set_up(inputs, config: MDConfig):
 
 def _kinetic_temperature(frames) -> float | None:
     """Mean over the frames that have momenta, in K."""
+    from ase.constraints import FixCom
+
     from stabie_ase.dynamics.state import has_momenta
 
-    found = [atoms.get_temperature() for atoms in frames if has_momenta(atoms)]
-    return sum(found) / len(found) if found else None
+    moving = [atoms.copy() for atoms in frames if has_momenta(atoms)]
+    for atoms in moving:  # drift is no heat
+        atoms.set_constraint(atoms.constraints or FixCom())
+        atoms.set_momenta(atoms.get_momenta())
+    found = [atoms.get_temperature() if atoms.get_number_of_degrees_of_freedom() else 0.0 for atoms in moving]
+    return max(1e-3, sum(found) / len(found)) if found else None
 
 
 def _tell_momenta(production, asked_K: float | None, say) -> None:
