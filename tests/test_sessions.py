@@ -1,6 +1,8 @@
 """Work in several sessions: interrupted, ended from outside, gone on with - what is told, and what is kept."""
 
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import torch
 
 import stabie_ase.production as production_module
 import stabie_ase.training.pretrain as pretrain_module
+from stabie_ase.cli import log as log_module
 from stabie_ase.cli.progress import Progress
 from stabie_ase.training.stabie import StabieTraining
 
@@ -153,3 +156,74 @@ def test_an_interrupted_md_keeps_all_its_frames(here, monkeypatch):
     assert len(lines.splitlines()) == 1 + 2 * 5
     assert tiny.run("md", "--resume", "run").exit_code == 0
     assert (here / "run" / "thermo.csv").read_text().startswith(lines)
+
+
+# -- log.txt
+
+
+def logged(folder):
+    """What the log tells, each line's time taken off."""
+    lines = (folder / "log.txt").read_text().splitlines()
+    times, texts = zip(*(re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (.*)", line).groups() for line in lines))
+    assert list(times) == sorted(times)
+    return list(texts)
+
+
+def printed(result):
+    return [line for line in result.output.splitlines() if line.strip()]
+
+
+def test_the_log_of_md_tells_what_was_printed_over_all_sessions(here):
+    """Also what was said before there was a directory; what is refused leaves the log alone."""
+    begun = tiny.run(*MD, "--time", "0.02", "--timestep", "8")
+    assert "a time step of 8 fs is long" in begun.output
+    first = logged(here / "run")
+    assert first[0] == "stabie-ase " + " ".join([*MD, "--time", "0.02", "--timestep", "8"])
+    assert sorted(first[1:]) == sorted(printed(begun))
+    assert tiny.run("md", "--resume", "run", "--ensemble", "nve").exit_code == 1 and logged(here / "run") == first
+    on = tiny.run("md", "--resume", "run", "--time", "0.04")
+    both = logged(here / "run")
+    assert both[: len(first) + 1] == [*first, "stabie-ase md --resume run --time 0.04"]
+    assert sorted(both[len(first) + 1 :]) == sorted(printed(on))
+
+
+def test_quiet_commands_log_warnings_and_progress(here, monkeypatch):
+    real = Progress.__init__
+    monkeypatch.setattr(Progress, "__init__", lambda *a, **settings: real(*a, **settings, every=0.0))
+    result = tiny.run("-q", *MD, "--time", "0.02", "--timestep", "8", "--sample-every", "8")
+    assert len(printed(result)) == 1
+    texts = logged(here / "run")
+    assert [text for text in texts if text.startswith("md: 50 %")] and any("a time step of 8 fs" in text for text in texts)
+
+
+def test_the_log_of_finetune_has_every_window_and_the_end(here, monkeypatch):
+    interrupt_after(monkeypatch, 2, StabieTraining, "step")
+    broken = tiny.run(*FINETUNE, *tiny.flags(max_updates=2))
+    texts = logged(here / "run")
+    assert texts[-1].startswith("interrupted; go on with") and printed(broken)[-1] == texts[-1]
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    result = tiny.run("finetune", "--resume", "run")
+    windows = (here / "run" / "metrics.jsonl").read_text().splitlines()
+    texts = logged(here / "run")
+    assert len([text for text in texts if re.match(r"cycle \d+ (simulation|learning) \d+: ", text)]) == len(windows)
+    assert texts[-3:] == printed(result)[-3:]
+
+
+def test_an_error_is_logged(here, monkeypatch):
+    def broken(*arguments, **settings):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(production_module, "simulate", broken)
+    result = tiny.run(*MD)
+    assert result.exit_code == 1 and logged(here / "run")[-1] == printed(result)[-1] and "no more" in result.output
+
+
+def test_a_log_that_cannot_be_written_does_no_harm(tmp_path, capsys):
+    file = log_module.begin_log("", logging.WARNING)
+    file.open(tmp_path / "log.txt")
+    file.file.close()
+    file.file = open("/dev/full", "a") if os.path.exists("/dev/full") else pytest.skip("no /dev/full")
+    log_module.ALL.warning("beware")
+    file.close()
+    assert capsys.readouterr().err == "beware\n"

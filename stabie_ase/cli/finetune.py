@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stabie_ase.cli.log import keep_log, tell
 from stabie_ase.cli.main import check_device, common_options, explain, main, told_how_to_go_on
 from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config
 from stabie_ase.cli.progress import Progress, Rate
@@ -79,7 +80,7 @@ def _go_on(context, path, files, inputs, given) -> None:
         )
     if directory.complete:
         _report(directory)
-        click.echo(f"{path} is finished; its model is {model_path(directory, saved_inputs)}")
+        tell(f"{path} is finished; its model is {model_path(directory, saved_inputs)}")
         return
     if saved_inputs.trust_checkpoint and not inputs.get("trust_checkpoint"):
         raise click.UsageError(f"{path} was begun with --trust-checkpoint; give it again if you still trust the model", context)
@@ -88,7 +89,7 @@ def _go_on(context, path, files, inputs, given) -> None:
 
 
 def _say(quiet: bool):
-    return None if quiet else click.echo
+    return None if quiet else tell
 
 
 def run_to_end(finetuning, quiet: bool) -> None:
@@ -96,21 +97,22 @@ def run_to_end(finetuning, quiet: bool) -> None:
     from stabie_ase.report.table import format_table
 
     directory = finetuning.directory
+    keep_log(directory)
     resume_command = directory.resume_command + (" --trust-checkpoint" if finetuning.inputs.trust_checkpoint else "")
     if not quiet:
-        click.echo(f"Run directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
+        tell(f"Run directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
         loop, check = finetuning.config.max_time_min, finetuning.check_seconds / 60.0
-        click.echo(f"Time: up to {loop:.3g} min for the loop, then up to about {check:.3g} min for the comparison")
+        tell(f"Time: up to {loop:.3g} min for the loop, then up to about {check:.3g} min for the comparison")
     with told_how_to_go_on(lambda: f"go on with: {resume_command}"):
         _loop(finetuning, quiet)
         result = _comparison(finetuning, quiet)
-    click.echo(format_table(result["models"], result["test"]["time_ps"]))
-    click.echo("reference: {reference}\nheld-out: {held_out}".format(**result["frames"]))
-    click.echo(result["message"])
-    click.echo(f"Model: {finetuning.model_path}")
-    click.echo(f"Report: {_report(directory)}")
+    tell(format_table(result["models"], result["test"]["time_ps"]))
+    tell("reference: {reference}\nheld-out: {held_out}".format(**result["frames"]))
+    tell(result["message"])
+    tell(f"Model: {finetuning.model_path}")
+    tell(f"Report: {_report(directory)}")
     if directory.unstable_path.exists():
-        click.echo(f"Unstable frames: stabie-ase view {directory.path}")
+        tell(f"Unstable frames: stabie-ase view {directory.path}")
 
 
 def _loop(finetuning, quiet: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import threading
 import warnings
@@ -14,7 +15,7 @@ import click
 
 import stabie_ase
 from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.cli.progress import LogLines
+from stabie_ase.cli.log import PRINTED, begin_log, tell
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,22 +59,33 @@ class OneLine(click.ClickException):
 class OneLineErrors(click.Group):
     """What goes wrong is told in one line; a traceback is a bug in this package, shown with -vv."""
 
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        context.meta["typed"] = shlex.join(arguments)
+        return super().parse_args(context, arguments)
+
     def invoke(self, context: click.Context):
         try:
             with sigterm_as_ctrl_c():
                 return super().invoke(context)
         except click.UsageError as error:
-            raise OneLine(error) from error
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise _logged(OneLine(error)) from error
+        except click.ClickException as error:
+            raise _logged(error)
+        except (click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as interrupt:
             word, status = word_and_status(interrupt)
-            click.echo(f"\n{word}", err=True)
+            tell(f"\n{word}", err=True)
             context.exit(status)
         except Exception as error:
             if context.params.get("verbose", 0) >= 2:
                 raise
-            raise click.ClickException(explain(error)) from error
+            raise _logged(click.ClickException(explain(error))) from error
+
+
+def _logged(error: click.ClickException) -> click.ClickException:
+    PRINTED.error("Error: %s", error.format_message())
+    return error
 
 
 @contextmanager
@@ -83,7 +95,7 @@ def told_how_to_go_on(how: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         word, status = word_and_status(interrupt)
-        click.echo(f"\n{word}; {how()}", err=True)
+        tell(f"\n{word}; {how()}", err=True)
         raise click.exceptions.Exit(status) from None
 
 
@@ -107,9 +119,8 @@ def main(context: click.Context, quiet: bool, verbose: int) -> None:
     """Make machine-learning force fields stable in molecular dynamics (StABIE)."""
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries, about themselves
-    log = logging.getLogger("stabie_ase")
-    log.handlers = [handler for handler in log.handlers if not isinstance(handler, LogLines)] + [LogLines()]
-    log.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    log_file = begin_log(context.meta["typed"], logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
+    context.call_on_close(log_file.close)
     context.obj = {"quiet": quiet}
     keep_freed_memory()
 

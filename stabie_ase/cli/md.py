@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from stabie_ase.cli.log import keep_log, tell
 from stabie_ase.cli.main import check_device, main, model_options, told_how_to_go_on
 from stabie_ase.cli.options import Sectioned, build, changed, flag, options_from
 from stabie_ase.cli.progress import Progress, Rate
@@ -69,7 +70,7 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
     setup = _set_up(inputs, config)
     production = Production(*setup)
     _, potential, frames, _ = setup
-    say = None if context.obj["quiet"] else click.echo
+    say = None if context.obj["quiet"] else tell
     _tell_momenta(production, config.temperature_K, say)
     inputs["compilation"] = compile_where_wanted(
         inputs["compilation"], potential, frames, config.replicas, steps=production.n_steps, say=say
@@ -179,12 +180,13 @@ def _run(context, directory, production, inputs) -> None:
     config, quiet = production.config, context.obj["quiet"]
     resume_command = directory.resume_command + (" --trust-checkpoint" if inputs["trust_checkpoint"] else "")
     directory.claim()
+    keep_log(directory)
     directory.arrange(config.replicas, inputs["one_file"])
     production.take_up(directory)
     if not quiet:
         bath = "" if config.ensemble == "nve" else f", {config.temperature_K:g} K"
-        click.echo(f"{config.replicas} replicas, {config.ensemble}{bath}, to {config.time_ps:g} ps")
-        click.echo(f"Directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
+        tell(f"{config.replicas} replicas, {config.ensemble}{bath}, to {config.time_ps:g} ps")
+        tell(f"Directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
     rate = Rate()
     with Progress(production.n_steps, "md", quiet, production.done) as progress:
 
@@ -196,4 +198,4 @@ def _run(context, directory, production, inputs) -> None:
             production.run(on_sample)
         progress.done = progress.total  # all may have been stopped long before
     n = int(production.stopped.sum())
-    click.echo(f"{config.replicas} replicas at {production.done * config.timestep_fs / 1000:g} ps" + (f", {n} stopped before" if n else ""))
+    tell(f"{config.replicas} replicas at {production.done * config.timestep_fs / 1000:g} ps" + (f", {n} stopped before" if n else ""))

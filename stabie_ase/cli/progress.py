@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 
-import click
 from tqdm import tqdm
+
+from stabie_ase.cli.log import PRINTED, tell
 
 REFRESH = 0.1
 """Seconds between two looks of a bar."""
@@ -22,18 +22,18 @@ class Progress:
         The budget, in any unit.
     title : str
     quiet : bool
-        Show nothing.
+        Show nothing; what would be shown as lines is still logged.
     done : float
         Part of the budget that was used before, as by the run that is gone on with: it tells nothing of the speed from here.
     every : float
-        Seconds between two plain lines where there is no terminal.
+        Seconds between two plain lines: on the screen where there is no terminal, and in the log.
     """
 
     def __init__(self, total: float, title: str, quiet: bool = False, done: float = 0.0, every: float = 30.0):
         self.total, self.title, self.every, self.quiet = max(total, 1e-9), title, every, quiet
         self.start = self.done = min(done, self.total)
         self.note = ""
-        self.began = self.last = time.monotonic()
+        self.began = self.last = self.drawn = time.monotonic()
         self.bar = None
         if not quiet and sys.stderr.isatty():
             layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
@@ -48,16 +48,18 @@ class Progress:
         if self.bar is not None:
             self._draw()
             self.bar.close()
-        elif not self.quiet and self.note and exception[0] is None:
+        if self.note and exception[0] is None:
             self._line()
 
     def show(self, done: float, note: str) -> None:
         """Set the part of the budget that is used, and what to say."""
-        self.done, self.note = min(done, self.total), note
-        if self.quiet or time.monotonic() - self.last < (self.every if self.bar is None else REFRESH):
-            return
-        self.last = time.monotonic()
-        self._line() if self.bar is None else self._draw()
+        self.done, self.note, now = min(done, self.total), note, time.monotonic()
+        if self.bar is not None and now - self.drawn >= REFRESH:
+            self.drawn = now
+            self._draw()
+        if now - self.last >= self.every:
+            self.last = now
+            self._line()
 
     def _draw(self) -> None:
         self.bar.n = self.done
@@ -68,7 +70,11 @@ class Progress:
         left = ""
         if self.start < self.done < self.total:
             left = f", {elapsed * (self.total - self.done) / (self.done - self.start):.0f} s left"
-        click.echo(f"{self.title}: {100 * self.done / self.total:.0f} % after {elapsed:.0f} s{left}; {self.note}", err=True)
+        text = f"{self.title}: {100 * self.done / self.total:.0f} % after {elapsed:.0f} s{left}; {self.note}"
+        if self.quiet or self.bar is not None:
+            PRINTED.info("%s", text)
+        else:
+            tell(text, err=True)
 
 
 class Rate:
@@ -86,10 +92,3 @@ class Rate:
             self.value = max(0.0, (replica_steps - self.before) / (now - self.when))
             self.before, self.when = replica_steps, now
         return f"{self.value:.0f} replica-steps/s"
-
-
-class LogLines(logging.Handler):
-    """Log records as lines on stderr that leave a bar in one piece."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)

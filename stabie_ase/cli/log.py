@@ -1,0 +1,87 @@
+"""What commands tell: on the screen and, with the time, in the log.txt of a run's directory."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from stabie_ase.directory import WorkDirectory
+
+ALL = logging.getLogger("stabie_ase")
+
+PRINTED = logging.getLogger("stabie_ase.cli.printed")
+"""What is on the screen anyway, on its way to the file."""
+
+LOG = "log.txt"
+
+
+class LogLines(logging.Handler):
+    """Log records as lines on stderr that leave a bar in one piece."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name != PRINTED.name:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+
+class LogFile(logging.Handler):
+    """Log records as lines with their time; those from before a file was opened are kept for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.waiting: deque[str] = deque(maxlen=1000)
+        self.file = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        self.waiting.extend(f"{when} {line}\n" for line in self.format(record).splitlines() if line.strip())
+        with suppress(OSError):  # what matters more cannot be written either, and that is told
+            self._write()
+
+    def open(self, path) -> None:
+        """Append there from now on."""
+        self.file = open(path, "a", encoding="utf-8")
+        self._write()
+
+    def _write(self) -> None:
+        if self.file is not None:
+            self.file.writelines(self.waiting)
+            self.file.flush()
+            self.waiting.clear()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            if self.file is not None:
+                self.file.close()
+        self.file = None
+        super().close()
+
+
+def begin_log(arguments: str, level: int) -> LogFile:
+    """Handlers of one command: lines on stderr from this level on, and a log file to be."""
+    file, lines = LogFile(), LogLines(level)
+    ALL.handlers = [handler for handler in ALL.handlers if not isinstance(handler, (LogLines, LogFile))] + [lines, file]
+    ALL.setLevel(logging.INFO)
+    PRINTED.info("stabie-ase %s", arguments)
+    return file
+
+
+def keep_log(directory: WorkDirectory) -> None:
+    """Append what this command has told and will tell to the log.txt of a directory that it has claimed."""
+    with directory.writing():
+        for handler in ALL.handlers:
+            if isinstance(handler, LogFile):
+                handler.open(directory.path / LOG)
+
+
+def tell(text: str, err: bool = False) -> None:
+    """Print, and log."""
+    click.echo(text, err=err)
+    PRINTED.info("%s", text)
