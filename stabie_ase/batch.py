@@ -128,16 +128,22 @@ class AtomsBatch:
         starts = torch.cumsum(self.counts, 0) - self.counts
         return torch.arange(self.n_atoms, device=self.device) - starts[self.system]
 
+    @property
+    def exact(self) -> AtomsBatch:
+        """What `to` has rounded to this, else the batch itself: differences of positions are taken before they are rounded."""
+        return self.__dict__.get("_exact", self)
+
     def replace(self, **changes) -> AtomsBatch:
         """Copy with some fields changed; what was worked out from an unchanged `system` goes along."""
         new = changed(self, changes)
+        new.__dict__.pop("_exact", None)
         if changes.keys() & {"system", "n_systems"}:
             for name in ("counts", "sizes", "index_in_system"):
                 new.__dict__.pop(name, None)
         return new
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> AtomsBatch:
-        """Move to a device and cast the real-valued fields; returns itself when nothing changes."""
+        """Move to a device and cast the real-valued fields (see `exact`); returns itself when nothing changes."""
         device, dtype = self.device if device is None else torch.device(device), dtype or self.dtype
         if device == self.device and dtype == self.dtype:
             return self
@@ -146,7 +152,10 @@ class AtomsBatch:
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
                 moved[field.name] = value.to(device, dtype if value.is_floating_point() else None)
-        return replace(self, **moved)
+        new = replace(self, **moved)
+        if dtype.itemsize < self.exact.dtype.itemsize:
+            new.__dict__["_exact"] = self.exact.to(device)
+        return new
 
     def sum_over_atoms(self, values: Tensor) -> Tensor:
         """Sum per-atom values, shape (n_atoms, ...), into per-system ones, shape (n_systems, ...)."""

@@ -71,7 +71,7 @@ class StABIECalculator(Calculator):
             self.potential.requires_grad_(False)
         else:
             self.potential = _own(as_potential(model, cutoff), device, dtype, head)
-        self._neighbors = VerletList(self.potential.cutoff, skin, self.potential.dtype)
+        self._neighbors = VerletList(self.potential.cutoff, skin)
         self._stress_wanted = False
         self._batch: AtomsBatch | None = None
         self._kind: tuple[bytes, bytes] | None = None

@@ -83,12 +83,16 @@ class NeighborList:
         return torch.einsum("pk,pkx->px", self.shifts.to(cells.dtype), cells)
 
     def vectors(self, batch: AtomsBatch) -> Tensor:
-        """r_j - r_i with the image shift, shape (n_pairs, 3), in Å; differentiable in positions and cells."""
+        """r_j - r_i with the image shift, shape (n_pairs, 3), in Å; differentiable in positions and cells.
+
+        Of a batch that was rounded, differences of what it was before: wherever atoms are, only distances are rounded.
+        """
         i, j = self.pairs
         # Far faster than indexing, forwards and backwards.
-        vectors = batch.positions.index_select(0, j) - batch.positions.index_select(0, i)
-        offsets = self.offsets(batch)
-        return vectors if offsets is None else vectors + offsets
+        exact = batch.exact
+        vectors = exact.positions.index_select(0, j) - exact.positions.index_select(0, i)
+        offsets = self.offsets(exact)
+        return (vectors if offsets is None else vectors + offsets).to(batch.dtype)
 
     def select(self, index: Tensor) -> NeighborList:
         """The pairs (columns) with these indices."""
@@ -207,14 +211,12 @@ class VerletList:
     ----------
     cutoff, skin : float
         In Å.
-    dtype : torch.dtype, optional
-        Precision of those who use the list, in which image shifts are worked out; the batch's if not given.
     """
 
-    def __init__(self, cutoff: float, skin: float = 1.0, dtype: torch.dtype | None = None):
+    def __init__(self, cutoff: float, skin: float = 1.0):
         if not cutoff > 0 or skin < 0:
             raise ValueError(f"cutoff must be positive and skin not negative, got {cutoff} and {skin} Å")
-        self.cutoff, self.skin, self.dtype = cutoff, skin, dtype
+        self.cutoff, self.skin = cutoff, skin
         self.n_builds = 0
         self._list: NeighborList | None = None
         self._built_for: AtomsBatch | None = None
@@ -224,7 +226,7 @@ class VerletList:
         if not self._valid(batch):
             cells = batch.cells.detach() if batch.cells.requires_grad else batch.cells
             self._built_for = batch.replace(positions=batch.positions.detach().clone(), cells=cells)
-            self._list = neighbor_list(batch, self.cutoff + self.skin).for_cells(self._built_for.to(dtype=self.dtype))
+            self._list = neighbor_list(batch, self.cutoff + self.skin).for_cells(self._built_for)
             self.n_builds += 1
         return self._list if self._in_the_same_cells(batch) else replace(self._list, known_offsets=None)
 

@@ -253,6 +253,19 @@ def test_padding_contributes_nothing(family, images):
     assert torch.allclose(found.forces, expected.forces, rtol=0.0, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", [schnet, mace])
+def test_blocks_far_from_the_origin(family):
+    """In single precision, where positions of 1e5 Å would be rounded by 0.01 Å: the same path as at the origin."""
+    potential, images = family().float(), [METHANOL.copy(), WATER.copy()]
+    ends = []
+    for shift in (0.0, 1e5):
+        for atoms in images:
+            atoms.positions += shift
+        end = GraphedBlocks(potential, VelocityVerlet(0.5 * FS), 5, record=Recorded())(started(potential, images), 20)
+        ends.append(end.batch.positions - shift)
+    assert torch.allclose(*ends, rtol=0, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @each_case

@@ -460,6 +460,60 @@ def test_casts_do_not_round_reference_energies(cast):
     assert float(single.energies) == pytest.approx(float(double.energies), abs=1e-5)
 
 
+def scattered(images, distance=1e5):
+    """Each system as a whole somewhere else; in cells, each atom in another image."""
+    rng, moved = np.random.default_rng(7), []
+    for atoms in images:
+        atoms = atoms.copy()
+        atoms.positions += distance * rng.uniform(-1, 1, 3)
+        if atoms.pbc.any():
+            images_away = np.rint(distance / 4.0 * rng.uniform(-1, 1, (len(atoms), 3))) * atoms.pbc
+            atoms.positions += images_away @ atoms.cell.array
+        moved.append(atoms)
+    return moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pbc", [False, (1, 1, 0), True], ids=["molecules", "slabs", "crystals"])
+def test_where_atoms_are_changes_nothing(potential, pbc, dtype):
+    """Only the distances are rounded to the precision of the model; positions of 1e5 Å would be, by 0.01 Å."""
+    potential = copy.deepcopy(potential).to(dtype=dtype)
+    images = [crystal(4), crystal(5, seed=2)] if np.any(pbc) else [METHANOL, WATER]
+    for atoms in images:
+        atoms.pbc = pbc
+    stress = bool(np.all(pbc))
+    here, there = (predict(potential, x, stress=stress) for x in (images, scattered(images)))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-8  # positions themselves are known to 1e-11 Å
+    scale = float(here.forces.abs().max())
+    assert torch.allclose(there.energies, here.energies, rtol=0, atol=tolerance * scale)
+    assert torch.allclose(there.forces, here.forces, rtol=0, atol=tolerance * scale)
+    if stress:
+        assert torch.allclose(there.stress, here.stress, rtol=0, atol=tolerance * float(here.stress.abs().max()))
+    batches = [AtomsBatch.from_atoms(x) for x in (images, scattered(images))]
+    a, b = (potential(batch, neighbor_list(batch, potential.cutoff + 1.0)) for batch in batches)
+    assert torch.allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+def test_where_a_molecule_is_changes_nothing_for_a_bare_module():
+    module = PairNetwork()
+    potential = ModulePotential(module, 9.0)
+    here, there = (predict(potential, x) for x in ([METHANOL, WATER], scattered([METHANOL, WATER])))
+    assert float(here.forces.abs().max()) > 0.1
+    assert torch.allclose(there.forces, here.forces, rtol=0, atol=1e-5)
+    assert torch.allclose(there.energies, here.energies, rtol=1e-6)
+
+
+def test_per_atom_energies_and_relaxed_cells_far_away():
+    """The calculator's own paths: a list that is kept, in cells that change, and energies of single atoms."""
+    (there,), here = scattered([crystal()]), crystal()
+    here.calc, there.calc = StABIECalculator(schnet(torch.float32)), StABIECalculator(schnet(torch.float32))
+    for _ in range(2):
+        assert np.allclose(there.get_potential_energies(), here.get_potential_energies(), rtol=0, atol=1e-5)
+        assert np.allclose(there.get_stress(), here.get_stress(), rtol=0, atol=1e-5 * np.abs(here.get_stress()).max())
+        for atoms in (here, there):
+            atoms.set_cell(1.001 * atoms.cell, scale_atoms=True)
+
+
 def test_unknown_elements_are_named(potential):
     if potential.numbers is None:
         pytest.skip("knows all elements")
@@ -501,6 +555,18 @@ class PairSum(nn.Module):
         terms = torch.exp(-(pos[i] - pos[j]).norm(dim=1)) * z[i] * z[j]
         energies = pos.new_zeros(int(batch[-1]) + 1).index_add(0, batch[i], terms)
         return energies[:, None] if self.keepdim else energies
+
+
+class PairNetwork(PairSum):
+    """The same with weights in single precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z, pos, batch):
+        assert pos.dtype == torch.float32
+        return self.scale * super().forward(z, pos, batch)
 
 
 @pytest.mark.parametrize("keepdim", [False, True])

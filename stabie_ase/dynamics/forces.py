@@ -50,7 +50,7 @@ class PotentialForces:
         self._kind = (potential.device, potential.dtype, stress)
 
     def _new_list(self) -> VerletList:
-        return VerletList(self.potential.cutoff, self.skin, self.potential.dtype)
+        return VerletList(self.potential.cutoff, self.skin)
 
     def __call__(self, batch: AtomsBatch) -> Prediction:
         """Energies, forces and, if asked for, stress.

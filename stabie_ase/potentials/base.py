@@ -39,7 +39,9 @@ class Potential(nn.Module):
 
     Implement `atomic_energies(batch, neighbors) -> (n_atoms,)` where the model gives per-atom energies, else
     `energies(batch, neighbors) -> (n_systems,)`. Both receive the batch in the model's own precision, work in eV and
-    Å, must be differentiable in positions, cells and parameters, and may be given pairs beyond the cutoff.
+    Å, must be differentiable in positions, cells and parameters, and may be given pairs beyond the cutoff. Vectors between
+    atoms are to be taken from `neighbors.vectors(batch)`, which are right wherever the atoms are; differences of positions
+    that have been rounded are not.
 
     Attributes
     ----------
@@ -119,7 +121,6 @@ class Potential(nn.Module):
         """
         if batch.device.type != self.device.type:
             raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
-        batch = batch.to(dtype=self.dtype)
         with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_(True)
             wanted, strained = [positions], batch.replace(positions=positions)
@@ -127,10 +128,10 @@ class Potential(nn.Module):
                 strain = positions.new_zeros((batch.n_systems, 3, 3)).requires_grad_(True)
                 wanted.append(strain)
                 strained = _strain(strained, strain)
-            energies = self.energies(strained, neighbors).double()
+            energies = self(strained, neighbors)
             gradients = self._gradients(energies, wanted, create_graph)
-        forces = -gradients[0]
-        virial_stress = gradients[1] / _volumes(batch)[:, None, None] if stress else None
+        forces = -gradients[0].to(self.dtype)
+        virial_stress = (gradients[1] / _volumes(batch)[:, None, None]).to(self.dtype) if stress else None
         if not create_graph:
             energies = energies.detach()
         return Prediction(energies, forces, virial_stress)

@@ -226,14 +226,14 @@ class MACEPotential(Potential):
         return AtomsBatch.from_atoms([Atoms(numbers, x) for x in places], self.device)
 
     def _graph(self, batch: AtomsBatch, near: NeighborList) -> dict[str, Tensor]:
-        """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j."""
-        # MACE switches requires_grad on in place: give it another view of positions that should stay without.
-        positions = batch.positions if batch.positions.requires_grad else batch.positions.detach()
-        offsets = near.offsets(batch)
+        """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j.
+
+        They are given to it whole, as shifts of atoms at the origin: it would take differences of rounded positions.
+        """
         return {
-            "positions": positions,
+            "positions": torch.zeros_like(batch.positions, requires_grad=False),
             "edge_index": near.pairs,
-            "shifts": positions.new_zeros((near.n_pairs, 3)) if offsets is None else offsets,
+            "shifts": near.vectors(batch),
             "cell": batch.cells.reshape(-1, 3),
             **self._fixed_inputs(batch),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stabie_ase.batch import AtomsBatch
@@ -16,7 +17,8 @@ class ModulePotential(Potential):
     """A module called as `module(z, pos, batch)` that returns energies in eV, shape (n_systems,) or (n_systems, 1).
 
     The module finds its neighbours itself and knows nothing of cells, so only isolated systems are possible, without
-    stress and without per-atom energies.
+    stress and without per-atom energies. In single precision it is given positions relative to the first atom of each
+    system, because the distances between rounded positions are wrong far from the origin.
 
     Parameters
     ----------
@@ -38,13 +40,21 @@ class ModulePotential(Potential):
                 "a bare module(z, pos, batch) knows no cell: give it isolated systems (pbc=False), "
                 "or write a Potential that uses the neighbour list"
             )
-        energies = self.module(batch.numbers, batch.positions, batch.system)
+        energies = self.module(batch.numbers, _positions(batch), batch.system)
         if energies.shape not in ((batch.n_systems,), (batch.n_systems, 1)):
             raise ValueError(
                 f"module(z, pos, batch) returned shape {tuple(energies.shape)} for {batch.n_systems} system(s); "
                 "expected one energy per system, shape (n_systems,) or (n_systems, 1)"
             )
         return energies.reshape(batch.n_systems)
+
+
+def _positions(batch: AtomsBatch) -> Tensor:
+    exact = batch.exact
+    if exact is batch:
+        return batch.positions
+    first = exact.positions.detach()[torch.cumsum(batch.counts, 0) - batch.counts]
+    return (exact.positions - first[batch.system]).to(batch.dtype)
 
 
 def as_potential(obj: Any, cutoff: float | None = None) -> Potential:
