@@ -38,7 +38,7 @@ class AtomsBatch:
     masses : Tensor, shape (n_atoms,)
         In amu.
     cells : Tensor, shape (n_systems, 3, 3)
-        Lattice vectors in Å as rows, as in ASE; zero where there is no cell.
+        Lattice vectors in Å as rows, as in ASE; zero where there is no cell (see `lattice`).
     pbc : Tensor of bool, shape (n_systems, 3)
         Periodic directions.
     system : Tensor of int64, shape (n_atoms,)
@@ -59,7 +59,7 @@ class AtomsBatch:
     def from_atoms(
         cls, atoms: Atoms | Sequence[Atoms], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64
     ) -> AtomsBatch:
-        """Collect ASE atoms; one `Atoms` makes a batch of one system."""
+        """Collect ASE atoms; one `Atoms` makes a batch of one system. Their cells are those of `lattice`."""
         images = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not images:
             raise ValueError("a batch needs at least one Atoms object, got none")
@@ -68,7 +68,7 @@ class AtomsBatch:
         def real(arrays):
             return torch.as_tensor(np.concatenate(arrays), dtype=dtype, device=device)
 
-        return cls(
+        batch = cls(
             positions=real([image.positions for image in images]).reshape(-1, 3),
             numbers=torch.as_tensor(
                 np.concatenate([image.numbers for image in images]), dtype=torch.int64, device=device
@@ -79,6 +79,7 @@ class AtomsBatch:
             system=torch.as_tensor(np.repeat(np.arange(len(images)), sizes), dtype=torch.int64, device=device),
             n_systems=len(images),
         )
+        return batch.replace(cells=batch.lattice)
 
     def to_atoms(self) -> list[Atoms]:
         """Turn each system back into ASE atoms (numbers, positions, masses, cell, pbc)."""
@@ -113,6 +114,22 @@ class AtomsBatch:
     def sizes(self) -> list[int]:
         """Atoms in each system as plain numbers (waits for the device once)."""
         return self.counts.tolist()
+
+    @property
+    def lattice(self) -> Tensor:
+        """The cells, with zero for a vector that is not finite in a direction that is not periodic: it plays no part."""
+        absent = ~self.pbc & ~torch.isfinite(self.cells).all(dim=2)
+        return torch.where(absent[:, :, None], 0.0, self.cells)
+
+    def check_cells(self) -> None:
+        """Raise ValueError for a system that is periodic along a vector that is not finite."""
+        bad = ~torch.isfinite(self.lattice).flatten(1).all(dim=1)
+        if bad.any():
+            k = int(bad.nonzero()[0])
+            raise ValueError(
+                f"system {k} has pbc={self.pbc[k].tolist()} and the cell {self.cells[k].tolist()}: every periodic direction "
+                "needs a finite lattice vector; set pbc to False where the system ends"
+            )
 
     @property
     def same_composition(self) -> bool:

@@ -92,6 +92,7 @@ class StABIECalculator(Calculator):
 
     def _evaluate(self, per_atom: bool) -> dict:
         potential, batch = self.potential, self._current_batch()
+        batch.check_cells()
         potential.check_numbers(self.atoms.numbers)
         neighbors = self._neighbors(batch)
         with_stress = self._stress_wanted and bool(self.atoms.pbc.all())

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stabie_ase.batch import AtomsBatch
 
-FAR_AWAY = 1e6
-"""In Å; where an atom further from the origin than this is does not matter any more."""
+FAR_AWAY = 1e9
+"""In Å; where an atom further from the origin than this is does not matter any more: float64 knows it to 1e-7 Å only."""
 
 
 def half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     batch : AtomsBatch
-        Positions need not lie inside the cell; systems whose cell is not finite have no pairs.
+        Positions need not lie inside the cell; systems whose lattice is not finite have no pairs.
     cutoff : float
         In Å, finite.
 
@@ -74,8 +74,8 @@ def _sorting(keys: Tensor) -> Tensor:
 
 
 def made_finite(batch: AtomsBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions and complete cells in float64 without infinite numbers, and which systems' cells had none."""
-    positions, cells = batch.positions.detach().double(), batch.cells.detach().double()
+    """Positions and complete cells in float64 without infinite numbers, and which systems' lattices had none."""
+    positions, cells = batch.positions.detach().double(), batch.lattice.detach().double()
     finite = torch.isfinite(cells).flatten(1).all(dim=1)
     positions = torch.where(positions.abs() < FAR_AWAY, positions, 0.0)
     return positions, _complete(torch.where(finite[:, None, None], cells, 0.0)), finite

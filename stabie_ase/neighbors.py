@@ -79,7 +79,7 @@ class NeighborList:
             return self.known_offsets.to(batch.dtype)
         if not self.periodic:
             return None
-        cells = batch.cells[batch.system[self.pairs[0]]]
+        cells = batch.lattice[batch.system[self.pairs[0]]]
         return torch.einsum("pk,pkx->px", self.shifts.to(cells.dtype), cells)
 
     def vectors(self, batch: AtomsBatch) -> Tensor:
@@ -144,7 +144,8 @@ def all_pairs(batch: AtomsBatch) -> NeighborList:
 def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: float) -> None:
     """Refuse cells that span no volume, and a list of more pairs than can be counted.
 
-    Only a cutoff that nobody means leads there. A cell that is not finite is no error here: its list will be empty.
+    Only a cutoff that nobody means leads there. A cell that is not finite is no error here: its list will be empty, as that of
+    a replica that exploded should be.
     """
     lengths = np.linalg.norm(cells, axis=2)
     with np.errstate(invalid="ignore"):
@@ -189,7 +190,7 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
         return all_pairs(batch)
     if infinite:
         raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
-    cells = batch.cells.detach().cpu().double().numpy()
+    cells = batch.lattice.detach().cpu().double().numpy()
     _check_cells(cells, pbc, np.array(batch.sizes), cutoff)
     return NeighborList(*_backend(batch.device)(batch, cutoff), float(cutoff), bool(pbc.any())).full
 
@@ -242,8 +243,9 @@ class VerletList:
             return True
         moved, shrunk = batch.positions.detach() - old.positions, 1.0
         if not self._in_the_same_cells(batch):
-            # Not a number without a cell in three directions, and then the comparison below fails.
             deformation = torch.linalg.solve_ex(old.cells, batch.cells.detach()).result
+            if not bool(torch.isfinite(deformation).all()):  # a cell of fewer than three vectors, or one that exploded
+                return False
             moved = moved + torch.einsum("nx,nxy->ny", old.positions, (torch.eye(3).to(deformation) - deformation)[batch.system])
             shrunk = torch.linalg.svdvals(deformation).min()
         # An atom at nan has no neighbours before a new list and none after it: no reason to build one.

@@ -264,6 +264,29 @@ def test_periodic_direction_without_a_vector():
         argon().get_potential_energy(atoms)
 
 
+@pytest.mark.parametrize("nothing", [np.inf, np.nan])
+@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 0, 0), (1, 0, 1)])
+def test_cell_that_is_not_finite_where_nothing_is_periodic(pbc, nothing):
+    atoms = METHANOL.copy() if not any(pbc) else crystal()
+    atoms.pbc = pbc
+    odd = atoms.copy()
+    atoms.cell[~atoms.pbc] = 0.0
+    odd.cell[~atoms.pbc] = nothing
+    for x in (atoms, odd):
+        x.calc = StABIECalculator(schnet())
+    for name in ("energy", "energies", "forces"):
+        assert np.array_equal(odd.calc.get_property(name, odd), atoms.calc.get_property(name, atoms)), name
+
+
+@pytest.mark.parametrize("nothing", [np.inf, np.nan])
+def test_cell_that_is_not_finite_where_it_is_periodic(nothing):
+    atoms = crystal()
+    atoms.pbc, atoms.cell[1, 1] = (0, 1, 0), nothing
+    atoms.calc = StABIECalculator(schnet())
+    with pytest.raises(CalculatorSetupError, match=f"pbc=.*and the cell .*{nothing}.* every periodic direction needs a finite lattice"):
+        atoms.get_potential_energy()
+
+
 class Total(nn.Module):
     def forward(self, z, pos, batch):
         return pos.square().sum()[None]

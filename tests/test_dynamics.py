@@ -464,6 +464,25 @@ class Cliff(Harmonic):
         return torch.where(inside, super().atomic_energies(batch, neighbors), torch.nan)
 
 
+@pytest.mark.parametrize("nothing", [float("inf"), float("nan")])
+def test_a_cell_that_is_not_finite(nothing):
+    """No matter where nothing is periodic, no start where something is, and a flag on the replica to which it happens."""
+    open_cell = torch.diag(torch.tensor([20.0, 20.0, nothing]).double())[None]
+    integrator, forces = INTEGRATORS["langevin"], PotentialForces(argon()[0])
+    batch = AtomsBatch.from_atoms([Atoms("Ar4", cluster(4).positions, cell=[20.0, 20.0, 0.0], pbc=(1, 1, 0))] * 2)
+    odd = batch.replace(cells=open_cell.repeat(2, 1, 1))
+    ends = [advance(initial_state(b, forces, 40.0), integrator, forces, 10) for b in (batch, odd)]
+    assert torch.equal(ends[0].batch.positions, ends[1].batch.positions)
+    with pytest.raises(ValueError, match=f"system 0 has pbc=.*and the cell .*{nothing}.*finite lattice vector"):
+        initial_state(odd.replace(pbc=torch.ones_like(odd.pbc)), forces, 40.0)
+    state = initial_state(batch, forces, 40.0)
+    cells = batch.cells.clone()
+    cells[1, 0, 0] = nothing
+    after = advance(state.replace(batch=state.batch.replace(cells=cells)), integrator, forces, 10)
+    assert after.alive.tolist() == [True, False]
+    assert torch.equal(after.batch.positions[:4], ends[0].batch.positions[:4])
+
+
 def thrown(*speeds, mass=1.0):
     """One atom a replica at the origin with these speeds in Å per ASE time unit."""
     batch = AtomsBatch.from_atoms([Atoms("H", np.zeros((1, 3)), masses=[mass])]).repeat(len(speeds))

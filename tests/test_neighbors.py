@@ -193,6 +193,37 @@ def test_cell_that_is_not_finite_gives_an_empty_list(half_list):
     assert same_pairs(half_list, AtomsBatch.from_atoms([good, bad]), 3.0)
 
 
+@pytest.mark.parametrize("nothing", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("pbc", [(0, 0, 0), (1, 1, 0), (0, 1, 0)])
+@for_other_devices
+def test_vectors_that_are_not_finite_play_no_part_where_nothing_is_periodic(half_list, pbc, nothing):
+    """Neither on their way from ASE nor in a batch made by hand, beside an ordinary system."""
+    chain = Atoms("H90", positions=np.cumsum(np.random.default_rng(2).normal(size=(90, 3)), axis=0), cell=[40, 40, 40], pbc=pbc)
+    bare, odd = chain.copy(), chain.copy()
+    bare.cell[~chain.pbc] = 0.0
+    odd.cell[~chain.pbc, ~chain.pbc] = nothing
+    expected = AtomsBatch.from_atoms([bare, crystal()])
+    cells = torch.tensor(np.stack([odd.cell.array, crystal().cell.array]))
+    for batch in (AtomsBatch.from_atoms([odd, crystal()]), expected.replace(cells=cells)):
+        found, wanted = neighbor_list(batch, 3.0), neighbor_list(expected, 3.0)
+        assert as_set(found) == as_set(wanted) and wanted.n_pairs > 100
+        assert torch.equal(found.vectors(batch), wanted.vectors(expected))
+        assert same_pairs(half_list, batch, 3.0)
+
+
+@for_other_devices
+@pytest.mark.parametrize("pbc", [False, True])
+def test_a_system_far_from_the_origin_has_the_pairs_it_has_there(half_list, pbc):
+    atoms = bulk("Ar", "fcc", 5.3, cubic=True).repeat(3)
+    atoms.pbc = pbc
+    atoms.rattle(0.2, seed=1)
+    expected = as_set(neighbor_list(AtomsBatch.from_atoms(atoms), 6.0))
+    atoms.positions += 3e7
+    found = neighbor_list(AtomsBatch.from_atoms(atoms), 6.0)
+    assert len(expected) == found.n_pairs and {p[:2] for p in expected} == {p[:2] for p in as_set(found)}
+    assert same_pairs(half_list, AtomsBatch.from_atoms(atoms), 6.0)
+
+
 def moved(batch, distance):
     step = torch.zeros_like(batch.positions)
     step[1, 0] = distance
@@ -221,6 +252,15 @@ def test_verlet_list_is_rebuilt_when_cell_or_atoms_change():
     assert verlet.n_builds == 3
     verlet(AtomsBatch.from_atoms(crystal(4)))
     assert verlet.n_builds == 4
+
+
+@pytest.mark.parametrize("cell", [np.diag([5.0, 5.0, 0.0]), np.diag([5.0, 5.0, np.nan])])
+def test_verlet_list_of_a_slab_without_a_third_vector_follows_its_cell(cell):
+    batch = AtomsBatch.from_atoms(Atoms("H2", positions=[[0, 0, 0], [2.6, 0, 0]], cell=cell, pbc=(1, 1, 0)))
+    verlet = VerletList(3.0, skin=0.5)
+    for scale in (1.0, 0.99, 0.6):
+        strained = batch.replace(positions=scale * batch.positions, cells=scale * batch.cells)
+        assert as_set(verlet(strained).within(strained, 3.0)) == as_set(neighbor_list(strained, 3.0))
 
 
 def test_all_pairs_of_a_molecule_never_go_out_of_date():

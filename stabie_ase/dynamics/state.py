@@ -160,6 +160,11 @@ def initial_state(
         For a barostat, one for all replicas or one each.
     mobile : Tensor of bool, shape (n_atoms,), optional
         Atoms that may move (see `mobile_atoms`); all by default.
+
+    Raises
+    ------
+    ValueError
+        A system is periodic along a vector that is not finite.
     """
 
     def one_each(values):
@@ -170,6 +175,7 @@ def initial_state(
         mobile = torch.ones(batch.n_atoms, dtype=torch.bool, device=batch.device)
     keys = replica_keys(seed, batch.n_systems, device=batch.device) if keys is None else keys
     step = torch.zeros_like(keys)
+    batch.check_cells()
     energy, forces, stress = force_function(batch)
     alive = torch.isfinite(energy) & batch.all_atoms(torch.isfinite(batch.positions) & torch.isfinite(forces))
     # A step must not bring bad positions to a potential.

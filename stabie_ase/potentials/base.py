@@ -94,7 +94,9 @@ class Potential(nn.Module):
 
     def forward(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Energies, shape (n_systems,), float64, in eV; keeps the graph of parameters and positions."""
-        return self.energies(batch.to(dtype=self.dtype), neighbors).double()
+        energies = self.energies(batch.to(dtype=self.dtype), neighbors).double()
+        # Not a number where a lattice is not finite any more, whatever its empty list makes of the atoms.
+        return energies + 0.0 * batch.lattice.detach().sum(dim=(1, 2)) if neighbors.periodic else energies
 
     def compute(
         self, batch: AtomsBatch, neighbors: NeighborList, stress: bool = False, create_graph: bool = False
