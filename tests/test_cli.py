@@ -109,7 +109,7 @@ def test_systems_that_do_not_fit(here, command):
     told(refused(*COMMANDS[command], folder=here), "does not know N", "made for C")
     for atoms in images:
         results = atoms.calc.results
-        atoms.set_cell([9.0, 9.0, 9.0])
+        atoms.set_cell([5.0, 5.0, 5.0])
         atoms.pbc = True
         atoms.calc = tiny.SinglePointCalculator(atoms, **results)
     write("ref.xyz", images)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from stabie_ase.cli.main import check_device, main, model_options
+from stabie_ase.cli.options import reference_option
 
 
 @main.command(short_help="Measure how fast dynamics run here.")
 @click.argument("model")
-@click.option("--ref", "reference", required=True, metavar="FILE", help="Frames to start from, in any format ASE knows")
+@reference_option("Frames to start from, in any format ASE knows")
 @click.option("--replicas", default=1024, show_default=True, type=click.IntRange(1), help="Most replicas to try")
 @click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.01), help="Time for each number of replicas")
 @click.option("--temperature", default=300.0, show_default=True, type=click.FloatRange(1e-3), help="In K")

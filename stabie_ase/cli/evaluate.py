@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from stabie_ase.cli.main import check_device, check_new_file, common_options, main
-from stabie_ase.cli.options import build, options_from
+from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import BadOption, EvaluationConfig, with_temperature
 from stabie_ase.files import replaced
@@ -17,7 +17,7 @@ from stabie_ase.files import replaced
 
 @main.command(short_help="Measure stability and errors of models.")
 @click.argument("model")
-@click.option("--ref", "reference", required=True, metavar="FILE", help="Frames to start from and to compare with")
+@reference_option("Frames to start from and to compare with")
 @click.option("--compare", multiple=True, metavar="OTHER", help="Another model, from the same starts and seeds; may be repeated")
 @click.option("--output", metavar="JSON", help="Write the figures there")
 @options_from(EvaluationConfig)
@@ -45,6 +45,8 @@ def evaluate(
         raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
     frames = read_reference(reference, energy_key, forces_key)
     config = with_temperature(config, frames.temperature_K, "the reference")
+    potentials = {name: load_potential(name, device, dtype, trust_checkpoint, head) for name in (model, *compare)}
+    frames = frames.isolated(max(potential.cutoff for potential in potentials.values()))
     observable = OBSERVABLES[config.observable].from_reference(frames.frames)
     yardstick = Yardstick.from_reference(config.criterion, frames, observable, config.temperature_K)
     test = StabilityTest(
@@ -56,7 +58,6 @@ def evaluate(
         check_every_fs=config.check_every_fs,
         seed=config.seed,
     )
-    potentials = {name: load_potential(name, device, dtype, trust_checkpoint, head) for name in (model, *compare)}
     for name, potential in potentials.items():
         try:
             potential.check_numbers(z for atoms in frames.frames for z in set(atoms.numbers))

@@ -10,7 +10,7 @@ import click
 
 from stabie_ase.cli.log import keep_log, tell
 from stabie_ase.cli.main import check_device, common_options, explain, main, told_how_to_go_on
-from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config
+from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config, reference_option
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import FinetuneConfig
 
@@ -29,7 +29,7 @@ SECTIONS = {
 
 @main.command(cls=Sectioned, sections=SECTIONS)
 @click.argument("model", required=False)
-@click.option("--ref", "reference", metavar="FILE", help="Reference frames with energies and forces")
+@reference_option("Reference frames with energies and forces", required=False)
 @click.option("--valid", "validation", metavar="FILE", help="Unseen frames to judge accuracy by")
 @click.option("--output", metavar="RUN", help="Run directory [default: MODEL's name with -stabie]")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run")

@@ -16,6 +16,7 @@ import click
 import stabie_ase
 from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.cli.log import PRINTED, begin_log, tell
+from stabie_ase.cli.options import Command
 
 
 class Terminated(KeyboardInterrupt):
@@ -58,6 +59,8 @@ class OneLine(click.ClickException):
 
 class OneLineErrors(click.Group):
     """What goes wrong is told in one line; a traceback is a bug in this package, shown with -vv."""
+
+    command_class = Command
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         context.meta["typed"] = shlex.join(arguments)

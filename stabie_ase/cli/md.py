@@ -13,7 +13,6 @@ from stabie_ase.cli.main import check_device, main, model_options, told_how_to_g
 from stabie_ase.cli.options import Sectioned, build, changed, flag, options_from
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import BadOption, MDConfig, from_dict, with_temperature
-from stabie_ase.files import digest
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ SAFE_TIMESTEP_FS = 1.0
 
 @main.command(cls=Sectioned, sections=SECTIONS)
 @click.argument("model", required=False)
-@click.option("--start", metavar="FILE", help="Frames to start from, in any format ASE knows")
+@click.option("--start", metavar="FILE", help="Frames to start from, in any format ASE knows; FILE@0:100, FILE.db@QUERY or a pattern")
 @click.option("--output", metavar="RUN", help="Directory to write to [default: MODEL's name with -md]")
 @click.option("--resume", metavar="RUN", help="Go on to the end, or to a later one given with --time")
 @click.option("--one-file", is_flag=True, help="All frames in frames.traj instead of one file a replica")
@@ -64,6 +63,7 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, com
 def _begin(context, output, inputs, config: MDConfig) -> None:
     from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.production import MDDirectory, Production
+    from stabie_ase.reference import absolute, digest
 
     check_device(inputs["device"])
     MDDirectory.check_free(output)
@@ -80,7 +80,7 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
         output,
         {
             "config": asdict(production.config),
-            "inputs": inputs | {name: str(Path(inputs[name]).absolute()) for name in files},
+            "inputs": inputs | {name: absolute(inputs[name]) for name in files},
             "digests": {name: digest(inputs[name]) for name in files},
         },
     )
@@ -91,6 +91,7 @@ def _go_on(context, path, typed, given) -> None:
     from stabie_ase.directory import UnusableRun, in_words
     from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.production import MDDirectory, Production
+    from stabie_ase.reference import digest, files_of
 
     directory, saved = MDDirectory.open(path)
     try:
@@ -107,7 +108,7 @@ def _go_on(context, path, typed, given) -> None:
             raise click.UsageError("the ramp of a run cannot be made longer: --time does not go with --end-temperature", context)
         config = replace(config, time_ps=given["time_ps"])
     for file, (name, before) in files.items():
-        if not Path(file).is_file() or digest(file) != before:
+        if not all(path.is_file() for path in files_of(file)) or digest(file) != before:
             raise UnusableRun(f"the {name} file of {path} is gone or has changed: {file}")
     check_device(inputs["device"])
     setup = _set_up(inputs, config)

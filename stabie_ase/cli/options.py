@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
@@ -55,7 +56,35 @@ def _option(option: Field, kind: type):
     return click.option(name, option.name, type=kind, default=None, help=help, metavar=metavar)
 
 
-class Sectioned(click.Command):
+class Command(click.Command):
+    """A command that refuses an option given twice of which only the last would count."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        for option, n in Counter(self.make_parser(context).parse_args(args=list(args))[2]).items():
+            if n > 1 and isinstance(option, click.Option) and not (option.multiple or option.count or _is_switch(option)):
+                raise click.UsageError(f"{'/'.join(option.opts + option.secondary_opts)} is given {n} times, expected once", context)
+        return super().parse_args(context, args)
+
+
+def _is_switch(option: click.Option) -> bool:
+    """Whether it says the same however often it is given."""
+    return option.is_flag and not option.secondary_opts
+
+
+def reference_option(help: str, required: bool = True):
+    """Decorator: `--ref`, which may be given several times."""
+    return click.option(
+        "--ref", "reference", multiple=True, required=required, metavar="FILE", callback=_one_or_several,
+        help=f"{help}; FILE@0:100, FILE.db@QUERY and patterns as ASE knows them; may be repeated",
+    )  # fmt: skip
+
+
+def _one_or_several(context, parameter, names: tuple[str, ...]) -> str | list[str] | None:
+    """As a run's config.json holds them."""
+    return names[0] if len(names) == 1 else list(names) or None
+
+
+class Sectioned(Command):
     """A command whose help lists its options under headings.
 
     Parameters

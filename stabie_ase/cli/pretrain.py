@@ -9,10 +9,9 @@ from pathlib import Path
 import click
 
 from stabie_ase.cli.main import check_device, check_new_file, main, told_how_to_go_on
-from stabie_ase.cli.options import build, options_from
+from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Progress
 from stabie_ase.config import PretrainConfig
-from stabie_ase.files import digest
 
 SAVE_EVERY = 5.0
 """Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""
@@ -23,7 +22,7 @@ FAMILIES = {"schnet": {}, "mace": {"learning_rate": 1e-2}}
 
 @main.command()
 @click.option("--model", "family", type=click.Choice(list(FAMILIES)), required=True, help="Family of the model")
-@click.option("--ref", "reference", required=True, metavar="FILE", help="Frames with energies and forces")
+@reference_option("Frames with energies and forces")
 @click.option("-o", "--output", required=True, metavar="MODEL", help="Checkpoint to write")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Precision")
@@ -84,8 +83,10 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     )
 
 
-def _options(config: PretrainConfig, family: str, dtype: str, reference: str, energy_key, forces_key) -> dict:
+def _options(config: PretrainConfig, family: str, dtype: str, reference: str | list[str], energy_key, forces_key) -> dict:
     """What must be the same for a state to be gone on with; the budget may be raised."""
+    from stabie_ase.reference import digest
+
     options = {name: value for name, value in asdict(config).items() if name not in ("epochs", "max_time_min")}
     return options | {"family": family, "dtype": dtype, "reference": digest(reference), "energy_key": energy_key, "forces_key": forces_key}
 

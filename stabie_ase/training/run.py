@@ -19,12 +19,11 @@ from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, failing_frames, summarize
-from stabie_ase.files import digest
 from stabie_ase.observables import OBSERVABLES
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.reference import Reference, read_reference
 from stabie_ase.qm import LabelledFrames, qm_errors
+from stabie_ase.reference import Reference, absolute, digest, files_of, read_reference
 from stabie_ase.stability import Criterion, Failures, criteria_from
 from stabie_ase.training.comparison import Comparison, Outcome, verdict
 from stabie_ase.training.directory import RunDirectory
@@ -44,7 +43,7 @@ class Inputs:
     """What a run was asked to work on, as config.json holds it."""
 
     model: str
-    reference: str
+    reference: str | list[str]
     validation: str | None = None
     energy_key: str | None = None
     forces_key: str | None = None
@@ -68,16 +67,16 @@ class Inputs:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files, so that a resumed run works on what it began with."""
-        return {name: digest(path) for name, path in self.paths().items()}
+        return {name: digest(file) for name, file in self.files().items()}
 
-    def paths(self) -> dict[str, Path]:
-        """The files by the names of the fields."""
-        paths = {"model": self.model, "reference": self.reference, "validation": self.validation}
-        return {name: Path(path) for name, path in paths.items() if path}
+    def files(self) -> dict[str, str | list[str]]:
+        """What was given as a file, or as several, by the names of the fields."""
+        files = {"model": self.model, "reference": self.reference, "validation": self.validation}
+        return {name: file for name, file in files.items() if file}
 
     def absolute(self) -> Inputs:
         """The same with absolute paths, so that a run can be resumed from another folder."""
-        return replace(self, **{name: str(path.absolute()) for name, path in self.paths().items()})
+        return replace(self, **{name: absolute(file) for name, file in self.files().items()})
 
 
 @dataclass
@@ -268,7 +267,7 @@ def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneCon
 def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> Finetuning:
     """Take up a run where its last saved state stands."""
     directory, inputs, config, description = open_run(path)
-    for name, file in inputs.paths().items():
+    for name, file in [(name, file) for name, names in inputs.files().items() for file in files_of(names)]:
         if not file.is_file():
             raise UnusableRun(f"the {name} file of {path} is gone: {file}; put it back to go on")
     for name, digest in inputs.digests().items():
@@ -300,10 +299,11 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
     if config.observable not in OBSERVABLES:
         raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
     reference, validation = inputs.read_reference(), inputs.read_validation()
-    if say:
-        say(f"Reference: {reference.source}")
     config = with_temperature(config, reference.temperature_K, "the reference")
     potential = inputs.load_potential()
+    reference, validation = (part and part.isolated(potential.cutoff) for part in (reference, validation))
+    if say:
+        say(f"Reference: {reference.source}")
     for part in (reference, validation) if validation else (reference,):
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     observable = OBSERVABLES[config.observable].from_reference(reference.frames)
