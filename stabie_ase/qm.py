@@ -114,15 +114,21 @@ def force_errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_si
     return errors_by_frame(potential, frames, chunk_size)[1]
 
 
-def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """Predictions minus labels: energies, shape (n_frames,), and forces, shape (n_atoms, 3)."""
+def predictions(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> tuple[Tensor, Tensor]:
+    """What a potential says of the frames: energies, shape (n_frames,), in eV, and forces, shape (n_atoms, 3), in eV/Å, float64."""
     energies, forces = [], []
     with potential.frozen():
         for part in frames.chunks(chunk_size):
             prediction = potential.compute(part.batch, neighbor_list(part.batch, potential.cutoff))
-            energies.append(prediction.energies - part.energies)
-            forces.append(prediction.forces.double() - part.forces)
+            energies.append(prediction.energies)
+            forces.append(prediction.forces.double())
     return torch.cat(energies), torch.cat(forces)
+
+
+def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """Predictions minus labels: energies, shape (n_frames,), and forces, shape (n_atoms, 3)."""
+    energies, forces = predictions(potential, frames, chunk_size)
+    return energies - frames.energies, forces - frames.forces
 
 
 def upper_limit(differences: Tensor, confidence: float) -> float:

@@ -265,7 +265,8 @@ def test_bad_option_of_evaluate(here, arguments, words):
     ids=lambda x: "=".join(x)[:40],
 )
 def test_bad_option_of_pretrain(here, arguments, words):
-    told(refused(*COMMANDS["pretrain"], *arguments, folder=here), *words)
+    family = () if "--model" in arguments else ("--model", "schnet")
+    told(refused("pretrain", *family, "--ref", "ref.xyz", "-o", "new.pt", *arguments, folder=here), *words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")

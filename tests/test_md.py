@@ -20,7 +20,12 @@ from stabie_ase.calculator import StABIECalculator
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.reference import common_temperature
 
-RUN = ("md", "model.pt", "--start", "ref.xyz", "--replicas", "3", "--time", "0.1", "--sample-every", "10", "--seed", "4")
+def asked(time="0.1"):
+    """The command that most tests begin with."""
+    return ("md", "model.pt", "--start", "ref.xyz", "--replicas", "3", "--time", time, "--sample-every", "10", "--seed", "4")
+
+
+RUN = asked()
 
 
 def run(*arguments):
@@ -95,7 +100,7 @@ def test_an_interrupted_run_goes_on_exactly(here, monkeypatch):
 
 def test_a_longer_time_continues_to_the_requested_total(here):
     run(*RUN, "--output", "whole")
-    run(*RUN, "--output", "parts", "--time", "0.06")
+    run(*asked("0.06"), "--output", "parts")
     run("md", "--resume", "parts", "--time", "0.1")
     same(here / "whole", here / "parts")
     run("md", "--resume", "parts")  # there is nothing left to do, and it asks for the first total
@@ -103,7 +108,7 @@ def test_a_longer_time_continues_to_the_requested_total(here):
 
 
 def test_a_criterion_stops_replicas(here):
-    result = run(*RUN, "--time", "1", "--criterion", "bonds:0.2", "--temperature", "3000", "--one-file")
+    result = run(*asked("1"), "--criterion", "bonds:0.2", "--temperature", "3000", "--one-file")
     assert "stopped before" in result.output
     log = thermo(here / "model-md")
     last = [log["time_ps"][log["replica"] == k].max() for k in range(3)]

@@ -31,6 +31,7 @@ def evaluate(
     if output:
         check_new_file(output)
 
+    from stabie_ase.consistency import check_labels
     from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.evaluation import StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
     from stabie_ase.observables import OBSERVABLES
@@ -63,6 +64,7 @@ def evaluate(
             potential.check_numbers(z for atoms in frames.frames for z in set(atoms.numbers))
         except ValueError as error:
             raise BadOption(f"{name}: {error}") from error
+        check_labels(potential, frames, Path(name).name, "the reference")
     if not quiet:
         click.echo(f"Reference: {frames.source}")
         click.echo(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")

@@ -15,6 +15,7 @@ import torch
 
 import stabie_ase
 from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_temperature
+from stabie_ase.consistency import check_inputs
 from stabie_ase.directory import UnusableRun, in_words
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
@@ -306,6 +307,7 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
         say(f"Reference: {reference.source}")
     for part in (reference, validation) if validation else (reference,):
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
+    check_inputs(potential, Path(inputs.model).name, reference, validation)
     observable = OBSERVABLES[config.observable].from_reference(reference.frames)
     criteria = criteria_from(config.criterion, reference.frames, config.temperature_K, reference.temperature_K)
     yardstick = Yardstick.from_reference(config.check_criterion, reference, observable, config.temperature_K)
