@@ -39,6 +39,7 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     check_new_file(output)
 
     import torch
+    from ase.data import chemical_symbols
 
     from stabie_ase.files import write_atomically
     from stabie_ase.potentials.checkpoint import save_potential
@@ -55,6 +56,9 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     resumed = _restore(training, state_path, options)
     if not quiet:
         click.echo(f"Reference: {frames.source}")
+        if frames.atom_energies:
+            of = ", ".join(chemical_symbols[z] for z in sorted(frames.atom_energies))
+            click.echo(f"Reference energies of {of} are those of the isolated atoms")
         click.echo(f"Training {family} on {len(training.train)} frames, validating on {len(training.validation)}")
         if resumed:
             click.echo(f"Going on after epoch {training.epoch}")

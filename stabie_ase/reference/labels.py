@@ -18,6 +18,7 @@ KEYS = (
     ("dft_energy", "dft_forces"),
     ("DFT_energy", "DFT_forces"),
     ("energy", "force"),
+    ("Energy", "forces"),
     ("free_energy", "forces"),
 )
 """Tried in this order where the user names none; both of a pair, so that they come from the same calculation."""

@@ -197,7 +197,7 @@ def _shown(names: FileNames) -> str:
 
 
 def _lone_in_words(lone: Sequence[tuple[str, Atoms]]) -> str:
-    symbols = ", ".join(sorted({atoms.symbols[0] for _, atoms in lone}))
+    symbols = ", ".join(dict.fromkeys(atoms.symbols[0] for _, atoms in lone))
     return f"{len(lone)} frames of isolated atoms ({symbols}) set aside" if lone else ""
 
 
