@@ -166,7 +166,7 @@ def _check_energies(frames: Reference, energies: np.ndarray, forces_follow: bool
         )
     offset = float(np.mean((frames.energies - energies) / [len(atoms) for atoms in frames.frames]))
     if abs(offset) > MOST_OFFSET or (forces_follow and correlation < UNRELATED):
-        suspect = _in_words(unit, "eV") if unit else "another level of theory than the model was made for, or another --energy-key"
+        suspect = _in_words(unit, "eV") if unit else "another level of theory than the model's, or another --energy-key"
         logger.warning(
             "the energies of %s are %.3g eV an atom from those that %s predicts, with a correlation of %.2f; first suspect: %s",
             what, offset, model, correlation, suspect,
@@ -182,12 +182,14 @@ def _same_ratio(labels: np.ndarray, energies: np.ndarray, unit: tuple[str, bool]
 
 def _in_words(unit: tuple[str, bool], expected: str) -> str:
     name, of_labels = unit
-    return f"they look to be in {name}, expected {expected}" if of_labels else f"the model looks to be trained in {name}, not {expected}"
+    if of_labels:
+        return f"they look to be in {name}, expected {expected}"
+    return f"the model looks to be trained in {name}, not {expected}"
 
 
 def check_same_system(frames: Sequence[Atoms], others: Sequence[Atoms], what: str, than: str) -> None:
     """Raise InconsistentLabels if no composition of one is among those of the other; larger cells of a crystal are the same."""
-    of_frames, of_others = ({_composition(atoms): atoms.get_chemical_formula() for atoms in images} for images in (frames, others))
+    of_frames, of_others = ({_composition(x): x.get_chemical_formula() for x in images} for images in (frames, others))
     if not of_frames.keys() & of_others.keys():
         shown = [", ".join(list(formulas.values())[:5]) for formulas in (of_frames, of_others)]
         raise InconsistentLabels(f"{what} holds {shown[0]}, but {than} holds {shown[1]}: frames of another system")

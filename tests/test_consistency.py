@@ -62,7 +62,9 @@ def test_units_of_a_model():
         check(labelled(forces=1.0 / FACTORS["kcal/mol"]))
 
 
-@pytest.mark.parametrize("factor, words", [(-1.0, "gradients"), (-FACTORS["kcal/mol"], "in kcal/mol/Å, expected eV/Å and .* gradients")])
+@pytest.mark.parametrize(
+    "factor, words", [(-1.0, "gradients"), (-FACTORS["kcal/mol"], "in kcal/mol/Å, expected eV/Å and .* gradients")]
+)
 def test_gradients_instead_of_forces(factor, words):
     with pytest.raises(InconsistentLabels, match=words):
         check(labelled(forces=factor))
@@ -150,8 +152,8 @@ def test_a_model_to_compare_is_named(tmp_path):
     other = build_schnet(read_reference(DATA / "aspirin_xtb_test.xyz"))
     other.network.lin2.weight.data *= 1000.0
     save_potential(other, tmp_path / "other.pt")
-    arguments = ("--ref", f"{DATA / 'aspirin_xtb_test.xyz'}@:12", "--time", "0.005", "--replicas", "2", "--output", tmp_path / "o.json")
-    result = tiny.run("evaluate", DATA / "aspirin_schnet.pt", "--compare", tmp_path / "other.pt", *arguments)
+    models = (DATA / "aspirin_schnet.pt", "--compare", tmp_path / "other.pt")
+    result = tiny.run("evaluate", *models, "--ref", f"{DATA / 'aspirin_xtb_test.xyz'}@:12", "--time", "0.005", "--replicas", "2")
     assert result.exit_code == 0, result.output
     assert "other.pt predicts the forces of the reference with an error" in result.output
     assert "aspirin_schnet.pt predicts" not in result.output

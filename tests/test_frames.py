@@ -1,4 +1,4 @@
-"""Frames by their names: ASE's selections, patterns, databases, several files; and what of a file is kept, left out or refused."""
+"""Frames by their names: ASE's selections, patterns, databases; and what of a file is kept, left out or refused."""
 
 import json
 import shutil
@@ -148,6 +148,15 @@ def test_labels_among_the_pairs_of_a_database_and_temperature(tmp_path):
     assert "keys found: dft_e, dft_f, temperature" in text and "--energy-key" in text
 
 
+def test_anything_may_be_among_the_data_of_a_database(tmp_path):
+    path = tmp_path / "data.db"
+    odd = {"ragged": [[1.0, 2.0], [3.0]], "text": "by hand", "nothing": None, "nested": {"a": 1}, "positions": np.zeros((4, 3))}
+    results = labelled_database(path, lambda db, atoms, **r: db.write(atoms, data=r | odd))
+    reference = read_reference(path)
+    same_labels(reference, results)
+    np.testing.assert_allclose(reference.frames[0].positions, tiny.frames(12)[0].positions)
+
+
 def test_a_database_that_declares_other_units(tmp_path):
     path = tmp_path / "data.db"
     labelled_database(path, lambda db, atoms, **r: db.write(atoms, data=r))
@@ -246,7 +255,7 @@ def test_evaluation_moves_atoms_that_the_reference_holds(here):
 
 @pytest.mark.parametrize(
     "name, value, said",
-    [("charge", -1, "charges"), ("total_charge", 0, None), ("spin", 3, "spins"), ("multiplicity", 1, None), ("charge", "neutral", None)],
+    [("charge", -1, "charges"), ("total_charge", 0, None), ("spin", 3, "spins"), ("multiplicity", 1, None), ("charge", "no", None)],
 )
 def test_what_the_model_cannot_use_is_said(tmp_path, name, value, said):
     source = read_reference(changed(tmp_path / "ref.xyz", lambda k, atoms: atoms.info.update({name: value}))).source

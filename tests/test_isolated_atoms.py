@@ -81,7 +81,8 @@ def test_energies_of_the_other_elements_are_fitted(tmp_path):
     for formula in ("CO", "CO2", "C2O"):
         atoms = Atoms(formula, 1.2 * np.arange(3 * len(Atoms(formula))).reshape(-1, 3))
         n_carbon = formula.count("C") + ("C2" in formula)
-        atoms.calc = SinglePointCalculator(atoms, energy=-10.0 * n_carbon - 20.0 * (len(atoms) - n_carbon), forces=np.zeros((len(atoms), 3)))
+        energy = -10.0 * n_carbon - 20.0 * (len(atoms) - n_carbon)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((len(atoms), 3)))
         frames.append(atoms)
     write(tmp_path / "ref.traj", [lone("C", -10.0), *frames, lone("H", -1.0)])
     assert reference_energies(read_reference(tmp_path / "ref.traj")) == pytest.approx({6: -10.0, 8: -20.0})

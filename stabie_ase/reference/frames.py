@@ -1,4 +1,4 @@
-"""Structures from files, named as ASE names them: FILE, FILE@0:200:2, DATABASE@split=train, FOLDER/*.xyz, or several of these."""
+"""Structures from files named as ASE names them: FILE, FILE@0:200:2, DATABASE@split=train, FOLDER/*.xyz, or several."""
 
 from __future__ import annotations
 
@@ -100,7 +100,11 @@ def named_frames(names: FileNames) -> list[tuple[str, Atoms]]:
             found += [(f"{source}: frame {k}", atoms) for k, atoms in enumerate(_read(path, selection, source))]
     n_dropped = sum(_checked_cell(where, atoms) for where, atoms in found)
     if n_dropped:
-        logger.warning("%d frames have a cell that is not finite; they are not periodic there, and it is left out", n_dropped)
+        logger.warning(
+            "%s: %d frames have a cell that is not finite; they are not periodic there, and it is left out",
+            ", ".join(each(names)),
+            n_dropped,
+        )
     return found
 
 
@@ -122,7 +126,7 @@ def _read(path: Path, selection: str | None, source: str) -> list[Atoms]:
     except Exception as error:  # every ASE reader fails in its own way
         raise UnusableReference(f"{source}: {_why(error, len(frames), selection)}") from error
     if not frames and selection is not None:
-        raise UnusableReference(f"{source}: selects no frames; expected an index or a slice of those in the file, such as @:100")
+        raise UnusableReference(f"{source}: selects no frames; expected some of those in the file, such as @:100")
     if not frames or not all(isinstance(atoms, Atoms) and len(atoms) for atoms in frames):
         raise UnusableReference(f"{source}: holds no frames with atoms")
     return frames
@@ -137,7 +141,7 @@ def _index(selection: str | None, is_database: bool, source: str) -> slice | str
     if isinstance(index, int):
         return slice(index, index + 1 or None)
     if isinstance(index, str) and not is_database:
-        raise UnusableReference(f"{source}: {selection!r} is no selection; expected an index or a slice, such as @-1, @:100 or @::10")
+        raise UnusableReference(f"{source}: {selection!r} is no selection; expected an index or a slice, as @-1 or @:100")
     if isinstance(index, slice) and index.step == 0:
         raise UnusableReference(f"{source}: a slice cannot go in steps of 0")
     return index
@@ -159,9 +163,20 @@ def _rows(path: Path, index: slice | str) -> Iterator[Atoms]:
 def _from_row(row) -> Atoms:
     atoms = row.toatoms()
     for name, value in {**row.key_value_pairs, **row.data}.items():
-        by_atom = np.ndim(value) >= 2 and len(value) == len(atoms) and name not in atoms.arrays
-        (atoms.arrays if by_atom else atoms.info)[name] = np.asarray(value) if by_atom else value
+        if name not in atoms.arrays and _is_by_atom(value, len(atoms)):
+            atoms.arrays[name] = np.asarray(value)
+        else:
+            atoms.info[name] = value
     return atoms
+
+
+def _is_by_atom(value, n_atoms: int) -> bool:
+    """Whether there is a row of numbers for each atom; anything may be in a database."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        return False
+    return array.ndim >= 2 and len(array) == n_atoms
 
 
 def _why(error: Exception, k: int, selection: str | None) -> str:
@@ -169,8 +184,8 @@ def _why(error: Exception, k: int, selection: str | None) -> str:
     name = error.args[0] if isinstance(error, KeyError) and error.args else None
     if isinstance(name, str) and name.isalnum() and len(name) <= 4 and name not in atomic_numbers:
         heavy = {"D": 2.014, "T": 3.016}.get(name)
-        isotope = f"; write it as H, with {heavy} in a column masses (masses:R:1)" if heavy else "; expected the symbol of an element"
-        return f"frame {k}: unknown element {name!r}{isotope}"
+        instead = f"write it as H, with {heavy} in a column masses (masses:R:1)" if heavy else "expected the symbol of an element"
+        return f"frame {k}: unknown element {name!r}; {instead}"
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     where = f"frame {k}: " if k else ""
     chosen = f", or {selection!r} cannot be selected from it" if selection is not None else ""

@@ -101,9 +101,10 @@ def check_declared_units(names: FileNames, energy_key: str, forces_key: str) -> 
         with connect(str(path), serial=True) as database:
             declared = database.metadata
         units = declared.get("_property_unit_dict") or {}
-        for what, unit in [(energy_key, units.get(energy_key)), (forces_key, units.get(forces_key)), ("positions", declared.get("_distance_unit"))]:
+        found = {key: units.get(key) for key in (energy_key, forces_key)} | {"positions": declared.get("_distance_unit")}
+        for what, unit in found.items():
             if unit and str(unit).lower() not in SAME_UNITS:
-                raise UnusableReference(f"{path}: declares {what!r} in {unit}; expected energies in eV and lengths in Å: convert them")
+                raise UnusableReference(f"{path}: declares {what!r} in {unit}; expected eV and Å, convert them")
 
 
 def common_temperature(frames: Sequence[Atoms], where: Sequence[str] | None = None) -> float | None:
