@@ -19,7 +19,7 @@ from stabie_ase.files import replaced, uninterrupted, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Version of the directories' layout."""
 
 UNFINISHED = ".config.json.*tmp"

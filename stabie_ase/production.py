@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -17,7 +18,7 @@ from stabie_ase.dynamics import MDState, kinetic_energy, simulate
 from stabie_ase.dynamics.state import degrees_of_freedom, has_momenta, remove_com_momentum, take_momenta
 from stabie_ase.evaluation import start, starting_frames
 from stabie_ase.potentials.base import Potential
-from stabie_ase.stability import Criterion
+from stabie_ase.stability import Criterion, Failures, StabilityStatistics, look
 
 SAVE_EVERY = 10.0
 """Seconds between two saved states."""
@@ -27,13 +28,13 @@ COLUMNS = "replica,time_ps,potential_energy_eV,kinetic_energy_eV,temperature_K,k
 
 
 class MDDirectory(WorkDirectory):
-    """`thermo.csv` and `frames/replica-0000.traj` and so on, or one `frames.traj`."""
+    """`thermo.csv`; `frames/replica-0000.traj` and so on, or one `frames.traj`; `unstable.traj`, a frame for each failure."""
 
     command = "md"
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)
-        self.thermo = TextLog(self.path / "thermo.csv")
+        self.thermo, self.unstable = TextLog(self.path / "thermo.csv"), FrameLog(self.path / "unstable.traj")
 
     def arrange(self, replicas: int, one_file: bool) -> None:
         """Decide where frames go."""
@@ -43,7 +44,7 @@ class MDDirectory(WorkDirectory):
             with self.writing():
                 (self.path / "frames").mkdir(exist_ok=True)
             logs = [FrameLog(self.path / "frames" / f"replica-{k:04d}.traj") for k in range(replicas)]
-        self.logs = {"thermo": self.thermo} | {log.path.name: log for log in logs}
+        self.logs = {"thermo": self.thermo, "unstable": self.unstable} | {log.path.name: log for log in logs}
         self.log_of = logs * replicas if one_file else logs
 
 
@@ -64,6 +65,10 @@ class Production:
     ----------
     from_file : list of bool
         Replicas that start with the momenta of their frame: not those that use a frame again, which would take the same path.
+    failed_step : Tensor of int64, shape (replicas,)
+        Steps after which each replica failed and was stopped; -1 for those that go on.
+    done : int
+        Steps taken by those.
     """
 
     def __init__(
@@ -83,13 +88,28 @@ class Production:
         fix_com = self.integrator.fix_com and config.ensemble != "nve"
         self.state = take_momenta(self.state, chosen, self.from_file, fix_com)
         self.integrator.check(self.state)
-        self.stopped = ~self.state.alive
-        self.done = 0
+        everyone = torch.arange(config.replicas, device=self.state.batch.device)
+        self._at_start = Failures.none(self.state.batch).examine(self.state, everyone, [], look(self.state, []), 0)
+        self.failed_step, self.done = self._at_start.step, 0
 
     @property
     def n_steps(self) -> int:
         """Of the whole run."""
         return self.config.steps(1000.0 * self.config.time_ps)
+
+    @property
+    def stopped(self) -> Tensor:
+        """Shape (replicas,), bool."""
+        return self.failed_step >= 0
+
+    @property
+    def statistics(self) -> StabilityStatistics:
+        """Times to the first failure so far."""
+        steps = torch.where(self.stopped, self.failed_step, self.done).cpu().numpy()
+        return StabilityStatistics(self._ps(steps), self.stopped.cpu().numpy())
+
+    def _ps(self, steps: int | np.ndarray) -> float | np.ndarray:
+        return steps * self.config.timestep_fs / 1000.0
 
     def take_up(self, directory: MDDirectory) -> None:
         """Work in an arranged directory from now on, from its last state or from the start."""
@@ -98,7 +118,7 @@ class Production:
             try:
                 state = saved["state"]
                 self.state, self.done = self.state.restore(state["replicas"]), int(state["done"])
-                self.stopped = state["stopped"].to(self.stopped.device)
+                self.failed_step = state["failed_step"].to(self.failed_step.device)
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise self.directory.damaged_state(error) from error
         self.directory.cut_to(saved)
@@ -111,7 +131,8 @@ class Production:
         if self.done == 0 and self.directory.thermo.length == 0:
             with self.directory.writing():
                 self.directory.thermo.append(COLUMNS)
-                self._write(torch.arange(self.config.replicas, device=self.state.batch.device))
+                everyone = torch.arange(self.config.replicas, device=self.state.batch.device)
+                self._write(everyone, self._at_start)
             self._save()
         try:
             self._to_end(on_sample)
@@ -135,9 +156,9 @@ class Production:
             )
             with self.directory.writing():  # so that the state and the files always belong together
                 self.state = self.state.put(going, ends)
-                self.stopped[going[failures.failed]] = True
+                self.failed_step[going[failures.failed]] = self.done + failures.step[failures.failed]
                 self.done += n
-                self._write(going)
+                self._write(going, failures)
             if on_sample:
                 on_sample(self.done, self.state, self.stopped)
             if time.monotonic() - saved > SAVE_EVERY:
@@ -145,14 +166,17 @@ class Production:
                 saved = time.monotonic()
 
     def _save(self) -> None:
-        self.directory.save({"replicas": self.state.tensors(), "stopped": self.stopped, "done": self.done})
+        self.directory.save({"replicas": self.state.tensors(), "failed_step": self.failed_step, "done": self.done})
 
-    def _write(self, replicas: Tensor) -> None:
-        """A frame and a line of the log for each of these replicas."""
+    def _write(self, replicas: Tensor, failures: Failures) -> None:
+        """A frame and a line of the log for each of these replicas, and what their new failures looked like."""
         frames = self._frames(replicas)
         self.directory.thermo.append(*[self._line(atoms) for atoms in frames])
         for k, atoms in zip(replicas.tolist(), frames):
             self.directory.log_of[k].append([atoms])
+        steps = self.failed_step[replicas].tolist()
+        info = {k: {"replica": replica, "time_ps": self._ps(steps[k])} for k, replica in enumerate(replicas.tolist())}
+        self.directory.unstable.append(failures.to_atoms(info))
 
     def _frames(self, replicas: Tensor) -> list[Atoms]:
         state = self.state.select(replicas)
@@ -168,7 +192,7 @@ class Production:
             atoms.calc = SinglePointCalculator(atoms, **results)
             atoms.info |= {
                 "replica": int(replicas[k]),
-                "time_ps": float(state.step[k]) * self.config.timestep_fs / 1000.0,
+                "time_ps": self._ps(int(state.step[k])),
                 "kinetic_temperature_K": measured[k],
             } | ({} if bath is None else {"temperature_K": bath[k]})
         return images

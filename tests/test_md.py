@@ -19,6 +19,7 @@ import stabie_ase.production as production_module
 from stabie_ase.calculator import StABIECalculator
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.reference import common_temperature
+from stabie_ase.report.view import count_frames, find_trajectory
 
 def asked(time="0.1"):
     """The command that most tests begin with."""
@@ -46,11 +47,18 @@ def thermo(path):
     return np.genfromtxt(path / "thermo.csv", delimiter=",", names=True)
 
 
+def unstable(path):
+    """Frames at failures."""
+    return read(path / "unstable.traj", ":") if (path / "unstable.traj").exists() else []
+
+
 def same(a, b):
     """Two runs end in the same bits, and tell the same on the way."""
     assert (a / "thermo.csv").read_text() == (b / "thermo.csv").read_text()
     states = [torch.load(path / "state.pt", weights_only=True)["state"] for path in (a, b)]
-    assert states[0]["done"] == states[1]["done"]
+    assert states[0]["done"] == states[1]["done"] and torch.equal(states[0]["failed_step"], states[1]["failed_step"])
+    for one, other in zip(unstable(a), unstable(b), strict=True):
+        assert one == other and one.info == other.info and np.array_equal(one.get_momenta(), other.get_momenta())
     for name, x in states[0]["replicas"].items():
         assert torch.equal(x, states[1]["replicas"][name]), name
     for file in sorted((a / "frames").iterdir()):
@@ -79,8 +87,14 @@ def test_frames_and_log_are_those_of_the_model(here):
             np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5)
 
 
-def test_an_interrupted_run_goes_on_exactly(here, monkeypatch):
-    run(*RUN, "--output", "whole")
+BREAKING = ("--criterion", "bonds:0.4", "--temperature", "1000", "--replicas", "6")
+
+
+@pytest.mark.parametrize("breaking", [(), BREAKING], ids=["stable", "with failures"])
+def test_an_interrupted_run_goes_on_exactly(here, monkeypatch, breaking):
+    whole = run(*RUN, *breaking, "--output", "whole")
+    n_before = sum(atoms.info["time_ps"] <= 0.04 for atoms in unstable(here / "whole"))
+    assert not breaking or 0 < n_before < len(unstable(here / "whole")), "failures on both sides of the interruption"
     monkeypatch.setattr(production_module, "SAVE_EVERY", 0.0)
     real, calls = production_module.simulate, []
 
@@ -91,11 +105,13 @@ def test_an_interrupted_run_goes_on_exactly(here, monkeypatch):
         return real(*arguments, **settings)
 
     monkeypatch.setattr(production_module, "simulate", simulate)
-    result = tiny.run(*RUN, "--output", "broken")
+    result = tiny.run(*RUN, *breaking, "--output", "broken")
     assert result.exit_code == 130 and "stabie-ase md --resume broken" in result.output
+    assert len(unstable(here / "broken")) == n_before
     (here / "broken" / "thermo.csv").open("a").write("half a li")  # as a killed process leaves it
-    run("md", "--resume", "broken")
+    resumed = run("md", "--resume", "broken")
     same(here / "whole", here / "broken")
+    assert resumed.output == whole.output.replace("whole", "broken")  # rate, median and causes among it
 
 
 def test_a_longer_time_continues_to_the_requested_total(here):
@@ -114,6 +130,51 @@ def test_a_criterion_stops_replicas(here):
     last = [log["time_ps"][log["replica"] == k].max() for k in range(3)]
     assert min(last) < 1.0
     assert len(read(here / "model-md" / "frames.traj", ":")) == len(log)
+
+
+def test_what_failed_is_told_and_kept_to_look_at(here):
+    """Each failure's frame is the last of its replica, the bond to blame is tagged and as far off as is told."""
+    result = run(*RUN, *BREAKING, "--time", "0.05")
+    failed = unstable(here / "model-md")
+    assert f"{len(failed)} of 6 replicas failed: " in result.output and "95 % interval" in result.output
+    assert "Median stable time: " in result.output and f"What broke: C-C bond {len(failed)}\n" in result.output
+    assert "stabie-ase view model-md" in result.output and count_frames(find_trajectory(here / "model-md")) == len(failed)
+    length = np.mean([atoms.get_all_distances()[np.triu_indices(4, 1)] for atoms in read("ref.xyz", ":")], axis=0)
+    for atoms in failed:
+        last = read(here / "model-md" / "frames" / f"replica-{atoms.info['replica']:04d}.traj", -1)
+        np.testing.assert_allclose(atoms.positions, last.positions)
+        np.testing.assert_allclose(atoms.get_momenta(), last.get_momenta())
+        assert atoms.info["time_ps"] == pytest.approx(last.info["time_ps"]) and atoms.info["criterion"] == "bonds"
+        off = np.abs(atoms.get_all_distances()[np.triu_indices(4, 1)] - length)
+        assert atoms.info["value"] == pytest.approx(off.max(), abs=1e-5) and atoms.info["value"] > 0.4
+        assert np.flatnonzero(atoms.get_tags()).tolist() == [k[off.argmax()] for k in np.triu_indices(4, 1)]
+
+
+def test_the_rate_counts_failures_per_stable_time(here):
+    result = run(*RUN, *BREAKING, "--time", "0.05")
+    failed, n = unstable(here / "model-md"), 6
+    stable_ps = sum(atoms.info["time_ps"] for atoms in failed) + 0.05 * (n - len(failed))
+    rate = float(re.search(r"failed: ([\d.]+) failures per replica-ps", result.output)[1])
+    assert rate == pytest.approx(len(failed) / stable_ps, rel=5e-3)
+    more = run("md", "--resume", "model-md", "--time", "0.1")
+    assert unstable(here / "model-md")[: len(failed)] == failed and "replicas failed" in more.output
+
+
+def test_runs_without_failures_say_so_where_they_were_asked_for(here):
+    assert "0 of 3 replicas failed: 0 failures per replica-ps" in run(*RUN, "--criterion", "bonds:9").output
+    assert not (here / "model-md" / "unstable.traj").exists()
+    assert "failed" not in run(*RUN, "--output", "other").output
+
+
+def test_a_replica_without_a_finite_energy_has_failed_at_the_start(here, monkeypatch):
+    real = production_module.start
+    dead = torch.tensor([True, False, True])
+    monkeypatch.setattr(production_module, "start", lambda *arguments: real(*arguments).replace(alive=dead))
+    result = run(*RUN, "--time", "0.01")
+    assert "1 of 3 replicas failed" in result.output and "What broke: not finite 1" in result.output
+    (atoms,) = unstable(here / "model-md")
+    assert atoms.info["time_ps"] == 0.0 and atoms.info["criterion"] == "not finite"
+    assert run("md", "--resume", "model-md").output == result.output
 
 
 def test_constant_pressure_tells_volume_and_pressure(here):
@@ -206,8 +267,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(here):
     frames = read("ref.xyz", ":2")
     frames[0].set_constraint(FixBondLength(0, 1))
     write("bonds.traj", frames)
+    frames[1].positions[2] = np.nan
+    write("nan.traj", frames)
     before = sorted(p.name for p in here.iterdir())
     assert "FixBondLength" in refused("md", "model.pt", "--start", "bonds.traj", "--temperature", "300")
+    assert "nan.traj: positions of frame 1 are not finite" in refused("md", "model.pt", "--start", "nan.traj")
     assert "periodic in all three directions" in refused(*RUN, "--ensemble", "npt")
     assert "no thermostat" in refused(*RUN, "--ensemble", "nve", "--end-temperature", "3")
     assert "no such file" in refused("md", "model.pt", "--start", "nothing.xyz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -125,11 +126,16 @@ def _refuse(flags: list[str]) -> None:
 
 def _set_up(inputs, config: MDConfig):
     """Everything that can be wrong before anything is written."""
+    import numpy as np
+
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.reference import common_temperature, read_frames
     from stabie_ase.stability import criteria_from
 
     frames = read_frames(inputs["start"])
+    for k, atoms in enumerate(frames):
+        if not np.isfinite(atoms.positions).all():
+            raise BadOption(f"{inputs['start']}: positions of frame {k} are not finite; remove it")
     found = common_temperature(frames)
     if config.ensemble == "nve" and not config.new_momenta:
         found = found or _kinetic_temperature(frames)
@@ -187,6 +193,8 @@ def _run(context, directory, production, inputs) -> None:
     if not quiet:
         bath = "" if config.ensemble == "nve" else f", {config.temperature_K:g} K"
         tell(f"{config.replicas} replicas, {config.ensemble}{bath}, to {config.time_ps:g} ps")
+        if production.criteria:
+            tell(f"Unstable: {'; '.join(criterion.describe() for criterion in production.criteria)}")
         tell(f"Directory: {directory.path}\nctrl-C is safe; to go on: {resume_command}")
     rate = Rate()
     with Progress(production.n_steps, "md", quiet, production.done) as progress:
@@ -198,5 +206,20 @@ def _run(context, directory, production, inputs) -> None:
         with told_how_to_go_on(lambda: f"go on with: {resume_command}"):
             production.run(on_sample)
         progress.done = progress.total  # all may have been stopped long before
+    _tell_end(production)
+
+
+def _tell_end(production) -> None:
+    """How far replicas came, and what became of those that failed."""
+    from ase.io import read
+
+    from stabie_ase.report.causes import failures_in_words
+
+    config, directory, time_ps = production.config, production.directory, production.done * production.config.timestep_fs / 1000.0
     n = int(production.stopped.sum())
-    tell(f"{config.replicas} replicas at {production.done * config.timestep_fs / 1000:g} ps" + (f", {n} stopped before" if n else ""))
+    tell(f"{config.replicas} replicas at {time_ps:g} ps" + (f", {n} stopped before" if n else ""))
+    if n or production.criteria:
+        frames = read(directory.unstable.path, ":") if directory.unstable.length else []
+        tell(failures_in_words(production.statistics, time_ps, frames))
+    if n:
+        tell(f"Unstable frames: stabie-ase view {shlex.quote(str(directory.path))}")
