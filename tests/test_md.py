@@ -109,6 +109,8 @@ def test_an_interrupted_run_goes_on_exactly(here, monkeypatch, breaking):
     assert result.exit_code == 130 and "stabie-ase md --resume broken" in result.output
     assert len(unstable(here / "broken")) == n_before
     (here / "broken" / "thermo.csv").open("a").write("half a li")  # as a killed process leaves it
+    if breaking:
+        write(here / "broken" / "unstable.traj", unstable(here / "broken")[-1], append=True)
     resumed = run("md", "--resume", "broken")
     same(here / "whole", here / "broken")
     assert resumed.output == whole.output.replace("whole", "broken")  # rate, median and causes among it
