@@ -272,7 +272,7 @@ def _sliced(
     # The frame after the last step of a slice belongs to it.
     time_slice = (trajectory.steps[frame] - 1) * n_slices // test.n_steps
     means = SlicedMeans.none(n_replicas, n_slices, width)
-    for part in torch.arange(len(frame), device=frame.device).split(FRAMES_AT_ONCE):
+    for part in torch.arange(len(frame), device=frame.device).split(FRAMES_AT_ONCE) if len(frame) else ():  # all may fail at once
         means = means + SlicedMeans.collect(function(frames.select(part)), replica[part], time_slice[part], n_replicas, n_slices)
     ends = torch.arange(1, n_slices + 1, device=first.device) * test.n_steps // n_slices
     return means, (ends < first[:, None]).cpu()

@@ -137,6 +137,17 @@ def test_causes_and_frames_of_failures(measured):
         np.testing.assert_allclose(atoms.get_momenta(), failures.momenta.view(16, -1, 3)[k])
 
 
+def test_replicas_that_fail_at_the_first_look_leave_no_frames(measured):
+    """Which is a result: no observable, and a hazard of one failure a look."""
+    yardstick = replace(measured[0], distribution=Yardstick.from_reference(
+        "bonds:0.3", tiny.reference(), measured[0].observable, tiny.TEMPERATURE).distribution)
+    apart = [Atoms("C4", 3.0 * tiny.TETRAHEDRON)] * 4
+    result = run_stability_test(tiny.truth(), apart, yardstick, replace(TEST, replicas=4))
+    assert result.causes == {"bonds": 4} and result.observed.mean() is None and not result.whole.any()
+    summary = summarize(result, yardstick, None, tiny_errors(), result)
+    assert summary["hr_error"] is None and summary["hr_error_while_both_stable"] is None
+
+
 def test_what_outlives_every_look_may_fail_over_a_window():
     """A tetrahedron held open at twice its size: no criterion of single frames is asked, the windows say it."""
     reference = tiny.reference()
