@@ -21,9 +21,10 @@ from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.reference import common_temperature
 from stabie_ase.report.view import count_frames, find_trajectory
 
-def asked(time="0.1"):
+
+def asked(time="0.1", replicas="3"):
     """The command that most tests begin with."""
-    return ("md", "model.pt", "--start", "ref.xyz", "--replicas", "3", "--time", time, "--sample-every", "10", "--seed", "4")
+    return ("md", "model.pt", "--start", "ref.xyz", "--replicas", replicas, "--time", time, "--sample-every", "10", "--seed", "4")
 
 
 RUN = asked()
@@ -87,12 +88,12 @@ def test_frames_and_log_are_those_of_the_model(here):
             np.testing.assert_allclose(atoms.get_forces(), forces, atol=1e-5)
 
 
-BREAKING = ("--criterion", "bonds:0.4", "--temperature", "1000", "--replicas", "6")
+BREAKING = ("--criterion", "bonds:0.4", "--temperature", "1000")
 
 
 @pytest.mark.parametrize("breaking", [(), BREAKING], ids=["stable", "with failures"])
 def test_an_interrupted_run_goes_on_exactly(here, monkeypatch, breaking):
-    whole = run(*RUN, *breaking, "--output", "whole")
+    whole = run(*asked(replicas="6"), *breaking, "--output", "whole")
     n_before = sum(atoms.info["time_ps"] <= 0.04 for atoms in unstable(here / "whole"))
     assert not breaking or 0 < n_before < len(unstable(here / "whole")), "failures on both sides of the interruption"
     monkeypatch.setattr(production_module, "SAVE_EVERY", 0.0)
@@ -105,7 +106,7 @@ def test_an_interrupted_run_goes_on_exactly(here, monkeypatch, breaking):
         return real(*arguments, **settings)
 
     monkeypatch.setattr(production_module, "simulate", simulate)
-    result = tiny.run(*RUN, *breaking, "--output", "broken")
+    result = tiny.run(*asked(replicas="6"), *breaking, "--output", "broken")
     assert result.exit_code == 130 and "stabie-ase md --resume broken" in result.output
     assert len(unstable(here / "broken")) == n_before
     (here / "broken" / "thermo.csv").open("a").write("half a li")  # as a killed process leaves it
@@ -136,7 +137,7 @@ def test_a_criterion_stops_replicas(here):
 
 def test_what_failed_is_told_and_kept_to_look_at(here):
     """Each failure's frame is the last of its replica, the bond to blame is tagged and as far off as is told."""
-    result = run(*RUN, *BREAKING, "--time", "0.05")
+    result = run(*asked("0.05", "6"), *BREAKING)
     failed = unstable(here / "model-md")
     assert f"{len(failed)} of 6 replicas failed: " in result.output and "95 % interval" in result.output
     assert "Median stable time: " in result.output and f"What broke: C-C bond {len(failed)}\n" in result.output
@@ -153,7 +154,7 @@ def test_what_failed_is_told_and_kept_to_look_at(here):
 
 
 def test_the_rate_counts_failures_per_stable_time(here):
-    result = run(*RUN, *BREAKING, "--time", "0.05")
+    result = run(*asked("0.05", "6"), *BREAKING)
     failed, n = unstable(here / "model-md"), 6
     stable_ps = sum(atoms.info["time_ps"] for atoms in failed) + 0.05 * (n - len(failed))
     rate = float(re.search(r"failed: ([\d.]+) failures per replica-ps", result.output)[1])
@@ -172,7 +173,7 @@ def test_a_replica_without_a_finite_energy_has_failed_at_the_start(here, monkeyp
     real = production_module.start
     dead = torch.tensor([True, False, True])
     monkeypatch.setattr(production_module, "start", lambda *arguments: real(*arguments).replace(alive=dead))
-    result = run(*RUN, "--time", "0.01")
+    result = run(*asked("0.01"))
     assert "1 of 3 replicas failed" in result.output and "What broke: not finite 1" in result.output
     (atoms,) = unstable(here / "model-md")
     assert atoms.info["time_ps"] == 0.0 and atoms.info["criterion"] == "not finite"
@@ -273,7 +274,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(here):
     write("nan.traj", frames)
     before = sorted(p.name for p in here.iterdir())
     assert "FixBondLength" in refused("md", "model.pt", "--start", "bonds.traj", "--temperature", "300")
-    assert "nan.traj: positions of frame 1 are not finite" in refused("md", "model.pt", "--start", "nan.traj")
+    assert "nan.traj: frame 1: positions are not finite" in refused("md", "model.pt", "--start", "nan.traj")
     assert "periodic in all three directions" in refused(*RUN, "--ensemble", "npt")
     assert "no thermostat" in refused(*RUN, "--ensemble", "nve", "--end-temperature", "3")
     assert "no such file" in refused("md", "model.pt", "--start", "nothing.xyz")
@@ -392,7 +393,7 @@ def test_frames_without_momenta_and_held_atoms(here):
 
 def test_constant_energy_goes_on_from_frames_of_md(here):
     """As if it had not stopped, and through a resume too."""
-    run(*RUN, "--replicas", "1", "--ensemble", "nve", "--output", "whole")
+    run(*asked(replicas="1"), "--ensemble", "nve", "--output", "whole")
     frames = read(here / "whole" / "frames" / "replica-0000.traj", ":")
     write("middle.traj", frames[5])
     run("md", "model.pt", "--start", "middle.traj", "--ensemble", "nve", "--replicas", "1", "--time", "0.02", "--output", "on")

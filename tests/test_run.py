@@ -431,7 +431,7 @@ def test_the_model_became_more_stable(finished):
 def test_files_of_a_run(finished):
     path, printed = finished
     assert {p.name for p in path.iterdir()} == {
-        "config.json", "metrics.jsonl", "state.pt", "model.pt", "unstable.traj", "result.json", "report.html", "figures",
+        "config.json", "log.txt", "metrics.jsonl", "state.pt", "model.pt", "unstable.traj", "result.json", "report.html", "figures",
     }  # fmt: skip
     assert f"Model: {path.name}/model.pt" in printed.stdout and "stabie-ase view model-stabie" in printed.stdout
     assert load_potential(path / "model.pt").family == "schnet"

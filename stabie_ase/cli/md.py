@@ -126,16 +126,11 @@ def _refuse(flags: list[str]) -> None:
 
 def _set_up(inputs, config: MDConfig):
     """Everything that can be wrong before anything is written."""
-    import numpy as np
-
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.reference import common_temperature, read_frames
     from stabie_ase.stability import criteria_from
 
     frames = read_frames(inputs["start"])
-    for k, atoms in enumerate(frames):
-        if not np.isfinite(atoms.positions).all():
-            raise BadOption(f"{inputs['start']}: positions of frame {k} are not finite; remove it")
     found = common_temperature(frames)
     if config.ensemble == "nve" and not config.new_momenta:
         found = found or _kinetic_temperature(frames)
