@@ -274,8 +274,9 @@ class MDConfig(HasTimestep):
     temperature_K: float | None = knob(None, "temperature; that of the starting frames if not given", 1e-3, 1e5)
     fix_com: bool = knob(
         True,
-        "hold the centre of mass at rest where no atom is held, with 3N - 3 degrees of freedom, and take its momentum out of momenta "
-        "in the starting file; nvt and npt can let it move (3N), the others conserve its momentum, which nve takes as it is in the file",
+        "hold the centre of mass at rest where no atom is held, with 3N - 3 degrees of freedom, and take its momentum out of "
+        "momenta in the starting file; nvt and npt can let it move (3N), the others conserve its momentum, which nve takes as "
+        "it is in the file",
     )
     new_momenta: bool = knob(
         False, "draw new momenta for all replicas; without it those in the starting file are used, once each, if there are any"
@@ -301,7 +302,9 @@ class MDConfig(HasTimestep):
         if self.end_temperature_K is not None and self.ensemble == "nve":
             raise BadOption("end_temperature_K is given, but nve dynamics have no thermostat to follow it")
         if not self.fix_com and self.ensemble not in MOVING_COM:
-            raise BadOption(f"fix_com is false, but {self.ensemble} dynamics do not move the centre of mass; {', '.join(MOVING_COM)} do")
+            raise BadOption(
+                f"fix_com is false, but {self.ensemble} dynamics do not move the centre of mass; {', '.join(MOVING_COM)} do"
+            )
 
     @property
     def integrator(self) -> Integrator:

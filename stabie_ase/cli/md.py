@@ -210,7 +210,8 @@ def _tell_end(production) -> None:
 
     from stabie_ase.report.causes import failures_in_words
 
-    config, directory, time_ps = production.config, production.directory, production.done * production.config.timestep_fs / 1000.0
+    config, directory = production.config, production.directory
+    time_ps = production.done * config.timestep_fs / 1000.0
     n = int(production.stopped.sum())
     tell(f"{config.replicas} replicas at {time_ps:g} ps" + (f", {n} stopped before" if n else ""))
     if n or production.criteria:

@@ -24,9 +24,9 @@ class StochasticCellRescaling(Langevin):
         dε = D/(k_B T) [Σ p⊗p/m - V σ - P V] dt + sqrt(2 D) dW,    D = β k_B T/(3 V τ),
 
     which leaves V^(N-2) exp[-(U + P V)/(k_B T)] d^9h invariant, whatever β and τ: the isobaric distribution, in which the
-    volume has the weight V^N exp[-(U + P V)/(k_B T)] dV. Where the centre of mass rests k_B T stands for its part p⊗p/m, which
-    leaves that distribution as it is; it rests in the cell and moves with it. dW is a symmetric matrix of unit variance in each orthonormal
-    direction, so that the cell is not rotated; unless `flexible`, only the trace of ε is kept.
+    volume has the weight V^N exp[-(U + P V)/(k_B T)] dV. Where the centre of mass rests k_B T stands for its part of p⊗p/m,
+    which leaves that distribution as it is; it rests in the cell and moves with it. dW is a symmetric matrix of unit
+    variance in each orthonormal direction, so that the cell is not rotated; unless `flexible`, only the trace of ε is kept.
 
     Parameters
     ----------

@@ -50,7 +50,8 @@ def check_motion(state: MDState, fix_com: bool) -> None:
     """Raise ValueError if a replica has no kinetic energy that a thermostat could scale."""
     if bool((degrees_of_freedom(state, fix_com) == 0).any()):
         raise ValueError(
-            "a replica has nothing that can move: all its atoms are held, or it is one atom, whose centre of mass rests (fix_com)"
+            "a replica has nothing that can move: all its atoms are held, or it is one atom, whose centre of mass rests "
+            "(fix_com)"
         )
 
 
