@@ -243,14 +243,15 @@ def test_constraints_play_no_part(tmp_path, constraint):
 
 def test_evaluation_moves_atoms_that_the_reference_holds(here):
     """And production dynamics from the same file hold them."""
-    changed("fixed.traj", lambda k, atoms: atoms.set_constraint(FixAtoms([0, 1, 2, 3])))
+    changed("fixed.traj", lambda k, atoms: atoms.set_constraint(FixAtoms([0, 1, 2])))
     arguments = ("evaluate", "model.pt", "--time", "0.2", "--replicas", "4", "--timestep", "1", "--criterion", "bonds:0.3")
     results = [tiny.run(*arguments, "--ref", name, "--output", f"{name}.json") for name in ("fixed.traj", "ref.xyz")]
     assert all(result.exit_code == 0 for result in results), results[0].output
     assert json.loads((here / "fixed.traj.json").read_text())["model.pt"]["n_failed"] > 0
-    tiny.run("md", "model.pt", "--start", "fixed.traj@0", "--time", "0.01", "--replicas", "1", "--output", "held")
+    result = tiny.run("md", "model.pt", "--start", "fixed.traj@0", "--time", "0.01", "--replicas", "1", "--output", "held")
+    assert result.exit_code == 0, result.output
     held = read("held/frames/replica-0000.traj", "-1")
-    np.testing.assert_allclose(held.positions, read("fixed.traj", "0").positions)
+    np.testing.assert_allclose(held.positions[:3], read("fixed.traj", "0").positions[:3])
 
 
 @pytest.mark.parametrize(
@@ -369,7 +370,7 @@ def test_evaluation_of_a_molecule_in_a_box(here):
         assert result.exit_code == 0, result.output
         assert ("taken as isolated" in result.output) == (name == "box.traj")
         figures.append(json.loads((here / f"{name}.json").read_text())["model.pt"])
-    assert figures[0]["force_mae_eV_per_A"] == pytest.approx(figures[1]["force_mae_eV_per_A"], rel=1e-5)
+    assert figures[0]["reference_force_mae_eV_per_A"] == pytest.approx(figures[1]["reference_force_mae_eV_per_A"], rel=1e-5)
 
 
 # -- the commands
