@@ -219,11 +219,18 @@ def test_an_error_is_logged(here, monkeypatch):
     assert result.exit_code == 1 and logged(here / "run")[-1] == printed(result)[-1] and "no more" in result.output
 
 
-def test_a_log_that_cannot_be_written_does_no_harm(tmp_path, capsys):
-    file = log_module.begin_log("", logging.WARNING)
-    file.open(tmp_path / "log.txt")
-    file.file.close()
-    file.file = open("/dev/full", "a") if os.path.exists("/dev/full") else pytest.skip("no /dev/full")
-    log_module.ALL.warning("beware")
-    file.close()
+def test_a_log_that_cannot_be_written_does_no_harm(capsys):
+    with log_module.logging_of("", logging.WARNING):
+        file = log_module.ALL.handlers[-1]
+        file.open("/dev/full" if os.path.exists("/dev/full") else pytest.skip("no /dev/full"))
+        log_module.ALL.warning("beware")
     assert capsys.readouterr().err == "beware\n"
+
+
+def test_what_is_logged_goes_nowhere_else(here, caplog):
+    """A library that has given the root logger a handler would print each line a second time."""
+    before = log_module.ALL.handlers, log_module.ALL.level, log_module.ALL.propagate
+    result = tiny.run("-v", *MD, "--timestep", "8", "--time", "0.05")
+    assert result.exit_code == 0 and result.output.count("a time step of 8 fs is long") == 1
+    assert "a time step of 8 fs is long" in (here / "run" / "log.txt").read_text() and not caplog.records
+    assert (log_module.ALL.handlers, log_module.ALL.level, log_module.ALL.propagate) == before

@@ -6,7 +6,8 @@ import logging
 import sys
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -42,8 +43,7 @@ class LogFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         self.waiting.extend(f"{when} {line}\n" for line in self.format(record).splitlines() if line.strip())
-        with suppress(OSError):  # what matters more cannot be written either, and that is told
-            self._write()
+        self._write()
 
     def open(self, path) -> None:
         """Append there from now on."""
@@ -51,10 +51,12 @@ class LogFile(logging.Handler):
         self._write()
 
     def _write(self) -> None:
-        if self.file is not None:
+        if self.file is None:
+            return
+        with suppress(OSError):  # what matters more cannot be written either, and that is told
             self.file.writelines(self.waiting)
             self.file.flush()
-            self.waiting.clear()
+        self.waiting.clear()
 
     def close(self) -> None:
         with suppress(OSError):
@@ -64,13 +66,22 @@ class LogFile(logging.Handler):
         super().close()
 
 
-def begin_log(arguments: str, level: int) -> LogFile:
-    """Handlers of one command: lines on stderr from this level on, and a log file to be."""
-    file, lines = LogFile(), LogLines(level)
-    ALL.handlers = [handler for handler in ALL.handlers if not isinstance(handler, (LogLines, LogFile))] + [lines, file]
+@contextmanager
+def logging_of(arguments: str, level: int) -> Iterator[None]:
+    """One command's logging: lines on stderr from this level on, and a log file to be; all as before in the end.
+
+    Nothing goes on to the root logger, by whose handler, which libraries make in passing, all would be printed again.
+    """
+    before, file = (ALL.handlers, ALL.level, ALL.propagate), LogFile()
+    ALL.handlers, ALL.propagate = [*ALL.handlers, LogLines(level), file], False
     ALL.setLevel(logging.INFO)
     PRINTED.info("stabie-ase %s", arguments)
-    return file
+    try:
+        yield
+    finally:
+        ALL.handlers, ALL.propagate = before[0], before[2]
+        ALL.setLevel(before[1])
+        file.close()
 
 
 def keep_log(directory: WorkDirectory) -> None:

@@ -15,7 +15,7 @@ import click
 
 import stabie_ase
 from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.cli.log import PRINTED, begin_log, tell
+from stabie_ase.cli.log import PRINTED, logging_of, tell
 from stabie_ase.cli.options import Command
 
 
@@ -122,8 +122,8 @@ def main(context: click.Context, quiet: bool, verbose: int) -> None:
     """Make machine-learning force fields stable in molecular dynamics (StABIE)."""
     if not verbose:
         warnings.simplefilter("ignore")  # of libraries, about themselves
-    log_file = begin_log(context.meta["typed"], logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
-    context.call_on_close(log_file.close)
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    context.with_resource(logging_of(context.meta["typed"], level))
     context.obj = {"quiet": quiet}
     keep_freed_memory()
 
