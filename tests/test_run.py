@@ -1,6 +1,7 @@
 """Fine-tuning runs on disk: exact resume after any end, what the directory holds, the final comparison."""
 
 import json
+import re
 import random
 import shutil
 from collections import Counter
@@ -437,6 +438,12 @@ def test_files_of_a_run(finished):
     assert load_potential(path / "model.pt").family == "schnet"
     state = torch.load(path / "state.pt", weights_only=True)  # tensors and plain values only
     assert state["lengths"] == {"metrics": len(metrics(path)), "unstable": len(read(path / "unstable.traj", ":"))}
+
+
+def test_what_broke_in_training_is_told(finished):
+    path, printed = finished
+    (line,) = [line for line in printed.stdout.splitlines() if line.startswith("What broke in training: ")]
+    assert re.findall(r"(\S+ \S+) (\d+)", line.split(": ")[1]) == [("C-C bond", str(len(read(path / "unstable.traj", ":"))))]
 
 
 def test_config_holds_every_option_resolved(finished):

@@ -25,6 +25,11 @@ def broken(frames: Sequence[Atoms]) -> Counter[str]:
     return Counter(_what_broke(atoms) for atoms in frames)
 
 
+def broken_in_words(frames: Sequence[Atoms]) -> str:
+    """As `broken`, the most frequent first."""
+    return ", ".join(f"{what} {n}" for what, n in broken(frames).most_common())
+
+
 def _what_broke(atoms: Atoms) -> str:
     criterion = atoms.info.get("criterion", "unknown")
     elements = sorted((atoms.symbols[k] for k in (atoms.get_tags() == 1).nonzero()[0]), key=lambda s: (s == "H", s))
@@ -51,5 +56,5 @@ def failures_in_words(statistics: StabilityStatistics, time_ps: float, frames: S
         band = "" if low == high else f" (95 % band {low} to {high})"
         lines.append(f"Median stable time: {median} ps{band}")
     if frames:
-        lines.append("What broke: " + ", ".join(f"{what} {n}" for what, n in broken(frames).most_common()))
+        lines.append(f"What broke: {broken_in_words(frames)}")
     return "\n".join(lines)
