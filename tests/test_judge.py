@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +29,14 @@ import independent_judge as judge  # noqa: E402
 @pytest.fixture(scope="module")
 def reference():
     return judge.Reference(judge.read_frames(DATA / "aspirin_xtb_test.xyz"), 500.0)
+
+
+def test_it_shares_no_criteria_with_the_package():
+    listing = "import sys, independent_judge; print(*(name for name in sys.modules if name.startswith('stabie_ase.')))"
+    done = subprocess.run([sys.executable, "-c", listing], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    rooms = {name.split(".")[1] for name in done.stdout.split()}
+    assert "calculator" in rooms and not rooms & {"dynamics", "evaluation", "stability", "training"}
 
 
 def normal(reference):
@@ -121,7 +131,8 @@ def test_h_error_runs_from_agreement_to_no_overlap(reference):
 
 
 def arguments(**changes):
-    return argparse.Namespace(**{"seed": 0, "replicas": 3, "time": 0.02, "device": "cpu", "trust": False, "jobs": 1, **changes})
+    settings = {"seed": 0, "replicas": 3, "time": 0.02, "timestep": 0.5, "device": "cpu", "trust": False, "jobs": 1}
+    return argparse.Namespace(**settings | changes)
 
 
 def test_explosions_are_counted_by_all_processes_alike(reference, tmp_path, capsys):
@@ -154,11 +165,22 @@ class GivesUp(Calculator):
         self.results = {"energy": 0.0, "forces": np.zeros((len(atoms), 3))}
 
 
-def test_a_model_that_gives_up_is_not_finite_from_that_step(reference, monkeypatch):
+@pytest.mark.parametrize("timestep", [0.25, 0.5, 2.5])
+def test_a_model_that_gives_up_is_not_finite_from_that_step(reference, monkeypatch, timestep):
     monkeypatch.setattr(judge, "loaded", lambda *_: None)
     monkeypatch.setattr(judge, "StABIECalculator", lambda _: GivesUp())
-    told = judge.run_replica(0, "no file", 0.0, reference, arguments())
-    assert told["cause"] == "not finite" and 0.003 <= told["time_ps"] <= 0.0035
+    told = judge.run_replica(0, "no file", 0.0, reference, arguments(timestep=timestep))
+    assert told["cause"] == "not finite" and 6 <= told["time_ps"] / timestep * 1000 <= 7
+
+
+@pytest.mark.parametrize("timestep", [0.25, 0.5, 1.0, 5.0])
+def test_looks_are_5_fs_apart_at_any_timestep(reference, monkeypatch, timestep):
+    monkeypatch.setattr(GivesUp, "calls", -1000)
+    monkeypatch.setattr(judge, "loaded", lambda *_: None)
+    monkeypatch.setattr(judge, "StABIECalculator", lambda _: GivesUp())
+    monkeypatch.setattr(judge.Reference, "verdict", lambda *_: None)
+    told = judge.run_replica(0, "no file", 0.0, reference, arguments(timestep=timestep))
+    assert told["time_ps"] == pytest.approx(0.02) and len(told["energies"]) == 4
 
 
 def run_script(monkeypatch, *options):
@@ -174,6 +196,7 @@ def test_its_document_is_plain_json_and_tables_fit_in_100_columns(tmp_path, monk
     document = json.loads(output.read_text(), parse_constant=pytest.fail)
     assert document["models"][MODEL.name]["median_ps"] is None  # longer than it ran
     assert document["models"][MODEL.name]["replicas"] == document["models"][model.name]["replicas"]
+    assert list(document["ratios_to_first"]) == [model.name]
 
 
 @pytest.mark.parametrize("options, words", [
@@ -183,6 +206,8 @@ def test_its_document_is_plain_json_and_tables_fit_in_100_columns(tmp_path, monk
     ([MODEL, "--ref", "nowhere.xyz"], "nowhere.xyz"),
     ([MODEL, "--ref", MODEL], str(MODEL)),
     ([MODEL, "--ref", REF, "--time", "0.001"], "0.001"),
+    ([MODEL, "--ref", REF, "--timestep", "0.3"], "0.3 fs"),
+    ([MODEL, "--ref", REF, "--timestep", "nan"], "nan"),
     ([MODEL, "--ref", REF, "--output", "no/folder/out.json"], "no/folder"),
 ])  # fmt: skip
 def test_what_cannot_be_judged_is_refused_in_one_line(monkeypatch, capsys, options, words):

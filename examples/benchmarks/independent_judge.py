@@ -4,7 +4,7 @@
     python examples/benchmarks/independent_judge.py before.pt after.pt --ref aspirin_test.xyz --time 10 --replicas 16
     python examples/benchmarks/independent_judge.py --quick
 
-ASE's Langevin dynamics (0.5 fs, friction 0.01/fs) run one replica at a time with `StABIECalculator`, from frames of the
+ASE's Langevin dynamics (friction 0.01/fs) run one replica at a time with `StABIECalculator`, from frames of the
 reference and with Maxwell-Boltzmann momenta; replica k starts and is pushed alike for every model. Every 5 fs a
 replica has failed that
 
@@ -19,10 +19,10 @@ replica has failed that
 Of several at once the first counts. Bonded are atoms with a mean distance in the reference below 1.25 times the sum of
 their covalent radii. The reference is molecules in open space, with energies.
 
-Hazards are failures over the time lived, with exact Poisson intervals; p of a ratio is that of the binomial test of one
-model's failures among those of both. h(r) is a histogram of all distances with bins of 0.05 Å and unit area; its error
-is the integral of |h - h of the reference|. The floor is that between random halves of the reference. A perfect model in
-endless dynamics would come to half of it.
+Hazards are failures over the time lived, with exact Poisson intervals. Ratios are to the first model; their p is that
+of the binomial test of one model's failures among those of both. h(r) is a histogram of all distances with bins of
+0.05 Å and unit area; its error is the integral of |h - h of the reference|. The floor is that between random halves of
+the reference. A perfect model in endless dynamics would come to half of it.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import lru_cache, partial
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +49,8 @@ import stabie_ase
 from stabie_ase.calculator import StABIECalculator
 
 DATA = Path(stabie_ase.__file__).parent / "data"
-TIMESTEP_FS = 0.5
-STEPS = 10  # from look to look
-LOOKS_PER_PS = round(1000 / (STEPS * TIMESTEP_FS))
+LOOK_FS = 5  # from look to look
+LOOKS_PER_PS = 1000 // LOOK_FS
 BONDED = 1.25  # times the sum of covalent radii
 MAX_STRETCH = 0.5  # Å
 CONTACT = 1.15  # times the sum of covalent radii
@@ -144,13 +142,14 @@ def run_replica(replica, path, offset, reference, args):
     atoms = reference.frames[starts[replica % len(starts)]].copy()
     atoms.calc = StABIECalculator(loaded(path, args.device, args.trust))
     thermalize_momenta(atoms, reference.temperature, rng=rng)
-    dynamics = Langevin(atoms, TIMESTEP_FS * units.fs, temperature_K=reference.temperature,
+    dynamics = Langevin(atoms, args.timestep * units.fs, temperature_K=reference.temperature,
                         friction=0.01 / units.fs, fixcm=False, rng=rng)  # fmt: skip
     energies, lengths, failure = deque(maxlen=LOOKS_PER_PS), deque(maxlen=LOOKS_PER_PS), None
-    while failure is None and dynamics.nsteps < round(args.time * LOOKS_PER_PS) * STEPS:
+    steps = round(LOOK_FS / args.timestep)
+    while failure is None and dynamics.nsteps < round(args.time * LOOKS_PER_PS) * steps:
         try:
             with np.errstate(all="ignore"):  # explosions are results here
-                dynamics.run(STEPS)
+                dynamics.run(steps)
                 energies.append(atoms.get_potential_energy() - offset)
         except CalculatorError as error:
             failure = "not finite", str(error)
@@ -159,7 +158,8 @@ def run_replica(replica, path, offset, reference, args):
             lengths.append(reference.distances(atoms.positions))
     cause, detail = failure or (None, "")
     # A replica whose forces fail at the start has lived no step; it counts as one.
-    told = {"replica": replica, "cause": cause, "detail": detail, "time_ps": max(dynamics.nsteps, 1) * TIMESTEP_FS / 1000}
+    time_ps = max(dynamics.nsteps, 1) * args.timestep / 1000
+    told = {"replica": replica, "cause": cause, "detail": detail, "time_ps": time_ps}
     if failure:
         return told
     counts = np.sum([reference.histogram(row) for row in lengths], axis=0)
@@ -213,17 +213,17 @@ def spread(energies, reference):
     return dict(zip(("lowest_eV", "mean_eV", "highest_eV"), values.tolist()))
 
 
-def compare(first, second):
-    """Ratio of two hazards with its exact 95 % interval and p value; None where neither failed."""
-    failures = first["failures"] + second["failures"]
+def compare(model, first):
+    """Ratio of a model's hazard to the first one's with its exact 95 % interval and p value; None where neither failed."""
+    failures = model["failures"] + first["failures"]
     if not failures:
         return None
-    total = first["replica_ps"] + second["replica_ps"]
-    test = binomtest(first["failures"], failures, first["replica_ps"] / total)
+    total = model["replica_ps"] + first["replica_ps"]
+    test = binomtest(model["failures"], failures, model["replica_ps"] / total)
     interval = test.proportion_ci(0.95)
 
     def ratio(fraction):
-        return fraction / (1 - fraction) * second["replica_ps"] / first["replica_ps"] if fraction < 1 else float("inf")
+        return fraction / (1 - fraction) * first["replica_ps"] / model["replica_ps"] if fraction < 1 else float("inf")
 
     return {"ratio": ratio(test.statistic), "ratio_95": [ratio(interval.low), ratio(interval.high)], "p": test.pvalue}
 
@@ -246,10 +246,10 @@ def print_tables(results, ratios, reference, floor, args):
     for name, r in results.items():
         print(f"{names[name]}  {row.format(r['survivors'], **r) if r['survivors'] else '    none'}")
     if ratios:
-        print("\nRatios of hazards (95 %), p of as much difference by chance")
-    for (first, second), r in ratios.items():
+        print(f"\nHazard over that of {names[next(iter(names))].rstrip()} (95 %), p of as much difference by chance")
+    for name, r in ratios.items():
         told = "{:.3g} ({:.3g} to {:.3g}), p {:.2g}".format(r["ratio"], *r["ratio_95"], r["p"]) if r else "none failed"
-        print(f"{names[first].rstrip()} / {names[second].rstrip()}: {told}")
+        print(f"{names[name]}  {told}")
 
 
 def shortened(name, width):
@@ -315,11 +315,19 @@ def number(kind, smallest):
     return parse
 
 
+def timestep(text):
+    value = float(text)
+    if not 0 < value <= LOOK_FS or abs(LOOK_FS / value - round(LOOK_FS / value)) > 1e-9:
+        raise argparse.ArgumentTypeError(f"{LOOK_FS} fs, from look to look, are no whole number of steps of {text} fs")
+    return value
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="checkpoints")
     parser.add_argument("--ref", type=Path, help="reference frames with energies, best those that no model has learnt from")
-    parser.add_argument("--time", type=number(float, 0.005), default=10.0, help="ps of each replica (default: %(default)s)")
+    parser.add_argument("--time", type=number(float, 0.005), default=10.0, help="ps of each, to 5 fs (default: %(default)s)")
+    parser.add_argument("--timestep", type=timestep, default=0.5, help="fs, a fraction of 5 (default: %(default)s)")
     parser.add_argument("--replicas", type=number(int, 1), default=16, help="of each model (default: %(default)s)")
     parser.add_argument("--temperature", type=number(float, 1), help="K (default: that of the reference)")
     parser.add_argument("--margin", type=number(float, 0), help="eV (default: 3N/2 kT)")
@@ -358,15 +366,15 @@ def main():
     results = {
         name: judged(run_model(name, path, offset, reference, args), reference) for (name, path), offset in offsets.items()
     }
-    ratios = {pair: compare(*(results[name] for name in pair)) for pair in combinations(results, 2)}
+    first, *others = results
+    ratios = {name: compare(results[name], results[first]) for name in others}
     floor = reference.floor(np.random.default_rng(args.seed))
     print_tables(results, ratios, reference, floor, args)
     if args.output:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         settings |= {"models": [str(path) for path in args.models]}
         settings |= {"temperature": reference.temperature, "margin": reference.margin}
-        told = [{"models": pair, **(ratio or {})} for pair, ratio in ratios.items()]
-        document = {"settings": settings, "h_error_floor": floor, "models": results, "ratios": told}
+        document = {"settings": settings, "h_error_floor": floor, "models": results, "ratios_to_first": ratios}
         args.output.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n")
 
 
