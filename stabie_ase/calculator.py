@@ -49,8 +49,8 @@ class StABIECalculator(Calculator):
 
     Notes
     -----
-    `energies` are there when the model gives them. `stress` needs a periodic direction and a cell of three vectors, whose volume
-    it refers to, and is computed once it has been asked for.
+    `energies` are there when the model gives them. `stress` needs a system that is periodic in three directions, and
+    is computed once it has been asked for.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
@@ -84,8 +84,7 @@ class StABIECalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         self._check(properties)
         try:
-            with torch.inference_mode(False):  # lists and batches are kept for later calls
-                results = self._evaluate(per_atom="energies" in properties)
+            results = self._evaluate(per_atom="energies" in properties)
         except ValueError as error:
             raise CalculatorSetupError(str(error)) from error
         _check_finite(results)
@@ -96,7 +95,7 @@ class StABIECalculator(Calculator):
         batch.check_cells()
         potential.check_numbers(self.atoms.numbers)
         neighbors = self._neighbors(batch)
-        with_stress = self._stress_wanted and self._has_stress
+        with_stress = self._stress_wanted and bool(self.atoms.pbc.all())
         prediction = potential.compute(batch, neighbors, stress=with_stress)
         energy = float(prediction.energies)
         results = {"energy": energy, "free_energy": energy, "forces": _array(prediction.forces)}
@@ -124,18 +123,11 @@ class StABIECalculator(Calculator):
         if not np.isfinite(self.atoms.positions).all():
             raise InputError("positions that are not finite: has the simulation blown up?")
         if "stress" in properties:
-            if not self._has_stress:
+            if not self.atoms.pbc.all():
                 raise PropertyNotImplementedError(
-                    f"stress needs a periodic direction and a cell of three vectors, got pbc={self.atoms.pbc.tolist()} and the "
-                    f"cell {self.atoms.cell.tolist()}"
+                    f"stress needs a system that is periodic in three directions, got pbc={self.atoms.pbc.tolist()}"
                 )
             self._stress_wanted = True
-
-
-    @property
-    def _has_stress(self) -> bool:
-        cell = self.atoms.cell.array
-        return bool(self.atoms.pbc.any() and np.isfinite(cell).all() and abs(np.linalg.det(cell)) > 0)
 
 
 def _own(potential: Potential, device, dtype, head: str | None) -> Potential:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -51,9 +48,7 @@ class Potential(nn.Module):
     cutoff : float
         Range of the neighbour list the model needs, in Å.
     numbers : tuple of int or None
-        Atomic numbers the model knows; None means any of `table`.
-    table : range or None
-        Atomic numbers that the network has a row for, where it tells no more; None means any.
+        Atomic numbers the model knows; None means any.
     family : str
         What this kind of potential is called.
     heads : tuple of str
@@ -66,7 +61,6 @@ class Potential(nn.Module):
 
     cutoff: float
     numbers: tuple[int, ...] | None = None
-    table: range | None = None
     family: str = "potential"
     heads: tuple[str, ...] = ()
     head: str | None = None
@@ -114,15 +108,14 @@ class Potential(nn.Module):
         batch, neighbors
             The systems, and a list complete up to `cutoff`.
         stress : bool
-            Also the stress, as (1/V) dE/dε for a symmetric strain ε of positions and cell, with V that of the cell as it is: of
-            a slab the vacuum counts.
+            Also the stress, as (1/V) dE/dε for a symmetric strain ε of positions and cell.
         create_graph : bool
             Keep the graph, to train on forces. Without it everything returned is detached.
 
         Raises
         ------
         PropertyNotImplementedError
-            Stress of a system that is periodic in no direction or whose cell spans no volume.
+            Stress of a system that is not periodic in three directions.
         ValueError
             The batch is on another device.
         RuntimeError
@@ -130,8 +123,7 @@ class Potential(nn.Module):
         """
         if batch.device.type != self.device.type:
             raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
-        with _lock_of(self), torch.inference_mode(False), torch.enable_grad():
-            batch, neighbors = _out_of_inference(batch), _out_of_inference(neighbors)
+        with torch.enable_grad():
             positions = batch.positions.detach().requires_grad_(True)
             wanted, strained = [positions], batch.replace(positions=positions)
             if stress:
@@ -233,39 +225,14 @@ class Potential(nn.Module):
 
     def check_numbers(self, numbers: Iterable[int]) -> None:
         """Raise ValueError for elements the model was not made for."""
-        known = self.table if self.numbers is None else self.numbers
-        if known is None:
+        if self.numbers is None:
             return
-        unknown = sorted({int(z) for z in numbers} - set(known))
+        unknown = sorted({int(z) for z in numbers} - set(self.numbers))
         if unknown:
-            made_for = ", ".join(map(_symbol, known)) if len(known) < 20 else f"{_symbol(known[0])} to {_symbol(known[-1])}"
-            raise ValueError(f"the model does not know {', '.join(map(_symbol, unknown))}; it was made for {made_for}")
-
-    def __getstate__(self) -> dict:
-        """Copies and pickles are of the plain network: compiled code belongs to a process, and is made again where it is wanted."""
-        return self.__dict__ | {"_compiled": None, "_compiled_for_many": None}
-
-
-_LOCKS: weakref.WeakKeyDictionary[Potential, threading.RLock] = weakref.WeakKeyDictionary()
-
-
-def _lock_of(potential: Potential) -> threading.RLock:
-    """Networks keep things of a call in themselves: threads that share a potential take turns.
-
-    Not an attribute: locks can be neither copied nor pickled.
-    """
-    return _LOCKS.setdefault(potential, threading.RLock())
-
-
-def _out_of_inference(record):
-    """The same without tensors made in torch's inference mode, which no gradient can pass."""
-    made = {f.name: getattr(record, f.name) for f in fields(record)}
-    made = {name: x.clone() for name, x in made.items() if isinstance(x, Tensor) and x.is_inference()}
-    return replace(record, **made) if made else record
-
-
-def _symbol(number: int) -> str:
-    return chemical_symbols[number] if 0 <= number < len(chemical_symbols) else f"element {number}"
+            raise ValueError(
+                f"the model does not know {', '.join(chemical_symbols[z] for z in unknown)}; "
+                f"it was made for {', '.join(chemical_symbols[z] for z in self.numbers)}"
+            )
 
 
 def _strain(batch: AtomsBatch, strain: Tensor) -> AtomsBatch:
@@ -276,6 +243,6 @@ def _strain(batch: AtomsBatch, strain: Tensor) -> AtomsBatch:
 
 def _volumes(batch: AtomsBatch) -> Tensor:
     volumes = torch.linalg.det(batch.cells).abs()
-    if not bool((batch.pbc.any(dim=1) & (volumes > 0) & torch.isfinite(volumes)).all()):
-        raise PropertyNotImplementedError("stress needs a periodic direction and a cell of three vectors that spans a volume")
+    if not bool((batch.pbc.all(dim=1) & (volumes > 0)).all()):
+        raise PropertyNotImplementedError("stress needs a system that is periodic in all three directions")
     return volumes

@@ -30,7 +30,6 @@ None imports the package it wraps before it is needed.
 """
 
 
-@torch.inference_mode(False)  # parameters made in that mode would be of no use outside it
 def load_potential(
     path: str | os.PathLike,
     device: str | torch.device = "cpu",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import Recorded
-
-logger = logging.getLogger(__name__)
 
 FORMAT = "stabie_ase.schnet"
 VERSION = 1
@@ -65,7 +62,6 @@ class SchNetPotential(Potential):
         self.network = network
         self.cutoff = float(network.cutoff)
         self.numbers = tuple(sorted(reference_energies)) if reference_energies else None
-        self.table = range(1, network.embedding.num_embeddings)
         table = torch.zeros(100, dtype=torch.float64)
         for number, energy in (reference_energies or {}).items():
             table[number] = energy
@@ -178,10 +174,6 @@ def from_data(data: Any) -> SchNetPotential:
     if isinstance(data, Recorded):
         data = _data_of_pickle(data)
     if _bare_state_dict(data):
-        logger.warning(
-            "a bare state dict of a SchNet tells neither mean, std nor readout: mean=None, std=None and readout='add' are taken, and "
-            "energies are wrong if the model had others; save the module itself (torch.save(model, FILE)) to be sure"
-        )
         data = {"hyper_parameters": _infer_hyper_parameters(data), "reference_energies": {}, "state_dict": data}
     elif data.get("version") != VERSION:
         raise ValueError(f"SchNet checkpoint of version {data.get('version')}, this package reads version {VERSION}")
