@@ -22,7 +22,7 @@ from torch import nn
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import VerletList
-from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.base import NO_STRESS, Potential, has_stress
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.module import as_potential
 
@@ -49,8 +49,8 @@ class StABIECalculator(Calculator):
 
     Notes
     -----
-    `energies` are there when the model gives them. `stress` needs a system that is periodic in three directions, and
-    is computed once it has been asked for.
+    `energies` are there when the model gives them. `stress` needs a system that is periodic in at least one direction and
+    has a cell of three vectors, by whose volume it is divided, and is computed once it has been asked for.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]
@@ -95,7 +95,7 @@ class StABIECalculator(Calculator):
         batch.check_cells()
         potential.check_numbers(self.atoms.numbers)
         neighbors = self._neighbors(batch)
-        with_stress = self._stress_wanted and bool(self.atoms.pbc.all())
+        with_stress = self._stress_wanted and bool(has_stress(batch).all())
         prediction = potential.compute(batch, neighbors, stress=with_stress)
         energy = float(prediction.energies)
         results = {"energy": energy, "free_energy": energy, "forces": _array(prediction.forces)}
@@ -123,10 +123,9 @@ class StABIECalculator(Calculator):
         if not np.isfinite(self.atoms.positions).all():
             raise InputError("positions that are not finite: has the simulation blown up?")
         if "stress" in properties:
-            if not self.atoms.pbc.all():
-                raise PropertyNotImplementedError(
-                    f"stress needs a system that is periodic in three directions, got pbc={self.atoms.pbc.tolist()}"
-                )
+            if not bool(has_stress(AtomsBatch.from_atoms(self.atoms)).all()):
+                pbc, cell = self.atoms.pbc.tolist(), self.atoms.cell.tolist()
+                raise PropertyNotImplementedError(f"{NO_STRESS}; got pbc={pbc} and the cell {cell}")
             self._stress_wanted = True
 
 

@@ -175,6 +175,18 @@ def test_cell_relaxation_agrees_with_ase_s_own_potential():
     assert np.allclose(*sizes, atol=1e-6)
 
 
+def test_slab_relaxes_in_its_plane_as_with_ase_s_own_potential():
+    sizes = []
+    for calculator in (argon(), ASELennardJones(epsilon=0.0104, sigma=3.4, rc=7.0)):
+        atoms = bulk("Ar", "fcc", 5.4, cubic=True)
+        atoms.center(vacuum=5.0, axis=2)
+        atoms.pbc = (True, True, False)
+        atoms.calc = calculator
+        BFGS(FrechetCellFilter(atoms, mask=[1, 1, 0, 0, 0, 1]), logfile=None).run(fmax=1e-3, steps=60)
+        sizes.append(atoms.cell.lengths())
+    assert np.allclose(*sizes, atol=1e-6) and sizes[0][0] < 5.3
+
+
 def test_constant_pressure_dynamics_runs():
     atoms = bulk("Ar", "fcc", 5.3, cubic=True)
     atoms.calc = argon()
@@ -252,10 +264,16 @@ def test_atoms_on_top_of_each_other_are_a_failed_calculation():
         argon().get_potential_energy(Atoms("Ar2", positions=np.zeros((2, 3))))
 
 
-@pytest.mark.parametrize("atoms", [WATER, Atoms("H", cell=[3, 3, 9], pbc=(1, 1, 0))])
-def test_stress_of_what_is_not_periodic(atoms):
-    with pytest.raises(PropertyNotImplementedError, match="periodic in three directions, got pbc="):
+@pytest.mark.parametrize("atoms", [WATER, Atoms("H", cell=[3, 3, 0], pbc=(1, 1, 0)), Atoms("H", cell=[3, 3, np.inf], pbc=(1, 1, 0))])
+def test_stress_of_what_is_not_periodic_or_has_no_volume(atoms):
+    with pytest.raises(PropertyNotImplementedError, match="at least one direction, and a cell of three .*; got pbc=.* and the cell"):
         StABIECalculator(schnet()).get_property("stress", atoms.copy())
+
+
+def test_stress_that_was_asked_for_is_left_out_where_there_is_none():
+    calculator = StABIECalculator(schnet())
+    calculator.get_property("stress", crystal())
+    assert np.isfinite(calculator.get_property("energy", WATER.copy())) and "stress" not in calculator.results
 
 
 def test_periodic_direction_without_a_vector():

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 
+NO_STRESS = "stress needs a system that is periodic in at least one direction, and a cell of three vectors, whose volume it is of"
+
 
 class Prediction(NamedTuple):
     """What a potential says about a batch.
@@ -108,19 +110,22 @@ class Potential(nn.Module):
         batch, neighbors
             The systems, and a list complete up to `cutoff`.
         stress : bool
-            Also the stress, as (1/V) dE/dε for a symmetric strain ε of positions and cell.
+            Also the stress, as (1/V) dE/dε for a symmetric strain ε of positions and cell, with V the volume of the cell as it
+            is given: that of a slab depends on how much vacuum is in it.
         create_graph : bool
             Keep the graph, to train on forces. Without it everything returned is detached.
 
         Raises
         ------
         PropertyNotImplementedError
-            Stress of a system that is not periodic in three directions.
+            Stress where it is not defined (see `has_stress`).
         ValueError
             The batch is on another device.
         RuntimeError
             The energy does not depend on the positions (or the cell) in a way that autograd can follow.
         """
+        if stress and not bool(has_stress(batch).all()):
+            raise PropertyNotImplementedError(NO_STRESS)
         if batch.device.type != self.device.type:
             raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
         with torch.enable_grad():
@@ -133,7 +138,8 @@ class Potential(nn.Module):
             energies = self(strained, neighbors)
             gradients = self._gradients(energies, wanted, create_graph)
         forces = -gradients[0].to(self.dtype)
-        virial_stress = (gradients[1] / _volumes(batch)[:, None, None]).to(self.dtype) if stress else None
+        volumes = torch.linalg.det(batch.cells).abs()[:, None, None] if stress else None
+        virial_stress = (gradients[1] / volumes).to(self.dtype) if stress else None
         if not create_graph:
             energies = energies.detach()
         return Prediction(energies, forces, virial_stress)
@@ -241,8 +247,9 @@ def _strain(batch: AtomsBatch, strain: Tensor) -> AtomsBatch:
     return batch.replace(positions=positions, cells=batch.cells + batch.cells @ symmetric)
 
 
-def _volumes(batch: AtomsBatch) -> Tensor:
-    volumes = torch.linalg.det(batch.cells).abs()
-    if not bool((batch.pbc.all(dim=1) & (volumes > 0)).all()):
-        raise PropertyNotImplementedError("stress needs a system that is periodic in all three directions")
-    return volumes
+def has_stress(batch: AtomsBatch) -> Tensor:
+    """Which systems are periodic in some direction and have a cell with a volume, shape (n_systems,).
+
+    One whose cell is not finite any more counts: its stress is not a number.
+    """
+    return batch.pbc.any(dim=1) & (torch.linalg.det(batch.lattice) != 0)
