@@ -91,9 +91,10 @@ class StABIECalculator(Calculator):
         self.results = results
 
     def _evaluate(self, per_atom: bool) -> dict:
-        potential, batch = self.potential, self._current_batch()
+        potential = self.potential
+        potential.check_numbers(self.atoms.numbers)  # before masses are looked up
+        batch = self._current_batch()
         batch.check_cells()
-        potential.check_numbers(self.atoms.numbers)
         neighbors = self._neighbors(batch)
         with_stress = self._stress_wanted and bool(has_stress(batch).all())
         prediction = potential.compute(batch, neighbors, stress=with_stress)

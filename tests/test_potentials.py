@@ -9,7 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import CalculatorSetupError, PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
 from ase.calculators.lj import LennardJones as ASELennardJones
 from helpers import ENERGIES, METHANOL, WATER, crystal, predict, schnet
@@ -19,6 +19,7 @@ from torch_geometric.nn.models import SchNet
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.calculator import StABIECalculator
+from stabie_ase.dynamics import PotentialForces
 from stabie_ase.neighbors import all_pairs, neighbor_list
 from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
 from stabie_ase.potentials.base import Potential
@@ -546,6 +547,46 @@ def test_unknown_elements_are_named(potential):
         pytest.skip("knows all elements")
     with pytest.raises(ValueError, match="does not know N, Ar; it was made for H, C, O"):
         potential.check_numbers([1, 7, 18])
+
+
+@pytest.mark.parametrize("numbers, named", [([0, 1], r"X \(Z = 0\)"), ([1, 119], r"an element \(Z = 119\)"), ([-1], r"\(Z = -1\)")])
+def test_what_is_no_element_is_refused(potential, numbers, named):
+    for model in (potential, ModulePotential(PairSum(), 3.0)):
+        with pytest.raises(ValueError, match=f"does not know .*{named}; it was made for"):
+            model.check_numbers(numbers)
+
+
+@pytest.mark.parametrize("symbol", ["Fm", "Og", "X"])
+def test_elements_without_a_row_are_named_wherever_they_come(symbol):
+    """By a SchNet that carries no list of elements, in a bare call, in the engine and in the calculator."""
+    potential = SchNetPotential(schnet().network)
+    atoms = Atoms(["H", symbol], positions=[[0, 0, 0], [0, 0, 1]])
+    batch = AtomsBatch.from_atoms([WATER, atoms])
+    neighbors = neighbor_list(batch, 4.0)
+    for call in (potential, potential.compute, lambda batch, _: PotentialForces(potential)(batch)):
+        with pytest.raises(ValueError, match=f"does not know {symbol}"):
+            call(batch, neighbors)
+    with pytest.raises(CalculatorSetupError, match=f"does not know {symbol}"):
+        StABIECalculator(potential).get_potential_energy(atoms)
+
+
+def test_schnet_cannot_be_built_for_elements_without_a_row():
+    with pytest.raises(ValueError, match="does not know Fm; it was made for elements up to Es"):
+        SchNetPotential.build({1: -13.6, 100: 0.0}, 8, 8, 1, 5)
+
+
+def test_bare_module_without_a_row_for_an_element():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(10, 1).double()
+
+        def forward(self, z, pos, batch):
+            return (self.table(z)[:, 0] * pos.sum(dim=1)).sum()[None]
+
+    predict(ModulePotential(Table(), 3.0), WATER)
+    with pytest.raises(ValueError, match="no entry for one of the elements H, S: index out of range"):
+        predict(ModulePotential(Table(), 3.0), Atoms("SH2", positions=WATER.positions))
 
 
 def test_potential_without_heads_says_so():

@@ -144,11 +144,12 @@ class GraphedBlocks:
 
     def _attempt(self, state: MDState) -> MDState | None:
         """The state after a block, or None if the neighbour list did not last."""
+        if self.n_plain == PLAIN:
+            self._steps()  # what a potential keeps from its last call is of these tensors then, and need not be made
+            self._record()
         for name, x in state.tensors().items():
             self.memory[name].copy_(x)
         self.fixed.furthest.zero_()
-        if self.n_plain == PLAIN:
-            self._record()
         self.n_plain += 1
         self.replay()
         if not self.fixed.held():

@@ -50,7 +50,9 @@ class Potential(nn.Module):
     cutoff : float
         Range of the neighbour list the model needs, in Å.
     numbers : tuple of int or None
-        Atomic numbers the model knows; None means any.
+        Atomic numbers the model knows; None means any up to `highest_number`.
+    highest_number : int
+        The last element that the model's tables have a row for.
     family : str
         What this kind of potential is called.
     heads : tuple of str
@@ -63,12 +65,14 @@ class Potential(nn.Module):
 
     cutoff: float
     numbers: tuple[int, ...] | None = None
+    highest_number: int = len(chemical_symbols) - 1
     family: str = "potential"
     heads: tuple[str, ...] = ()
     head: str | None = None
     bears_fixed_lists: bool = False
     _compiled: Callable[..., Tensor] | None = None
     _compiled_for_many: bool | None = None
+    _checked: Tensor | None = None
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Per-atom energies, shape (n_atoms,), in eV; they sum to the energies of the systems."""
@@ -95,7 +99,16 @@ class Potential(nn.Module):
         return next(tensors, torch.zeros((), dtype=torch.float64))
 
     def forward(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
-        """Energies, shape (n_systems,), float64, in eV; keeps the graph of parameters and positions."""
+        """Energies, shape (n_systems,), float64, in eV; keeps the graph of parameters and positions.
+
+        Raises
+        ------
+        ValueError
+            The model does not know an element.
+        """
+        if batch.numbers is not self._checked:  # they stay the same tensor while atoms only move
+            self.check_numbers(batch.numbers.unique().tolist())
+            self._checked = batch.numbers
         energies = self.energies(batch.to(dtype=self.dtype), neighbors).double()
         # Not a number where a lattice is not finite any more, whatever its empty list makes of the atoms.
         return energies + 0.0 * batch.lattice.detach().sum(dim=(1, 2)) if neighbors.periodic else energies
@@ -120,7 +133,7 @@ class Potential(nn.Module):
         PropertyNotImplementedError
             Stress where it is not defined (see `has_stress`).
         ValueError
-            The batch is on another device.
+            The batch is on another device, or the model does not know an element.
         RuntimeError
             The energy does not depend on the positions (or the cell) in a way that autograd can follow.
         """
@@ -230,15 +243,19 @@ class Potential(nn.Module):
         self.head = head
 
     def check_numbers(self, numbers: Iterable[int]) -> None:
-        """Raise ValueError for elements the model was not made for."""
-        if self.numbers is None:
-            return
-        unknown = sorted({int(z) for z in numbers} - set(self.numbers))
+        """Raise ValueError for elements the model was not made for, and for what is no element."""
+        known = range(1, self.highest_number + 1) if self.numbers is None else self.numbers
+        unknown = sorted({int(z) for z in numbers}.difference(known))
         if unknown:
-            raise ValueError(
-                f"the model does not know {', '.join(chemical_symbols[z] for z in unknown)}; "
-                f"it was made for {', '.join(chemical_symbols[z] for z in self.numbers)}"
-            )
+            names = ", ".join(map(_name, known)) if self.numbers else f"elements up to {_name(self.highest_number)}"
+            raise ValueError(f"the model does not know {', '.join(map(_name, unknown))}; it was made for {names}")
+
+
+def _name(number: int) -> str:
+    """Of an element; atomic numbers that are none, among them the 0 of ASE's placeholder X, are told as numbers too."""
+    if 0 < number < len(chemical_symbols):
+        return chemical_symbols[number]
+    return f"{'X' if number == 0 else 'an element'} (Z = {number})"
 
 
 def _strain(batch: AtomsBatch, strain: Tensor) -> AtomsBatch:

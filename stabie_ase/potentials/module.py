@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from stabie_ase.batch import AtomsBatch
@@ -40,7 +41,11 @@ class ModulePotential(Potential):
                 "a bare module(z, pos, batch) knows no cell: give it isolated systems (pbc=False), "
                 "or write a Potential that uses the neighbour list"
             )
-        energies = self.module(batch.numbers, _positions(batch), batch.system)
+        try:
+            energies = self.module(batch.numbers, _positions(batch), batch.system)
+        except IndexError as error:
+            elements = ", ".join(chemical_symbols[z] for z in batch.numbers.unique().tolist())
+            raise ValueError(f"module(z, pos, batch) has no entry for one of the elements {elements}: {error}") from error
         if energies.shape not in ((batch.n_systems,), (batch.n_systems, 1)):
             raise ValueError(
                 f"module(z, pos, batch) returned shape {tuple(energies.shape)} for {batch.n_systems} system(s); "

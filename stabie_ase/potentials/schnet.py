@@ -61,8 +61,10 @@ class SchNetPotential(Potential):
             )
         self.network = network
         self.cutoff = float(network.cutoff)
+        self.highest_number = network.embedding.num_embeddings - 1
+        self.check_numbers(reference_energies or ())
         self.numbers = tuple(sorted(reference_energies)) if reference_energies else None
-        table = torch.zeros(100, dtype=torch.float64)
+        table = torch.zeros(network.embedding.num_embeddings, dtype=torch.float64)
         for number, energy in (reference_energies or {}).items():
             table[number] = energy
         self.register_buffer("reference_energies", table)
