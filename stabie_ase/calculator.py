@@ -84,7 +84,9 @@ class StABIECalculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         self._check(properties)
         try:
-            results = self._evaluate(per_atom="energies" in properties)
+            # What is kept from call to call is of use outside of inference mode, too.
+            with torch.inference_mode(False):
+                results = self._evaluate(per_atom="energies" in properties)
         except ValueError as error:
             raise CalculatorSetupError(str(error)) from error
         _check_finite(results)

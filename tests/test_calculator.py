@@ -25,6 +25,7 @@ from torch import nn
 from stabie_ase import StABIECalculator
 from stabie_ase.potentials.analytic import LennardJones, Morse
 from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.potentials.schnet import SchNetPotential
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
@@ -211,6 +212,23 @@ def test_mace_in_dynamics():
     start = atoms.get_total_energy()
     VelocityVerlet(atoms, 0.5 * units.fs).run(20)
     assert abs(atoms.get_total_energy() - start) < 1e-3
+
+
+@pytest.mark.parametrize("model", ["file", "potential", "network", "made inside"])
+def test_in_inference_mode_and_out_of_it_again(model, tmp_path):
+    save_potential(schnet(), tmp_path / "model.pt")
+    models = {"file": tmp_path / "model.pt", "potential": schnet(), "network": schnet().network}
+    atoms, expected = crystal(), crystal()
+    expected.calc = StABIECalculator(schnet() if model != "network" else SchNetPotential(schnet().network))
+    with torch.inference_mode():
+        atoms.calc = StABIECalculator(models.get(model) or schnet())
+    for inside in (True, False, True, False):
+        for x in (atoms, expected):
+            x.rattle(0.02, seed=1)
+        with torch.inference_mode(inside):
+            for name in ("energies", "forces", "stress"):
+                found = atoms.calc.get_property(name, atoms)
+                assert np.allclose(found, expected.calc.get_property(name, expected), rtol=1e-12, atol=1e-11), name
 
 
 # --- a model belongs to its owner -------------------------------------------------------------------------------------

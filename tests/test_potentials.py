@@ -19,7 +19,7 @@ from torch_geometric.nn.models import SchNet
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.calculator import StABIECalculator
-from stabie_ase.dynamics import PotentialForces
+from stabie_ase.dynamics import PotentialForces, VelocityVerlet, initial_state, simulate
 from stabie_ase.neighbors import all_pairs, neighbor_list
 from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
 from stabie_ase.potentials.base import Potential
@@ -367,6 +367,39 @@ def test_compute_returns_nothing_attached_and_leaves_no_trace(potential):
     assert not batch.positions.requires_grad and not batch.cells.requires_grad
     assert all(p.grad is None for p in potential.parameters())
     assert found.energies.dtype == torch.float64
+
+
+@pytest.mark.parametrize("made_inside", [(), ("batch",), ("model",), ("model", "batch")], ids=str)
+def test_forces_in_inference_mode_and_after_it(potential, made_inside):
+    images = [crystal(4), crystal(5, seed=2)]
+    expected = predict(potential, images, stress=True)
+
+    def make(what):
+        if what == "model":
+            return copy.deepcopy(potential)
+        batch = AtomsBatch.from_atoms(images)
+        return batch, neighbor_list(batch, potential.cutoff).for_cells(batch)
+
+    with torch.inference_mode():
+        inside = {what: make(what) for what in made_inside}
+    model, batch = (inside.get(what) or make(what) for what in ("model", "batch"))
+    with torch.inference_mode():
+        energies = model(*batch)
+        found = model.compute(*batch, stress=True)
+    for prediction in (found, model.compute(*batch, stress=True)):
+        for x, y in zip(prediction, expected):
+            assert torch.allclose(x, y, rtol=1e-12, atol=1e-11) and not x.is_inference()
+    assert torch.allclose(energies, expected.energies, rtol=1e-13)
+    assert all(p.requires_grad for p in model.parameters()) == all(p.requires_grad for p in potential.parameters())
+
+
+def test_dynamics_in_inference_mode_are_the_same():
+    potential, ends = schnet(), []
+    for mode in (False, True, False):
+        with torch.inference_mode(mode):
+            state = initial_state(AtomsBatch.from_atoms([METHANOL, WATER]), PotentialForces(potential), 300.0)
+            ends.append(simulate(state, VelocityVerlet(0.05), potential, 5)[0].batch.positions)
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
 def test_energies_reach_the_parameters_only(potential):

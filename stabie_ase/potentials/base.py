@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -116,7 +117,7 @@ class Potential(nn.Module):
     def compute(
         self, batch: AtomsBatch, neighbors: NeighborList, stress: bool = False, create_graph: bool = False
     ) -> Prediction:
-        """Energies, forces and, if asked for, stress.
+        """Energies, forces and, if asked for, stress, also within `torch.no_grad` and `torch.inference_mode`.
 
         Parameters
         ----------
@@ -141,7 +142,9 @@ class Potential(nn.Module):
             raise PropertyNotImplementedError(NO_STRESS)
         if batch.device.type != self.device.type:
             raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            self._leave_inference_mode()
+            batch, neighbors = _usable(batch.exact), _usable(neighbors)
             positions = batch.positions.detach().requires_grad_(True)
             wanted, strained = [positions], batch.replace(positions=positions)
             if stress:
@@ -150,12 +153,10 @@ class Potential(nn.Module):
                 strained = _strain(strained, strain)
             energies = self(strained, neighbors)
             gradients = self._gradients(energies, wanted, create_graph)
-        forces = -gradients[0].to(self.dtype)
-        volumes = torch.linalg.det(batch.cells).abs()[:, None, None] if stress else None
-        virial_stress = (gradients[1] / volumes).to(self.dtype) if stress else None
-        if not create_graph:
-            energies = energies.detach()
-        return Prediction(energies, forces, virial_stress)
+            forces = -gradients[0].to(self.dtype)
+            volumes = torch.linalg.det(batch.cells).abs()[:, None, None] if stress else None
+            virial_stress = (gradients[1] / volumes).to(self.dtype) if stress else None
+            return Prediction(energies if create_graph else energies.detach(), forces, virial_stress)
 
     def _gradients(self, energies: Tensor, wanted: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
         gradients = (None,)
@@ -169,6 +170,17 @@ class Potential(nn.Module):
                 + ": look for detach(), .item() or no_grad() on the way"
             )
         return gradients
+
+    def _leave_inference_mode(self) -> None:
+        """Put copies in the place of parameters and buffers that were made in `torch.inference_mode`, which bear no gradient."""
+        if not self._some_tensor().is_inference():
+            return
+        for module in self.modules():
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if tensor.is_inference():
+                    copy = tensor.clone()
+                    parameter = isinstance(tensor, nn.Parameter)
+                    setattr(module, name, nn.Parameter(copy, tensor.requires_grad) if parameter else copy)
 
     def compile_network(self, many: bool | None = True) -> None:
         """Evaluate the network by compiled code from now on, where only forces are asked for and parameters are frozen.
@@ -249,6 +261,12 @@ class Potential(nn.Module):
         if unknown:
             names = ", ".join(map(_name, known)) if self.numbers else f"elements up to {_name(self.highest_number)}"
             raise ValueError(f"the model does not know {', '.join(map(_name, unknown))}; it was made for {names}")
+
+
+def _usable(record: AtomsBatch | NeighborList) -> AtomsBatch | NeighborList:
+    """Tensors that were made in `torch.inference_mode` cannot be kept for a gradient; copies of them can."""
+    copies = {f.name: x.clone() for f in fields(record) if isinstance(x := getattr(record, f.name), Tensor) and x.is_inference()}
+    return replace(record, **copies) if copies else record
 
 
 def _name(number: int) -> str:

@@ -30,6 +30,7 @@ None imports the package it wraps before it is needed.
 """
 
 
+@torch.inference_mode(False)
 def load_potential(
     path: str | os.PathLike,
     device: str | torch.device = "cpu",

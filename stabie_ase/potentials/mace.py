@@ -123,8 +123,7 @@ class MACEPotential(Potential):
         defaults = [h for h in self.heads if h.lower() == "default"] if len(self.heads) > 1 else self.heads
         self.head = defaults[0] if defaults else None
         self.bears_fixed_lists = not _reaches_beyond_cutoff(network)
-        self._fixed: dict[str, Tensor] = {}
-        self._fixed_for: tuple = (None,)
+        self._fixed: tuple[tuple, dict[str, Tensor]] = (None,), {}
 
     @classmethod
     def build(
@@ -241,17 +240,19 @@ class MACEPotential(Potential):
     def _fixed_inputs(self, batch: AtomsBatch) -> dict[str, Tensor]:
         """What does not change while the atoms only move; kept from call to call."""
         key = (batch.numbers, batch.system, batch.dtype, self.head)
-        if any(new is not old for new, old in zip(key, self._fixed_for)):
+        kept_for, fixed = self._fixed  # both at once: another thread may put its own there at any time
+        if any(new is not old for new, old in zip(key, kept_for)):
             self.check_numbers(batch.numbers.tolist())
-            known = torch.tensor(self.numbers, device=batch.device)
-            self._fixed = {
-                "node_attrs": (batch.numbers[:, None] == known).to(batch.dtype),
-                "batch": batch.system,
-                "ptr": nn.functional.pad(torch.cumsum(batch.counts, 0), (1, 0)),
-                "head": torch.full((batch.n_systems,), self._head_index(), device=batch.device),
-            }
-            self._fixed_for = key
-        return self._fixed
+            with torch.inference_mode(False):
+                known = torch.tensor(self.numbers, device=batch.device)
+                fixed = {
+                    "node_attrs": (batch.numbers[:, None] == known).to(batch.dtype),
+                    "batch": batch.system,
+                    "ptr": nn.functional.pad(torch.cumsum(batch.counts, 0), (1, 0)),
+                    "head": torch.full((batch.n_systems,), self._head_index(), device=batch.device),
+                }
+            self._fixed = key, fixed
+        return fixed
 
     def _head_index(self) -> int:
         if self.head is None:
