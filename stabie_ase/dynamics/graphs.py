@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from threading import get_ident
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def blocks(potential: Potential, integrator: Integrator, forces: PotentialForces
     """How to take blocks of up to `n_steps` steps: by graphs on a GPU where the network is compiled, else one by one."""
     on_gpu = potential.device.type == "cuda"
     if on_gpu and potential.is_compiled and potential.bears_fixed_lists and not integrator.needs_stress:
-        return _graphed(potential, integrator, min(n_steps, MOST_STEPS))
+        return _graphed(potential, integrator, min(n_steps, MOST_STEPS), get_ident())
     return lambda state, n: advance(state, integrator, forces, n)
 
 
@@ -52,8 +53,8 @@ def timed(take: Blocks, state: MDState, n_steps: int) -> tuple[MDState, float]:
 
 
 @lru_cache(maxsize=1)
-def _graphed(potential: Potential, integrator: Integrator, size: int) -> GraphedBlocks:
-    """The last one is kept: a long run comes as many short simulations."""
+def _graphed(potential: Potential, integrator: Integrator, size: int, thread: int) -> GraphedBlocks:
+    """The last one is kept: a long run comes as many short simulations. Its memory is for one thread."""
     return GraphedBlocks(potential, integrator, size)
 
 

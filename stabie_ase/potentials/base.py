@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from itertools import chain
-from typing import NamedTuple
+from threading import RLock
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from ase.calculators.calculator import PropertyNotImplementedError
@@ -17,6 +18,10 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 
 NO_STRESS = "stress needs a system that is periodic in at least one direction, and a cell of three vectors, whose volume it is of"
+
+
+ALONE = RLock()
+"""Held to call compiled code, which fails in other threads while torch makes more of it, and to freeze parameters."""
 
 
 class Prediction(NamedTuple):
@@ -74,6 +79,13 @@ class Potential(nn.Module):
     _compiled: Callable[..., Tensor] | None = None
     _compiled_for_many: bool | None = None
     _checked: Tensor | None = None
+    _n_freezing: int = 0
+    _to_thaw: tuple[nn.Parameter, ...] = ()
+    _passing: ClassVar[tuple[str, ...]] = ("_compiled", "_compiled_for_many", "_checked", "_n_freezing", "_to_thaw")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and pickles: compiled code stays behind, since it works on the parameters that it was made with."""
+        return {name: value for name, value in self.__dict__.items() if name not in self._passing}
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Per-atom energies, shape (n_atoms,), in eV; they sum to the energies of the systems."""
@@ -142,7 +154,7 @@ class Potential(nn.Module):
             raise PropertyNotImplementedError(NO_STRESS)
         if batch.device.type != self.device.type:
             raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), ALONE if self.is_compiled else nullcontext():
             self._leave_inference_mode()
             batch, neighbors = _usable(batch.exact), _usable(neighbors)
             positions = batch.positions.detach().requires_grad_(True)
@@ -186,7 +198,7 @@ class Potential(nn.Module):
         """Evaluate the network by compiled code from now on, where only forces are asked for and parameters are frozen.
 
         To be called when the potential is where it shall stay; the first call after it takes a minute or so. Training
-        uses the plain network as before, with the same parameters.
+        uses the plain network as before, with the same parameters. Copies and pickles of the potential are not compiled.
 
         Parameters
         ----------
@@ -237,16 +249,26 @@ class Potential(nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within this block no parameter asks for a gradient: for dynamics, entered once for a block of steps."""
-        training = [p for p in self.parameters() if p.requires_grad]
-        for p in training:
-            p.requires_grad_(False)
+        """Within this block no parameter asks for a gradient: for dynamics, entered once for a block of steps.
+
+        Several threads may be in such blocks of one potential; parameters ask again when the last has left.
+        """
+        with ALONE:
+            training = [p for p in self.parameters() if p.requires_grad]
+            for p in training:
+                p.requires_grad_(False)
+            self._n_freezing, self._to_thaw = self._n_freezing + 1, (*self._to_thaw, *training)
         try:
-            self._carry_over()
+            with ALONE:
+                self._carry_over()
             yield
         finally:
-            for p in training:
-                p.requires_grad_(True)
+            with ALONE:
+                self._n_freezing -= 1
+                if self._n_freezing == 0:
+                    for p in self._to_thaw:
+                        p.requires_grad_(True)
+                    self._to_thaw = ()
 
     def choose_head(self, head: str) -> None:
         """Use another head from now on; ValueError for a name the model does not have."""

@@ -110,6 +110,8 @@ class MACEPotential(Potential):
     """
 
     family = "mace"
+    _fixed: tuple[tuple, dict[str, Tensor]] = (None,), {}
+    _passing = (*Potential._passing, "_fixed")
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -123,7 +125,6 @@ class MACEPotential(Potential):
         defaults = [h for h in self.heads if h.lower() == "default"] if len(self.heads) > 1 else self.heads
         self.head = defaults[0] if defaults else None
         self.bears_fixed_lists = not _reaches_beyond_cutoff(network)
-        self._fixed: tuple[tuple, dict[str, Tensor]] = (None,), {}
 
     @classmethod
     def build(

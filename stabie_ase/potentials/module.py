@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from ase.data import chemical_symbols
@@ -12,6 +14,10 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import FAMILIES, adopt
+
+
+_turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
+"""One thread at a time calls a module, whatever it may keep in itself meanwhile, and whoever else shares it."""
 
 
 class ModulePotential(Potential):
@@ -42,7 +48,8 @@ class ModulePotential(Potential):
                 "or write a Potential that uses the neighbour list"
             )
         try:
-            energies = self.module(batch.numbers, _positions(batch), batch.system)
+            with _turns.setdefault(self.module, RLock()):
+                energies = self.module(batch.numbers, _positions(batch), batch.system)
         except IndexError as error:
             elements = ", ".join(chemical_symbols[z] for z in batch.numbers.unique().tolist())
             raise ValueError(f"module(z, pos, batch) has no entry for one of the elements {elements}: {error}") from error
