@@ -14,7 +14,9 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from ase.io import write
 from helpers import METHANOL, WATER, crystal, predict, schnet
 from torch import nn
 from torch_geometric.nn.models import SchNet
@@ -78,6 +80,32 @@ def test_torch_geometric_schnet_is_recognised(tmp_path, how, atomref):
     expected = predict(SchNetPotential(network), METHANOL)
     assert torch.allclose(predict(back, METHANOL).forces, expected.forces, rtol=1e-12)
     network.load_state_dict(back.network.state_dict())  # and its weights go back
+
+
+@pytest.mark.parametrize("settings", [{}, {"mean": -4.0, "std": 2.0}])
+def test_what_a_bare_state_dict_leaves_open_is_told(tmp_path, caplog, settings):
+    """And nothing is told of files that leave nothing open."""
+    network = SchNet(hidden_channels=16, num_filters=12, num_interactions=2, num_gaussians=9, cutoff=4.2, **settings)
+    torch.save(network.state_dict(), tmp_path / "bare.pt")
+    torch.save(network, tmp_path / "whole.pt")
+    load_potential(tmp_path / "bare.pt")
+    (told,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert all(word in told for word in ("mean=None", "std=None", "readout='add'", "4.2 Å", "torch.save(network, file)"))
+    caplog.clear()
+    whole = load_potential(tmp_path / "whole.pt")
+    save_potential(whole, tmp_path / "own.pt")
+    expected = float(predict(SchNetPotential(network), METHANOL).energies)
+    for potential in (whole, load_potential(tmp_path / "own.pt")):
+        assert float(predict(potential, METHANOL).energies) == pytest.approx(expected, rel=1e-6)
+    assert not caplog.records
+
+
+def test_commands_tell_it_in_one_line(tmp_path):
+    torch.save(schnet().network.state_dict(), tmp_path / "bare.pt")
+    write(tmp_path / "start.xyz", METHANOL)
+    result = tiny.run("md", tmp_path / "bare.pt", "--start", tmp_path / "start.xyz", "--time", 0.001, "--temperature", 10,
+                      "--output", tmp_path / "run")  # fmt: skip
+    assert result.exit_code == 0 and len([line for line in result.stderr.splitlines() if "readout" in line]) == 1
 
 
 def test_schnet_file_of_a_later_version_is_refused(tmp_path):

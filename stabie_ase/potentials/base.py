@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 
-NO_STRESS = "stress needs a system that is periodic in at least one direction, and a cell of three vectors, whose volume it is of"
+NO_STRESS = "stress needs a system that is periodic in at least one direction, and a cell of three vectors that span a volume"
 
 
 ALONE = RLock()
@@ -184,7 +184,7 @@ class Potential(nn.Module):
         return gradients
 
     def _leave_inference_mode(self) -> None:
-        """Put copies in the place of parameters and buffers that were made in `torch.inference_mode`, which bear no gradient."""
+        """Put copies in the place of parameters and buffers made in `torch.inference_mode`, which bear no gradient."""
         if not self._some_tensor().is_inference():
             return
         for module in self.modules():
@@ -287,7 +287,8 @@ class Potential(nn.Module):
 
 def _usable(record: AtomsBatch | NeighborList) -> AtomsBatch | NeighborList:
     """Tensors that were made in `torch.inference_mode` cannot be kept for a gradient; copies of them can."""
-    copies = {f.name: x.clone() for f in fields(record) if isinstance(x := getattr(record, f.name), Tensor) and x.is_inference()}
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    copies = {name: x.clone() for name, x in values.items() if isinstance(x, Tensor) and x.is_inference()}
     return replace(record, **copies) if copies else record
 
 

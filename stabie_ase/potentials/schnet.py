@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import Recorded
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "stabie_ase.schnet"
 VERSION = 1
@@ -31,6 +34,13 @@ PICKLED_CLASSES = (
 )
 """Names in pickled torch-geometric models; they are recorded, never imported (see `inert`)."""
 HYPER_PARAMETERS = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
+
+
+UNTOLD = (
+    "a bare state dict of a SchNet does not tell mean, std and readout: taken as mean=None, std=None and readout='add', with "
+    "the cutoff of %g Å where its last Gaussian is. If the network was made with others, its energies and forces are wrong: "
+    "give the network itself, torch.save(network, file), or in Python StABIECalculator(network)"
+)
 
 
 class SchNetPotential(Potential):
@@ -168,7 +178,10 @@ def recognises(data: Any) -> bool:
 
 
 def from_data(data: Any) -> SchNetPotential:
-    """Make a potential of `to_data`'s dictionary, of a bare torch-geometric state dict or pickle, or of a module."""
+    """Make a potential of `to_data`'s dictionary, of a bare torch-geometric state dict or pickle, or of a module.
+
+    What a bare state dict leaves open is taken as torch-geometric's defaults, with a warning in the log.
+    """
     if isinstance(data, nn.Module):
         return SchNetPotential(data)
     from torch_geometric.nn.models import SchNet
@@ -176,6 +189,7 @@ def from_data(data: Any) -> SchNetPotential:
     if isinstance(data, Recorded):
         data = _data_of_pickle(data)
     if _bare_state_dict(data):
+        logger.warning(UNTOLD, float(data["distance_expansion.offset"][-1]))
         data = {"hyper_parameters": _infer_hyper_parameters(data), "reference_energies": {}, "state_dict": data}
     elif data.get("version") != VERSION:
         raise ValueError(f"SchNet checkpoint of version {data.get('version')}, this package reads version {VERSION}")
