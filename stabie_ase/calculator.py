@@ -25,6 +25,7 @@ from stabie_ase.neighbors import VerletList
 from stabie_ase.potentials.base import NO_STRESS, Potential, has_stress
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.module import as_potential
+from stabie_ase.potentials.turns import together
 
 
 class StABIECalculator(Calculator):
@@ -105,7 +106,7 @@ class StABIECalculator(Calculator):
         if with_stress:
             results["stress"] = full_3x3_to_voigt_6_stress(_array(prediction.stress)[0])
         if per_atom:
-            with torch.no_grad():
+            with torch.no_grad(), together():
                 results["energies"] = _array(potential.atomic_energies(batch.to(dtype=potential.dtype), neighbors))
         return results
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import PotentialForces, VelocityVerlet, graphs, initial_state, simulate
 from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Harmonic
+from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.potentials.module import ModulePotential
+from stabie_ase.potentials.turns import alone, together
 
 # e3nn scripts its modules when they are built.
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")
@@ -83,6 +86,64 @@ def test_calculators_in_threads_give_what_each_gives_alone(family, share, often)
     alone = [energies(atoms, 1) for atoms in molecules]
     for found, expected in zip(in_threads(energies, molecules), alone):
         assert np.allclose(found, expected, rtol=1e-12, atol=1e-11)
+
+
+def test_files_are_opened_in_threads_while_others_compute(tmp_path, often):
+    """MACE is built by setting torch's default precision and by tracing, which changes every module's call meanwhile."""
+    files, written = [tmp_path / name for name in ("single.model", "double.model", "schnet.pt")], sys.stdout
+    double = mace()
+    potentials = [copy.deepcopy(double).float(), double, schnet()]
+    for potential, file in zip(potentials, files):
+        save_potential(potential, file)
+    expected = [predict(potential, METHANOL).forces for potential in potentials]
+    unfinished = files[:2]
+
+    def opened(file):
+        potential = load_potential(file)
+        found = predict(potential, METHANOL).forces
+        if file in unfinished:
+            unfinished.remove(file)
+        while unfinished:
+            assert torch.equal(predict(potential, METHANOL).forces, found)
+        return found
+
+    for found, wanted in zip(in_threads(opened, files), expected):
+        assert torch.equal(found, wanted)
+    assert torch.get_default_dtype() == torch.float32 and sys.stdout is written
+
+
+def test_one_is_alone_with_nobody_and_many_are_together():
+    lone, inside, most = [], [], []
+
+    def work(k):
+        for turn in range(100):
+            group, make = (lone, alone) if turn % 4 == k else (inside, together)
+            with make():
+                group.append(k)
+                time.sleep(1e-4)
+                assert lone == [k] * (group is lone) and (group is inside or not inside)
+                most.append(len(inside))
+                group.remove(k)
+
+    in_threads(work, range(4))
+    assert max(most) > 1
+
+
+def test_turns_within_turns():
+    """A potential may call others, or open them when it is first called; two that do so at once wait for nobody."""
+    meet, inside, most = Barrier(2, timeout=10.0), [], []
+
+    def work(_):
+        with together(), together():
+            meet.wait()
+            with alone():
+                inside.append(1)
+                with alone(), together():
+                    most.append(len(inside))
+                inside.pop()
+
+    in_threads(work, range(2))
+    assert most == [1, 1]
 
 
 @each_family

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import chain
 from threading import RLock
@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
+from stabie_ase.potentials.turns import alone, together
 
 NO_STRESS = "stress needs a system that is periodic in at least one direction, and a cell of three vectors that span a volume"
 
-
-ALONE = RLock()
-"""Held to call compiled code, which fails in other threads while torch makes more of it, and to freeze parameters."""
+_freezing = RLock()
 
 
 class Prediction(NamedTuple):
@@ -154,7 +153,7 @@ class Potential(nn.Module):
             raise PropertyNotImplementedError(NO_STRESS)
         if batch.device.type != self.device.type:
             raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
-        with torch.inference_mode(False), torch.enable_grad(), ALONE if self.is_compiled else nullcontext():
+        with torch.inference_mode(False), torch.enable_grad(), alone() if self.is_compiled else together():
             self._leave_inference_mode()
             batch, neighbors = _usable(batch.exact), _usable(neighbors)
             positions = batch.positions.detach().requires_grad_(True)
@@ -253,17 +252,16 @@ class Potential(nn.Module):
 
         Several threads may be in such blocks of one potential; parameters ask again when the last has left.
         """
-        with ALONE:
+        with _freezing:
             training = [p for p in self.parameters() if p.requires_grad]
             for p in training:
                 p.requires_grad_(False)
             self._n_freezing, self._to_thaw = self._n_freezing + 1, (*self._to_thaw, *training)
         try:
-            with ALONE:
-                self._carry_over()
+            self._carry_over()
             yield
         finally:
-            with ALONE:
+            with _freezing:
                 self._n_freezing -= 1
                 if self._n_freezing == 0:
                     for p in self._to_thaw:

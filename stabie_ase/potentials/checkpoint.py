@@ -14,6 +14,7 @@ from stabie_ase.files import write_atomically
 from stabie_ase.potentials import mace, schnet
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import TRUST_HINT, CheckpointError, load_inert
+from stabie_ase.potentials.turns import alone
 
 __all__ = ["FAMILIES", "CheckpointError", "adopt", "load_potential", "save_potential"]
 
@@ -105,7 +106,7 @@ def read(path: str | os.PathLike) -> Any:
 def _read_trusting(path: str | os.PathLike) -> Any:
     _check_container(path)
     try:
-        with mace.load_default_kept():
+        with alone(), mace.load_default_kept():
             return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a foreign pickle can raise anything at all
         raise CheckpointError(f"{path}: loading its code failed: {_in_one_line(error)}") from error

@@ -19,6 +19,7 @@ from stabie_ase.neighbors import NeighborList, neighbor_list
 from stabie_ase.potentials import cueq
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import Recorded, load_inert
+from stabie_ase.potentials.turns import alone
 
 CHECKPOINTS = "MACE (the .model file that mace-torch writes, of class MACE or ScaleShiftMACE)"
 
@@ -311,7 +312,7 @@ def load_default_kept() -> Iterator[None]:
 def _import_mace():
     try:
         # It greets on standard output where cuequivariance is missing.
-        with load_default_kept(), redirect_stdout(io.StringIO()):
+        with alone(), load_default_kept(), redirect_stdout(io.StringIO()):
             # mace first: e3nn 0.4 can be imported only after what mace sets up
             from mace import modules  # isort: skip
             from e3nn import o3  # isort: skip
@@ -322,12 +323,13 @@ def _import_mace():
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with alone():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _plain_twin(network: nn.Module) -> nn.Module:
