@@ -393,6 +393,22 @@ def test_forces_in_inference_mode_and_after_it(potential, made_inside):
     assert all(p.requires_grad for p in model.parameters()) == all(p.requires_grad for p in potential.parameters())
 
 
+def test_weights_that_modules_share_stay_shared_after_inference_mode():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (nn.Linear(1, 1, bias=False, dtype=torch.float64) for _ in range(2))
+            self.second.weight = self.first.weight
+
+        def forward(self, z, pos, batch):
+            return self.second(self.first(pos.reshape(-1, 1))).square().sum()[None]
+
+    with torch.inference_mode():
+        module = Twice()
+    predict(ModulePotential(module, 3.0), WATER)
+    assert module.first.weight is module.second.weight and module.first.weight.requires_grad
+
+
 def test_dynamics_in_inference_mode_are_the_same():
     potential, ends = schnet(), []
     for mode in (False, True, False):

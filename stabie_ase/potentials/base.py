@@ -186,12 +186,14 @@ class Potential(nn.Module):
         """Put copies in the place of parameters and buffers made in `torch.inference_mode`, which bear no gradient."""
         if not self._some_tensor().is_inference():
             return
+        copies: dict[Tensor, Tensor] = {}  # those that modules share stay shared
         for module in self.modules():
             for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
                 if tensor.is_inference():
-                    copy = tensor.clone()
-                    parameter = isinstance(tensor, nn.Parameter)
-                    setattr(module, name, nn.Parameter(copy, tensor.requires_grad) if parameter else copy)
+                    if tensor not in copies:
+                        copy, parameter = tensor.clone(), isinstance(tensor, nn.Parameter)
+                        copies[tensor] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
+                    setattr(module, name, copies[tensor])
 
     def compile_network(self, many: bool | None = True) -> None:
         """Evaluate the network by compiled code from now on, where only forces are asked for and parameters are frozen.
