@@ -59,8 +59,8 @@ class InconsistentLabels(ValueError):
     """Labels that cannot be those of what a model was made for."""
 
 
-class Comparison(NamedTuple):
-    """Labels against predictions.
+class Agreement(NamedTuple):
+    """Of labels with predictions.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Comparison(NamedTuple):
     correlation: float
 
     @classmethod
-    def of(cls, labels: np.ndarray, predicted: np.ndarray) -> Comparison:
+    def of(cls, labels: np.ndarray, predicted: np.ndarray) -> Agreement:
         """From arrays of one shape that are zero on average."""
         a, b = np.linalg.norm(labels), np.linalg.norm(predicted)
         if not a > 0 or not b > 0 or not np.isfinite(a * b):
@@ -130,7 +130,7 @@ def check_labels(potential: Potential, labelled: Reference, model: str, what: st
 
 def _check_forces(labels: np.ndarray, forces: np.ndarray, model: str, what: str) -> bool:
     """Whether the labels follow the predictions."""
-    factor, correlation = Comparison.of(labels, forces)
+    factor, correlation = Agreement.of(labels, forces)
     unit = nearest_unit(factor, FORCE_UNITS)
     suspects = [_in_words(unit, "eV/Å")] if unit and abs(correlation) > UNRELATED else []
     suspects += ["they look to be gradients, forces have the opposite sign"] if correlation < -UNRELATED else []
@@ -155,7 +155,7 @@ def _check_energies(frames: Reference, energies: np.ndarray, forces_follow: bool
     groups = [group for one in np.unique(formulas) if len(group := np.flatnonzero(formulas == one)) >= FEWEST]
     if not groups:
         return
-    factor, correlation = Comparison.of(
+    factor, correlation = Agreement.of(
         *(np.concatenate([x[group] - x[group].mean() for group in groups]) for x in (frames.energies, energies))
     )
     unit = nearest_unit(factor, ENERGY_UNITS)

@@ -116,7 +116,9 @@ class Yardstick:
     distribution: DistanceShift | None = None
 
     @classmethod
-    def from_reference(cls, spec: str, reference: Reference, observable: Observable, temperature_K: float) -> Yardstick:
+    def from_reference(
+        cls, spec: str, reference: Reference, observable: Observable, temperature_K: float, topology: Topology | None = None
+    ) -> Yardstick:
         """All criteria, those that `spec` names with its tolerances, and the observable's mean over the reference.
 
         Raises
@@ -124,11 +126,11 @@ class Yardstick:
         ValueError
             See `criteria_from`.
         """
-        frames = reference.frames
-        criteria = criteria_from(spec, frames, temperature_K, reference.temperature_K, others=CHECKS)
+        frames, topology = reference.frames, topology or Topology.from_frames(reference.frames)
+        criteria = criteria_from(spec, frames, temperature_K, reference.temperature_K, CHECKS, topology)
         values = observable(AtomsBatch.from_atoms(frames))
         floor = noise_floor(values, observable.weights)
-        distribution = DistanceShift.from_reference(frames, Topology.from_frames(frames))
+        distribution = DistanceShift.from_reference(frames, topology)
         return cls(criteria, observable, values.mean(dim=0), floor, len(frames), distribution)
 
     def floor_of(self, n_replicas: int) -> float:

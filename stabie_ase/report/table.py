@@ -37,7 +37,11 @@ def table_rows(
     beyond = "not reached" if time_ps is None else f"> {time_ps:g}"
 
     def row(label, cell):
-        return label, [cell(summary) for summary in summaries]
+        return [(label, [cell(summary) for summary in summaries])]
+
+    def told(label, cell):
+        """A row of what only some commands can tell: none where nobody told it."""
+        return [(label, cells) for label, cells in row(label, cell) if any(cell != MISSING for cell in cells)]
 
     def single(key, scale=1.0, digits=3):
         return lambda summary: number(summary.get(key), scale, digits)
@@ -74,19 +78,17 @@ def table_rows(
         row("  95 % band", median_band),
         row("h(r) error", single("hr_error")),
         row("  standard error", single("hr_error_standard_error", digits=2)),
-        row("  noise floor of the reference", single("hr_error_floor", digits=2)),
-        row("h(r) error while both are stable", single("hr_error_while_both_stable")),
-        row("  standard error ", single("hr_error_while_both_stable_standard_error", digits=2)),
-        row("force MAE, held-out (meV/Å)", single("held_out_force_mae_eV_per_A", 1000.0)),
-        row("force MAE, reference (meV/Å)", single("reference_force_mae_eV_per_A", 1000.0)),
-        row("energy MAE, held-out (meV)", single("held_out_energy_mae_eV", 1000.0)),
-        row("  with its offset", single("held_out_energy_mae_with_offset_eV", 1000.0)),
-        row("energy MAE, reference (meV)", single("reference_energy_mae_eV", 1000.0)),
-        row("  with its offset ", single("reference_energy_mae_with_offset_eV", 1000.0)),
+        told("  noise floor of the reference", single("hr_error_floor", digits=2)),
+        told("h(r) error while both are stable", single("hr_error_while_both_stable")),
+        told("  standard error", single("hr_error_while_both_stable_standard_error", digits=2)),
+        told("force MAE, held-out (meV/Å)", single("held_out_force_mae_eV_per_A", 1000.0)),
+        told("force MAE, reference (meV/Å)", single("reference_force_mae_eV_per_A", 1000.0)),
+        told("energy MAE, held-out (meV)", single("held_out_energy_mae_eV", 1000.0)),
+        told("  with its offset", single("held_out_energy_mae_with_offset_eV", 1000.0)),
+        told("energy MAE, reference (meV)", single("reference_energy_mae_eV", 1000.0)),
+        told("  with its offset", single("reference_energy_mae_with_offset_eV", 1000.0)),
     ]
-    # What only some commands can tell is left out where nobody told it.
-    optional = ("floor", "both", "held-out", "reference", "offset", "error ")
-    return [r for r in rows if not r[0].endswith(" ") and not any(w in r[0] for w in optional) or any(c != MISSING for c in r[1])]
+    return [one for part in rows for one in part]
 
 
 def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:

@@ -26,6 +26,7 @@ from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.qm import LabelledFrames, qm_errors
 from stabie_ase.reference import Reference, absolute, digest, files_of, read_reference
 from stabie_ase.stability import Criterion, Failures, criteria_from
+from stabie_ase.topology import Topology
 from stabie_ase.training.comparison import Comparison, Outcome, verdict
 from stabie_ase.training.directory import RunDirectory
 from stabie_ase.training.stabie import WHY_TAKEN_BACK, StabieTraining
@@ -309,8 +310,9 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     check_inputs(potential, Path(inputs.model).name, reference, validation)
     observable = OBSERVABLES[config.observable].from_reference(reference.frames)
-    criteria = criteria_from(config.criterion, reference.frames, config.temperature_K, reference.temperature_K)
-    yardstick = Yardstick.from_reference(config.check_criterion, reference, observable, config.temperature_K)
+    topology, temperature_K = Topology.from_frames(reference.frames), config.temperature_K
+    criteria = criteria_from(config.criterion, reference.frames, temperature_K, reference.temperature_K, topology=topology)
+    yardstick = Yardstick.from_reference(config.check_criterion, reference, observable, temperature_K, topology)
     _warn_of_tight_criteria(potential, reference, criteria)
     torch.manual_seed(config.seed)
     training = StabieTraining(potential, reference, observable, criteria, config, validation)

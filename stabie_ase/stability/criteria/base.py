@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
@@ -56,6 +57,12 @@ class ModelFree:
     def for_model(self, potential: Potential):
         """Itself."""
         return self
+
+
+def check_tolerance(tolerance: float, what: str) -> None:
+    """Raise ValueError, with what it is of, for a tolerance that is no positive length in Å."""
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"{what} must be a positive length, got {tolerance} Å")
 
 
 def one_molecule(state: MDState, what: str) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.stability.criteria.base import ModelFree, Verdict, one_molecule
+from stabie_ase.stability.criteria.base import ModelFree, Verdict, check_tolerance, one_molecule
 from stabie_ase.topology import Topology
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ class BondLengthDeviation(ModelFree):
         ValueError
             There are none, or the tolerance is no positive length.
         """
-        if not 0 < tolerance < math.inf:
-            raise ValueError(f"the bond tolerance must be a positive length, got {tolerance} Å")
+        check_tolerance(tolerance, "the bond tolerance")
         if not topology.bonded.any():
             raise ValueError("the reference has no bonds, so the bond criterion cannot tell when it breaks")
         return cls(topology.pairs[:, topology.bonded], topology.mean[topology.bonded], tolerance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.stability.criteria.base import ModelFree, Verdict, one_molecule
+from stabie_ase.stability.criteria.base import ModelFree, Verdict, check_tolerance, one_molecule
 from stabie_ase.topology import Topology, covalent_sums
 
 if TYPE_CHECKING:
@@ -61,8 +60,7 @@ class Contacts(ModelFree):
     @classmethod
     def from_topology(cls, topology: Topology, tolerance: float) -> Contacts:
         """All pairs of a molecule that are never a bond; ValueError if the tolerance is no positive length."""
-        if not 0 < tolerance < math.inf:
-            raise ValueError(f"the tolerance of contacts must be a positive length, got {tolerance} Å")
+        check_tolerance(tolerance, "the tolerance of contacts")
         sums = covalent_sums(topology.numbers, topology.pairs)
         free = ~topology.bonded & (topology.shortest > NEW_BOND * sums)  # a proton that hops is neither
         pairs, sums, shortest = topology.pairs[:, free], sums[free], topology.shortest[free]

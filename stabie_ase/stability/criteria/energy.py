@@ -11,7 +11,7 @@ from ase import Atoms, units
 from scipy import stats
 
 from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import neighbor_list
+from stabie_ase.boltzmann import potential_energies
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability.criteria.base import Verdict
 
@@ -69,10 +69,7 @@ class EnergyRange:
     def for_model(self, potential: Potential) -> EnergyRange:
         """With the limits of a model as it is now."""
         frames = self.frames.to(potential.device)
-        with torch.no_grad():
-            energies = torch.cat(
-                [potential(part, neighbor_list(part, potential.cutoff)) for part in _chunks(frames)]
-            )
+        energies = potential_energies(potential, frames)
         return replace(
             self, frames=frames, centre=float(energies.mean()), lowest=float(energies.min()), highest=float(energies.max())
         )
@@ -88,7 +85,3 @@ class EnergyRange:
         return (
             f"a potential energy {self.below:.2g} eV below the lowest or {self.above:.2g} eV above the highest reference frame"
         )
-
-
-def _chunks(frames: AtomsBatch, size: int = 64) -> list[AtomsBatch]:
-    return [frames.select(part) for part in torch.arange(frames.n_systems, device=frames.device).split(size)]

@@ -36,7 +36,12 @@ WITHOUT: dict[str, Callable[[Setting], Criterion]] = {
 
 
 def criteria_from(
-    spec: str, frames: Sequence[Atoms], temperature_K: float, reference_temperature_K: float | None = None, others: str = ""
+    spec: str,
+    frames: Sequence[Atoms],
+    temperature_K: float,
+    reference_temperature_K: float | None = None,
+    others: str = "",
+    topology: Topology | None = None,
 ) -> list[Criterion]:
     """Criteria from NAME or NAME:TOLERANCE, several separated by commas, and the reference frames of one molecule.
 
@@ -51,6 +56,8 @@ def criteria_from(
         Of the frames.
     others : str
         Such a list again: criteria that are added where `spec` does not name them.
+    topology : Topology, optional
+        That of the frames, where it is known already.
 
     Raises
     ------
@@ -60,7 +67,7 @@ def criteria_from(
     wanted = _parse(others) | _parse(spec)
     if not wanted:
         return []
-    setting = Setting(frames, Topology.from_frames(frames), temperature_K, reference_temperature_K)
+    setting = Setting(frames, topology or Topology.from_frames(frames), temperature_K, reference_temperature_K)
     return [
         WITHOUT[name](setting) if name in WITHOUT else WITH_TOLERANCE[name](setting, tolerance)
         for name, tolerance in wanted.items()
