@@ -33,13 +33,12 @@ def evaluate(
 
     from stabie_ase.consistency import check_labels
     from stabie_ase.dynamics.compilation import compile_where_wanted
-    from stabie_ase.evaluation import StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
+    from stabie_ase.evaluation import StabilityTest, Yardstick, failures_p_value, summarize
     from stabie_ase.observables import OBSERVABLES
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.qm import LabelledFrames, qm_errors
     from stabie_ase.reference import read_reference
     from stabie_ase.report.table import format_table
-    from stabie_ase.stability.sequential import replica_ps_to_tell
 
     check_device(device)
     if config.observable not in OBSERVABLES:
@@ -71,17 +70,10 @@ def evaluate(
         click.echo("\n".join(f"  - {line}" for line in yardstick.describe()))
     results = {}
     for name, potential in potentials.items():
-        say = None if quiet else click.echo
-        compile_where_wanted(compilation, potential, frames.frames, test.replicas, steps=test.n_steps, say=say)
-        rate, began = Rate(), time.monotonic()
-        with Progress(test.n_steps, Path(name).name, quiet) as progress:
-
-            def on_block(steps, state, failures):
-                progress.show(steps, f"unstable {100 * failures.share:.0f} %, {rate.update(steps * test.replicas)}")
-
-            results[name] = run_stability_test(potential, frames.frames, yardstick, test, on_block)
-            progress.done = progress.total  # all may have failed long before
-        seconds_per_ps = (time.monotonic() - began) / max(results[name].statistics.stable_replica_ps, 1e-9)
+        compile_where_wanted(
+            compilation, potential, frames.frames, test.replicas, steps=test.n_steps, say=None if quiet else click.echo
+        )
+        results[name], seconds_per_ps = _tested(name, potential, frames, yardstick, test, quiet)
     summaries = {}
     for name, potential in potentials.items():
         errors = qm_errors(potential, LabelledFrames.from_reference(frames, potential.device))
@@ -92,11 +84,33 @@ def evaluate(
     for name in compare:
         click.echo(f"{name} fails less often than {model}: p = {summaries[name]['p_value']:.2g}")
     if not quiet:
-        needed = replica_ps_to_tell(results[model].statistics.hazard_per_ps or 1.0 / results[model].statistics.stable_replica_ps)
-        click.echo(
-            f"To tell a model four times as stable as {model} from it takes about {needed:.2g} replica-ps of each, "
-            f"{2 * needed * seconds_per_ps / 60:.2g} min here"
-        )
+        click.echo(_time_to_tell(model, results[model].statistics, seconds_per_ps))
     if output:
         with replaced(output) as temporary:
             temporary.write_text(json.dumps(summaries, indent=1) + "\n")
+
+
+def _tested(name, potential, frames, yardstick, test, quiet):
+    """What became of a model's replicas, under a bar of its own, and the seconds that a stable replica-ps took."""
+    from stabie_ase.evaluation import run_stability_test
+
+    rate, began = Rate(), time.monotonic()
+    with Progress(test.n_steps, Path(name).name, quiet) as progress:
+
+        def on_block(steps, state, failures):
+            progress.show(steps, f"unstable {100 * failures.share:.0f} %, {rate.update(steps * test.replicas)}")
+
+        result = run_stability_test(potential, frames.frames, yardstick, test, on_block)
+        progress.done = progress.total  # all may have failed long before
+    return result, (time.monotonic() - began) / max(result.statistics.stable_replica_ps, 1e-9)
+
+
+def _time_to_tell(model, statistics, seconds_per_ps) -> str:
+    """How long a comparison has to be to mean something; of a model that did not fail, for one failure in the time it was seen."""
+    from stabie_ase.stability.sequential import replica_ps_to_tell
+
+    needed = replica_ps_to_tell(statistics.hazard_per_ps or 1.0 / statistics.stable_replica_ps)
+    return (
+        f"To tell a model four times as stable as {model} from it takes about {needed:.2g} replica-ps of each, "
+        f"{2 * needed * seconds_per_ps / 60:.2g} min here"
+    )
