@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +31,11 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.qm import QMErrors
 from stabie_ase.reference import Reference
 from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, look, stability_statistics
+from stabie_ase.stability.causes import broken
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.topology import Topology
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Yardstick:
     n_frames : int
         Reference frames.
     distribution : DistanceShift or None
-        Judges windows after the run.
+        Judges windows after the run; None where the reference is of another temperature.
     """
 
     criteria: Sequence[Criterion]
@@ -121,6 +125,8 @@ class Yardstick:
     ) -> Yardstick:
         """All criteria, those that `spec` names with its tolerances, and the observable's mean over the reference.
 
+        A reference that tells another temperature is warned of.
+
         Raises
         ------
         ValueError
@@ -130,7 +136,7 @@ class Yardstick:
         criteria = criteria_from(spec, frames, temperature_K, reference.temperature_K, CHECKS, topology)
         values = observable(AtomsBatch.from_atoms(frames))
         floor = noise_floor(values, observable.weights)
-        distribution = DistanceShift.from_reference(frames, topology)
+        distribution = DistanceShift.from_reference(frames, topology) if _same_temperature(reference, temperature_K) else None
         return cls(criteria, observable, values.mean(dim=0), floor, len(frames), distribution)
 
     def floor_of(self, n_replicas: int) -> float:
@@ -142,6 +148,21 @@ class Yardstick:
         known = [*self.criteria, *([self.distribution] if self.distribution else [])]
         return [criterion.describe() for criterion in known]
 
+
+def _same_temperature(reference: Reference, temperature_K: float) -> bool:
+    """Whether the reference is of the temperature of the dynamics, as far as it tells; else that is said."""
+    told = reference.temperature_K
+    if told is None or abs(temperature_K - told) <= SAME_TEMPERATURE * told:
+        return True
+    logger.warning(
+        "the reference is of %g K, the dynamics are of %g K: distances over windows are not judged, and an error of the observable "
+        "holds the difference of the temperatures; best are a reference and dynamics of one temperature", told, temperature_K,
+    )  # fmt: skip
+    return False
+
+
+SAME_TEMPERATURE = 0.05
+"""Fraction by which the temperature of the dynamics may be off that of the reference: distances do not tell them apart."""
 
 MOST_JUDGED = 200
 """Reference frames that are held against criteria: enough to see that these do not suit them."""
@@ -317,6 +338,7 @@ def summarize(
         "n_replicas": len(statistics.failed),
         "n_failed": statistics.n_failed,
         "failures_by_cause": dict(sorted(result.causes.items())),
+        "what_broke": dict(broken(result.unstable).most_common()),
         "stable_replica_ps": statistics.stable_replica_ps,
         "hazard_per_ps": statistics.hazard_per_ps,
         "hazard_per_ps_interval": list(statistics.hazard_interval()),

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from stabie_ase.report.causes import broken, failures_in_words
+from stabie_ase.report.causes import failures_in_words
 from stabie_ase.stability import StabilityStatistics
+from stabie_ase.stability.causes import broken
 
 
 def unstable(criterion, *blamed, symbols="HCOH"):

@@ -148,6 +148,18 @@ def test_replicas_that_fail_at_the_first_look_leave_no_frames(measured):
     assert summary["hr_error"] is None and summary["hr_error_while_both_stable"] is None
 
 
+@pytest.mark.parametrize("temperature, judged", [(600.0, True), (615.0, True), (450.0, False), (800.0, False)])
+def test_distances_of_another_temperature_are_no_yardstick(caplog, temperature, judged):
+    """They differ for good reason; a reference that tells no temperature is taken at its word."""
+    told, untold = tiny.reference(), replace(tiny.reference(), temperature_K=None)
+    assert told.temperature_K == 600.0
+    observable = DistanceDistribution.from_reference(told.frames)
+    yardstick = Yardstick.from_reference("bonds:0.3", told, observable, temperature)
+    assert (yardstick.distribution is not None) == judged == (not caplog.messages)
+    assert judged or f"of 600 K, the dynamics are of {temperature:g} K" in caplog.text
+    assert Yardstick.from_reference("bonds:0.3", untold, observable, temperature).distribution is not None
+
+
 def test_what_outlives_every_look_may_fail_over_a_window():
     """A tetrahedron held open at twice its size: no criterion of single frames is asked, the windows say it."""
     reference = tiny.reference()

@@ -61,7 +61,10 @@ def curve(outcome, observable):
 def a_result(start_hazard=0.6, end_hazard=0.1, gained=True):
     start, end = statistics(start_hazard), statistics(end_hazard, seed=1)
     return {
-        "models": {"start": summary(start), "stabie": summary(end, held_out_force_mae_eV_per_A=0.1886, hr_error=0.021)},
+        "models": {
+            "start": summary(start, what_broke={"C-H bond": 9, "energy": 2}),
+            "stabie": summary(end, what_broke={}, held_out_force_mae_eV_per_A=0.1886, hr_error=0.021),
+        },
         "curves": {
             "start": curve(start, density(0.03, 0.11).tolist()),
             "stabie": curve(end, density(0.01, 0.095).tolist()),
@@ -133,7 +136,7 @@ def write_run(path, records=(), result=None, n_unstable=0, config=None):
     if n_unstable:
         with Trajectory(path / "unstable.traj", "w") as frames:
             for k in range(n_unstable):
-                frames.write(Atoms("OH", [[0, 0, 0], [0, 0, 1.5 + k]], tags=[1, 1], info={"replica": k}))
+                frames.write(Atoms("OH", [[0, 0, 0], [0, 0, 1.5 + k]], tags=[1, 1], info={"replica": k, "criterion": "bonds"}))
     return path
 
 
@@ -381,8 +384,9 @@ def test_report_of_a_finished_run(tmp_path):
     assert "Gained. The model became more stable: 0.6 -> 0.1." in page.text
     for _, cells in table_rows(a_result()["models"], TEST_PS):
         assert all(cell in page.text for cell in cells)
-    for said in ("3.29.0", "window_fs 500.0", "max_cycles none", "train set.xyz", "3 frames", "By tag"):
+    for said in ("3.29.0", "window_fs 500.0", "max_cycles none", "train set.xyz", "3 frames from training", "O-H bond 3", "By tag"):
         assert said in page.text
+    assert "What broke first: start: C-H bond 9, energy 2; StABIE: nothing." in page.text
     assert f"stabie-ase view {run}" in page.text
     assert f"ase gui {run / 'unstable.traj'}" in page.text
     assert set(os.listdir(run)) == {
@@ -428,7 +432,7 @@ def test_report_of_an_unfinished_run(tmp_path):
     assert "Not finished." in page.text and "--resume" in page.text
     assert "Before and after" not in page.text
     assert len(page.images) == 2
-    assert "1 frame," in page.text
+    assert "1 frame from training, each at the moment a replica failed: O-H bond 1." in page.text
 
 
 def test_report_of_a_run_that_has_just_begun(tmp_path, no_pixels):

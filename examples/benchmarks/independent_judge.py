@@ -228,7 +228,7 @@ def compare(model, first):
     return {"ratio": ratio(test.statistic), "ratio_95": [ratio(interval.low), ratio(interval.high)], "p": test.pvalue}
 
 
-def print_tables(results, ratios, reference, floor, args):
+def print_tables(results, ratios, own, args):
     width = min(18, max(len("reference"), *map(len, results)))
     names = {name: f"{shortened(name, width):{width}s}" for name in results}
     print(f"{'':{width}s}  failed  not finite  bond  contact  sunk   hazard, 1/ps (95 %)        median, ps")
@@ -241,7 +241,6 @@ def print_tables(results, ratios, reference, floor, args):
     print(f"\nThe last {min(args.time, 1.0):g} ps of what lived; energies in eV from the reference's mean")
     print(f"{'':{width}s}  replicas    lowest    mean  highest   closest unbonded   error of h(r)")
     row = "{:>8}  {lowest_eV:8.3f}  {mean_eV:6.3f}  {highest_eV:7.3f}   {closest:16.2f}   {h_error:13.4f}"
-    own = spread(reference.energies, reference) | {"closest": reference.closest, "h_error": floor}
     print(f"{'reference':{width}s}  {row.format('', **own)} (floor)")
     for name, r in results.items():
         print(f"{names[name]}  {row.format(r['survivors'], **r) if r['survivors'] else '    none'}")
@@ -369,12 +368,13 @@ def main():
     first, *others = results
     ratios = {name: compare(results[name], results[first]) for name in others}
     floor = reference.floor(np.random.default_rng(args.seed))
-    print_tables(results, ratios, reference, floor, args)
+    own = spread(reference.energies, reference) | {"closest": reference.closest, "h_error": floor}
+    print_tables(results, ratios, own, args)
     if args.output:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         settings |= {"models": [str(path) for path in args.models]}
         settings |= {"temperature": reference.temperature, "margin": reference.margin}
-        document = {"settings": settings, "h_error_floor": floor, "models": results, "ratios_to_first": ratios}
+        document = {"settings": settings, "reference": own, "models": results, "ratios_to_first": ratios}
         args.output.write_text(json.dumps(plain(document), indent=1, allow_nan=False) + "\n")
 
 

@@ -94,10 +94,10 @@ def _say(quiet: bool):
 
 def run_to_end(finetuning, quiet: bool) -> None:
     """Run with progress, print the table, write the report."""
-    from ase.io import read
-
     from stabie_ase.report.causes import broken_in_words
     from stabie_ase.report.table import format_table
+    from stabie_ase.report.view import read_frames
+    from stabie_ase.stability.causes import broken
 
     directory = finetuning.directory
     keep_log(directory)
@@ -115,7 +115,7 @@ def run_to_end(finetuning, quiet: bool) -> None:
     tell(f"Model: {finetuning.model_path}")
     tell(f"Report: {_report(directory)}")
     if directory.unstable_path.exists():
-        tell(f"What broke in training: {broken_in_words(read(directory.unstable_path, ':'))}")
+        tell(f"What broke in training: {broken_in_words(broken(read_frames(directory.unstable_path)))}")
         tell(f"Unstable frames: stabie-ase view {directory.path}")
 
 

@@ -1,39 +1,19 @@
-"""What broke, and how often, in words."""
+"""How many replicas failed, how soon, and what broke, in words."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ase import Atoms
 
 from stabie_ase.report.table import number
 from stabie_ase.stability import StabilityStatistics
+from stabie_ase.stability.causes import broken
 
-PAIRS = {"bonds": "{}-{} bond", "contacts": "{}...{} contact"}
-"""Criteria that blame two atoms, and what to call what became of them."""
-
-
-def broken(frames: Sequence[Atoms]) -> Counter[str]:
-    """Failures by what broke: "C-H bond", "C...H contact", or a criterion's name where it does not blame two atoms.
-
-    Parameters
-    ----------
-    frames : sequence of Atoms
-        Unstable frames: the atoms to blame have tag 1, and info tells the `criterion`.
-    """
-    return Counter(_what_broke(atoms) for atoms in frames)
-
-
-def broken_in_words(frames: Sequence[Atoms]) -> str:
-    """As `broken`, the most frequent first."""
-    return ", ".join(f"{what} {n}" for what, n in broken(frames).most_common())
-
-
-def _what_broke(atoms: Atoms) -> str:
-    criterion = atoms.info.get("criterion", "unknown")
-    elements = sorted((atoms.symbols[k] for k in (atoms.get_tags() == 1).nonzero()[0]), key=lambda s: (s == "H", s))
-    return PAIRS[criterion].format(*elements) if criterion in PAIRS and len(elements) == 2 else criterion
+def broken_in_words(counts: Mapping[str, int]) -> str:
+    """What broke how often, the most frequent first; "nothing" if nothing did."""
+    return ", ".join(f"{what} {n}" for what, n in Counter(counts).most_common()) or "nothing"
 
 
 def failures_in_words(statistics: StabilityStatistics, time_ps: float, frames: Sequence[Atoms]) -> str:
@@ -56,5 +36,5 @@ def failures_in_words(statistics: StabilityStatistics, time_ps: float, frames: S
         band = "" if low == high else f" (95 % band {low} to {high})"
         lines.append(f"Median stable time: {median} ps{band}")
     if frames:
-        lines.append(f"What broke: {broken_in_words(frames)}")
+        lines.append(f"What broke: {broken_in_words(broken(frames))}")
     return "\n".join(lines)

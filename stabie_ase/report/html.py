@@ -12,9 +12,11 @@ from html import escape
 from pathlib import Path
 
 from stabie_ase.files import replaced
+from stabie_ase.report.causes import broken_in_words
 from stabie_ase.report.figures import learning_figure, observable_figure, phases_figure, png, stable_time_figure
 from stabie_ase.report.table import number, table_rows
-from stabie_ase.report.view import TRAJECTORY, count_frames, gui_argument
+from stabie_ase.report.view import TRAJECTORY, gui_argument, read_frames
+from stabie_ase.stability.causes import broken
 
 FIGURES = ("stable_time", "observable", "phases", "learning")
 """Names of the PNG files."""
@@ -170,7 +172,7 @@ def _count(n: int, what: str) -> str:
 
 def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
     test, models = result["test"], result["models"]
-    heads = "".join(f'<th scope="col">{escape("StABIE" if name == "stabie" else name)}</th>' for name in models)
+    heads = "".join(f'<th scope="col">{escape(_titled(name))}</th>' for name in models)
     rows = "\n".join(
         f'<tr{" class=sub" if label.startswith(" ") else ""}><th scope="row">{escape(label.strip())}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
@@ -184,6 +186,7 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
     )
     criteria = "\n".join(f"<li>{escape(str(line))}</li>" for line in test["criterion"])
     frames = "; ".join(f"{name.replace('_', '-')}: {source}" for name, source in (result.get("frames") or {}).items())
+    broke = "; ".join(f"{_titled(name)}: {broken_in_words(m['what_broke'])}" for name, m in models.items() if "what_broke" in m)
     return f"""<h2>Before and after</h2>
 <p>{escape(conditions)}</p>
 <ul>{criteria}</ul>
@@ -193,6 +196,7 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
 {rows}
 </tbody>
 </table></div>
+{f"<p>What broke first: {escape(broke)}.</p>" if broke else ""}
 <p class="note">Stable replica-ps: time that all replicas together spent before their first failure; replicas that
 outlived the test count with its whole length. The rows below the number of failures tell what was seen first. h(r) error:
 &int;|h(r) &minus; h<sub>ref</sub>(r)|dr over the frames before failure; its noise floor is what a perfect model would show,
@@ -204,6 +208,10 @@ from the same start. MAE: mean absolute error, of energies per frame with the co
 {_figure("observable", figures, "The observable, averaged over the frames before failure, against the reference "
          "(grey), and the differences from it.", "No model had a frame before its first failure, so there is no "
          "observable to show.")}"""
+
+
+def _titled(name: str) -> str:
+    return "StABIE" if name == "stabie" else name
 
 
 def _course(run: RunFiles, figures: Mapping[str, bytes]) -> str:
@@ -233,15 +241,16 @@ def _figure(name: str, figures: Mapping[str, bytes], caption: str, without: str 
 def _unstable(run: RunFiles) -> str:
     path = run.path / TRAJECTORY
     try:
-        n_frames = count_frames(path) if path.is_file() else 0
+        frames = read_frames(path) if path.is_file() else []
     except ValueError as error:
         return f"<h2>Unstable frames</h2>\n<p>{escape(str(error))}</p>"
-    if not n_frames:
+    if not frames:
         return "<h2>Unstable frames</h2>\n<p>No replica has failed, so there are none to look at.</p>"
     ours = shlex.join(["stabie-ase", "view", str(run.path)])
     ases = shlex.join(["ase", "gui", gui_argument(path)])
     return f"""<h2>Unstable frames</h2>
-<p>{_count(n_frames, "frame")}, each at the moment a replica failed. To look at them:</p>
+<p>{_count(len(frames), "frame")} from training, each at the moment a replica failed: {escape(broken_in_words(broken(frames)))}.
+To look at them:</p>
 <pre>{escape(ours)}</pre>
 <p>or, where only ASE is installed,</p>
 <pre>{escape(ases)}</pre>

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ase import Atoms
 from ase.io.trajectory import Trajectory
 
 TRAJECTORY = "unstable.traj"
@@ -32,7 +33,7 @@ def view_command(path: str | os.PathLike) -> list[str]:
         There are no frames, or no window can be opened here; one line that says what to do.
     """
     trajectory = find_trajectory(path)
-    if not count_frames(trajectory):
+    if not read_frames(trajectory):
         raise ValueError(f"{trajectory} holds no frames: no replica has become unstable")
     _check_window(trajectory)
     return [sys.executable, "-m", "ase", "gui", gui_argument(trajectory)]
@@ -52,13 +53,13 @@ def find_trajectory(path: str | os.PathLike) -> Path:
     return path
 
 
-def count_frames(trajectory: Path) -> int:
-    """Frames in a trajectory file."""
+def read_frames(trajectory: Path) -> list[Atoms]:
+    """Frames of a trajectory file, which may be empty."""
     if not trajectory.stat().st_size:
-        return 0
+        return []
     try:
         with Trajectory(trajectory) as frames:
-            return len(frames)
+            return list(frames)
     except Exception as error:  # a damaged file ends in whatever the bytes lead to
         raise ValueError(f"{trajectory} cannot be read as an ASE trajectory ({error})") from error
 
