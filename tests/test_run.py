@@ -598,6 +598,29 @@ def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked
     assert finetuning.check_ps == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("hazard, limits, told", [
+    (100.0, {}, False),  # 0.12 replica-ps are enough, and two rounds of eight replicas of 0.03 ps are more
+    (1.0, {}, True),
+    (1.0, {"check_ps": 3.0}, False),
+    (1.0, {"check_ps": 3.0, "check_max_time_min": 0.05}, True),  # 3 s, of which either model has 1.5
+])  # fmt: skip
+def test_a_comparison_too_short_for_a_rare_failure_is_warned_of_once_that_is_known(here, monkeypatch, caplog, hazard, limits, told):
+    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_rounds=2, **limits))
+    progress, phases = finetuning.training.progress, iter(["simulation", "learning", "simulation", "learning", "finished"])
+    progress.md_steps, progress.md_seconds = 1000, 1.0  # one replica-ps a second
+
+    def step():
+        record = {"phase": progress.phase, "cycle": progress.cycle, "hazard_per_ps": hazard}
+        progress.phase = next(phases)
+        progress.cycle += record["phase"] == "learning"
+        return record, []
+
+    monkeypatch.setattr(finetuning.training, "step", step)
+    finetuning.train()
+    warned = [message for message in caplog.messages if "a gain may be missed" in message]
+    assert len(warned) == told and all(f"fails about {hazard:.2g} times a replica-ps" in message for message in warned)
+
+
 def test_criteria_that_call_the_reference_unstable_are_warned_of(here, caplog):
     prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(criterion="bonds:0.02"))
     assert "of 40 reference frames are unstable by the criteria of training (bonds" in caplog.text

@@ -26,10 +26,11 @@ from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.qm import LabelledFrames, qm_errors
 from stabie_ase.reference import Reference, absolute, digest, files_of, read_reference
 from stabie_ase.stability import Criterion, Failures, criteria_from
+from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.topology import Topology
 from stabie_ase.training.comparison import Comparison, Outcome, verdict
 from stabie_ase.training.directory import RunDirectory
-from stabie_ase.training.stabie import WHY_TAKEN_BACK, StabieTraining
+from stabie_ase.training.stabie import SIMULATION, WHY_TAKEN_BACK, StabieTraining
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +125,23 @@ class Finetuning:
             record["seconds"] = training.progress.seconds
             directory.append(record, unstable)
             directory.save(training.state())
+            if record["phase"] == SIMULATION != training.progress.phase and record["cycle"] == 0:
+                self._warn_if_too_short(record["hazard_per_ps"])
             if on_window:
                 on_window(record)
+
+    def _warn_if_too_short(self, hazard_per_ps: float) -> None:
+        """The first phase has measured the starting model: whether the final comparison has time for enough failures."""
+        config, progress = self.config, self.training.progress
+        rate = progress.md_steps * config.timestep_fs / 1000.0 / progress.md_seconds
+        seen = min(0.5 * self.check_seconds * rate, config.check_rounds * config.check_replicas * self.check_ps)
+        needed = replica_ps_to_tell(hazard_per_ps)
+        if needed > seen:
+            logger.warning(
+                "the starting model fails about %.2g times a replica-ps by the criteria of training: to tell a model four times as "
+                "stable takes about %.2g replica-ps of each, %.2g min, and the final comparison has time for %.2g; a gain may be "
+                "missed; see --check-max-time and --check-rounds", hazard_per_ps, needed, 2.0 * needed / rate / 60.0, seen,
+            )  # fmt: skip
 
     def finish(self, on_check: Callable[[str, int, int, MDState, Failures], None] | None = None) -> dict:
         """Final comparison, model and result; returns what result.json holds.
