@@ -12,7 +12,7 @@ from ase import Atoms, units
 
 from stabie_ase.potentials.base import Potential
 from stabie_ase.qm import LabelledFrames, predictions
-from stabie_ase.reference import Reference
+from stabie_ase.reference import Reference, spread
 
 logger = logging.getLogger(__name__)
 
@@ -117,8 +117,7 @@ def check_labels(potential: Potential, labelled: Reference, model: str, what: st
     InconsistentLabels
         Forces or energies are those predicted but for the factor between two units, or forces but for their sign.
     """
-    chosen = np.unique(np.linspace(0, len(labelled) - 1, MOST).round().astype(int))
-    frames = labelled.subset(chosen.tolist())
+    frames = labelled.subset(spread(len(labelled), MOST))
     energies, forces = (x.cpu().numpy() for x in predictions(potential, LabelledFrames.from_reference(frames, potential.device)))
     if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
         logger.warning("%s predicts numbers that are not finite for %s; is it a model of this system?", model, what)

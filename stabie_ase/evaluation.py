@@ -29,7 +29,7 @@ from stabie_ase.observables import Observable
 from stabie_ase.observables.averages import SlicedMeans, noise_floor
 from stabie_ase.potentials.base import Potential
 from stabie_ase.qm import QMErrors
-from stabie_ase.reference import Reference
+from stabie_ase.reference import Reference, spread
 from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, look, stability_statistics
 from stabie_ase.stability.causes import broken
 from stabie_ase.stability.criteria.distribution import DistanceShift
@@ -170,7 +170,7 @@ MOST_JUDGED = 200
 
 def failing_frames(potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion]) -> tuple[Counter[str], int]:
     """How many reference frames criteria call unstable, by criterion, and how many were looked at."""
-    chosen = [frames[round(k)] for k in np.linspace(0, len(frames) - 1, min(len(frames), MOST_JUDGED))]
+    chosen = [frames[k] for k in spread(len(frames), MOST_JUDGED)]
     batch = AtomsBatch.from_atoms(chosen, device=potential.device)
     with potential.frozen():
         state = initial_state(batch, PotentialForces(potential), 1e-3)

@@ -11,7 +11,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 from ase.db import connect
 from ase.io import read, write
 
-from stabie_ase.reference import UnusableReference, absolute, digest, files_of, read_frames, read_reference
+from stabie_ase.reference import UnusableReference, absolute, digest, files_of, read_frames, read_reference, spread
 
 
 @pytest.fixture
@@ -458,3 +458,11 @@ def test_pretraining_does_not_go_on_with_other_frames(here, monkeypatch):
     monkeypatch.chdir(here)
     assert "another reference" in refused(*pretrain, "ref.xyz@:30")
     assert "Going on after epoch 1" in tiny.run(*pretrain, "ref.xyz@:20").output
+
+
+@pytest.mark.parametrize("n, most, expected", [(5, 9, [0, 1, 2, 3, 4]), (11, 3, [0, 5, 10]), (1, 4, [0]), (7, 1, [0])])
+def test_frames_are_evenly_spread(n, most, expected):
+    assert spread(n, most) == expected
+    many = spread(1000, 50)
+    assert many[0] == 0 and many[-1] == 999 and len(set(many)) == 50
+    assert max(b - a for a, b in zip(many, many[1:])) - min(b - a for a, b in zip(many, many[1:])) <= 1

@@ -1,6 +1,6 @@
 """Reference frames: what was read is counted and can be printed; what cannot be used is refused in one line."""
 
-from stabie_ase.reference.frames import UnusableReference, absolute, digest, files_of, read_frames
+from stabie_ase.reference.frames import UnusableReference, absolute, digest, files_of, read_frames, spread
 from stabie_ase.reference.labels import common_temperature
 from stabie_ase.reference.reading import MAX_FORCE, MIN_DISTANCE, Reference, read_reference
 
@@ -15,4 +15,5 @@ __all__ = [
     "files_of",
     "read_frames",
     "read_reference",
+    "spread",
 ]

@@ -108,6 +108,11 @@ def named_frames(names: FileNames) -> list[tuple[str, Atoms]]:
     return found
 
 
+def spread(n: int, most: int) -> list[int]:
+    """Indices of at most so many of n frames in a row, evenly spread, the first and the last among them."""
+    return np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
+
+
 def _read(path: Path, selection: str | None, source: str) -> list[Atoms]:
     if not path.exists():
         raise UnusableReference(f"{source}: no such file")

@@ -13,6 +13,7 @@ from scipy import stats
 from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import potential_energies
 from stabie_ase.potentials.base import Potential
+from stabie_ase.reference import spread
 from stabie_ase.stability.criteria.base import Verdict
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class EnergyRange:
         cls, frames: Sequence[Atoms], temperature_K: float, reference_temperature_K: float | None = None
     ) -> EnergyRange:
         """From frames of one molecule; a reference that tells no temperature is taken to be at the one of the dynamics."""
-        chosen = [frames[round(k)] for k in torch.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES)).tolist()]
+        chosen = [frames[k] for k in spread(len(frames), MOST_FRAMES)]
         n_f = max(1, 3 * len(frames[0]) - 6)
         half_kT = 0.5 * units.kB * temperature_K
         warmer = 0.0 if reference_temperature_K is None else temperature_K - reference_temperature_K
