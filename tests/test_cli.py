@@ -350,6 +350,15 @@ def test_unwritable_folder(here, monkeypatch):
     told(refused(*COMMANDS["pretrain"], folder=here), "cannot be written to")
 
 
+@pytest.mark.parametrize("family", ["schnet", "mace"])
+def test_the_placeholder_x_is_no_element_to_learn(here, family):
+    frames = read(here / "ref.xyz", ":")
+    for atoms in frames:
+        atoms.numbers[0] = 0
+    write(here / "ref.xyz", frames)
+    told(refused("-q", "pretrain", "--model", family, "--ref", "ref.xyz", "-o", "new.pt", folder=here), "X (Z = 0)")
+
+
 @pytest.mark.parametrize("arguments", [(*EVALUATE, "--output"), ("pretrain", "--model", "schnet", "--ref", "ref.xyz", "-o")])
 def test_outputs_are_checked_before_any_work(here, arguments, monkeypatch):
     monkeypatch.setattr("stabie_ase.reference.read_reference", None)

@@ -278,7 +278,7 @@ class Potential(nn.Module):
 
     def check_numbers(self, numbers: Iterable[int]) -> None:
         """Raise ValueError for elements the model was not made for, and for what is no element."""
-        known = range(1, self.highest_number + 1) if self.numbers is None else self.numbers
+        known = range(1, self.highest_number + 1) if self.numbers is None else [z for z in self.numbers if z > 0]
         unknown = sorted({int(z) for z in numbers}.difference(known))
         if unknown:
             names = ", ".join(map(_name, known)) if self.numbers else f"elements up to {_name(self.highest_number)}"
