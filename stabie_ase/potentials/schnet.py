@@ -13,6 +13,7 @@ from stabie_ase.batch import AtomsBatch
 from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.inert import Recorded
+from stabie_ase.potentials.turns import alone
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +93,14 @@ class SchNetPotential(Potential):
         """A SchNet with random weights for the elements of `reference_energies`."""
         from torch_geometric.nn.models import SchNet
 
-        network = SchNet(
-            hidden_channels=hidden_channels,
-            num_filters=num_filters,
-            num_interactions=num_interactions,
-            num_gaussians=num_gaussians,
-            cutoff=cutoff,
-        )
+        with alone():  # its constants have torch's default precision, which another thread may change while it makes a MACE
+            network = SchNet(
+                hidden_channels=hidden_channels,
+                num_filters=num_filters,
+                num_interactions=num_interactions,
+                num_gaussians=num_gaussians,
+                cutoff=cutoff,
+            )
         return cls(network, reference_energies)
 
     @property
@@ -196,7 +198,8 @@ def from_data(data: Any) -> SchNetPotential:
     hyper = dict(data["hyper_parameters"])
     atomref = torch.zeros(100, 1) if hyper.pop("atomref", False) else None
     state = data["state_dict"]
-    network = SchNet(**hyper, atomref=atomref).to(state["lin1.weight"].dtype)
+    with alone():
+        network = SchNet(**hyper, atomref=atomref).to(state["lin1.weight"].dtype)
     network.load_state_dict(state)
     offset = network.distance_expansion.offset
     network.distance_expansion.coeff = -0.5 / float(offset[1] - offset[0]) ** 2  # in the checkpoint's precision
