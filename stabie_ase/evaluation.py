@@ -149,6 +149,10 @@ class Yardstick:
         return [criterion.describe() for criterion in known]
 
 
+SAME_TEMPERATURE = 0.05
+"""Fraction by which the temperature of the dynamics may be off that of the reference: distances do not tell them apart."""
+
+
 def _same_temperature(reference: Reference, temperature_K: float) -> bool:
     """Whether the reference is of the temperature of the dynamics, as far as it tells; else that is said."""
     told = reference.temperature_K
@@ -160,9 +164,6 @@ def _same_temperature(reference: Reference, temperature_K: float) -> bool:
     )  # fmt: skip
     return False
 
-
-SAME_TEMPERATURE = 0.05
-"""Fraction by which the temperature of the dynamics may be off that of the reference: distances do not tell them apart."""
 
 MOST_JUDGED = 200
 """Reference frames that are held against criteria: enough to see that these do not suit them."""

@@ -61,6 +61,18 @@ def test_example_runs(script, tmp_path):
     assert done.stdout.strip()
 
 
+@pytest.mark.parametrize("script, arguments, words", [
+    ("false_alarms", [], "NAME=FEW,DYNAMICS"),
+    ("false_alarms", ["a=none.xyz,none.xyz"], "none.xyz: no such file"),
+    ("gains", ["--table", "none"], "No such file"),
+    ("gains", ["none.pt", "--ref", "none.xyz", "--test", "none.xyz", "--output", "row"], "none.xyz: no such file"),
+])  # fmt: skip
+def test_benchmarks_refuse_what_is_not_there_in_a_line(script, arguments, words, tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "benchmarks" / f"{script}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode not in (0, -9) and words in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("factor", [-1.0, 2.0], ids=["the sign", "a factor"])
 def test_the_spring_example_sees_wrong_physics(factor, monkeypatch, capsys):
     """As it would be with this factor on beta in the estimator."""

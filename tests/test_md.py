@@ -19,7 +19,7 @@ import stabie_ase.production as production_module
 from stabie_ase.calculator import StABIECalculator
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.reference import common_temperature
-from stabie_ase.report.view import find_trajectory, read_frames
+from stabie_ase.report.view import count_frames, find_trajectory
 
 
 def asked(time="0.1", replicas="3"):
@@ -141,7 +141,7 @@ def test_what_failed_is_told_and_kept_to_look_at(here):
     failed = unstable(here / "model-md")
     assert f"{len(failed)} of 6 replicas failed: " in result.output and "95 % interval" in result.output
     assert "Median stable time: " in result.output and f"What broke: C-C bond {len(failed)}\n" in result.output
-    assert "stabie-ase view model-md" in result.output and len(read_frames(find_trajectory(here / "model-md"))) == len(failed)
+    assert "stabie-ase view model-md" in result.output and count_frames(find_trajectory(here / "model-md")) == len(failed)
     length = np.mean([atoms.get_all_distances()[np.triu_indices(4, 1)] for atoms in read("ref.xyz", ":")], axis=0)
     for atoms in failed:
         last = read(here / "model-md" / "frames" / f"replica-{atoms.info['replica']:04d}.traj", -1)

@@ -12,10 +12,12 @@ over windows first.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io import read
 
 import stabie_ase
@@ -31,12 +33,10 @@ DATA = Path(stabie_ase.__file__).parent / "data"
 WINDOW_FS = 1000 * StabilityTest.slice_ps
 
 
-def judged(criterion, state, energies):
-    """Severities of all frames; an energy range is that of the labels, which here are the model's energies."""
+def judged(criterion, state, own):
+    """Severities of all frames; an energy range is that of the reference's own energies, which here are the model's."""
     if isinstance(criterion, EnergyRange):
-        own = torch.tensor(energies, dtype=torch.float64)
-        limits = {"centre": own.mean(), "lowest": own.min(), "highest": own.max()}
-        criterion = EnergyRange(criterion.frames, criterion.below, criterion.above, *map(float, limits.values()))
+        criterion = replace(criterion, centre=own.mean(), lowest=own.min(), highest=own.max())
     return criterion.judge(state).severity
 
 
@@ -48,16 +48,17 @@ def examine(name, few, dynamics, temperature, every_fs):
     """Criteria from the frames of one file, applied to those of another."""
     reference, frames = read_reference(few), read(dynamics, ":")
     temperature = temperature or reference.temperature_K
+    if temperature is None:
+        raise ValueError("the frames tell no temperature: give --temperature")
     batch, topology = AtomsBatch.from_atoms(frames), Topology.from_frames(reference.frames)
     energies = torch.tensor([atoms.get_potential_energy() for atoms in frames], dtype=torch.float64)
     state = SimpleNamespace(batch=batch, n_systems=len(frames), step=torch.zeros(len(frames), dtype=torch.int64),
                             potential_energy=energies)  # fmt: skip
     print(f"{name}: {len(reference.frames)} frames against {len(frames)} of dynamics, {temperature:g} K")
-    own = [atoms.get_potential_energy() for atoms in reference.frames]
     for when, spec in (("training", FinetuneConfig.criterion), ("comparison", CHECKS)):
         for criterion in criteria_from(spec, reference.frames, temperature, reference.temperature_K, topology=topology):
             if criterion.name != "temperature":  # frames without momenta
-                tell(f"{criterion.name}, {when}", judged(criterion, state, own))
+                tell(f"{criterion.name}, {when}", judged(criterion, state, reference.energies))
     distribution = DistanceShift.from_reference(reference.frames, topology)
     length = min(round(WINDOW_FS / every_fs), len(frames))
     windows = distribution.cumulative(batch)[: len(frames) // length * length].unflatten(0, (-1, length)).mean(dim=1)
@@ -73,12 +74,17 @@ def main():
     args = parser.parse_args()
     if args.quick:
         args.molecules = [f"aspirin={DATA / 'aspirin_xtb_train.xyz'},{DATA / 'aspirin_xtb_test.xyz'}"]
+    if not args.molecules:
+        parser.error("give NAME=FEW,DYNAMICS, or --quick")
     for given in args.molecules:
         name, _, files = given.partition("=")
         few, _, dynamics = files.partition(",")
         if not dynamics:
             parser.error(f"{given!r}: expected NAME=FEW,DYNAMICS, two files")
-        examine(name, few, dynamics, args.temperature, args.every)
+        try:
+            examine(name, few, dynamics, args.temperature, args.every)
+        except (OSError, ValueError, PropertyNotImplementedError) as error:
+            parser.error(f"{given}: {error}")
 
 
 if __name__ == "__main__":

@@ -110,17 +110,16 @@ def tell_row(output):
         return f"{errors[name][key] / errors['start'][key] - 1:+.1%}"
 
     yield f"{output.name}: {row['updates']} updates in {row['minutes']:.0f} min" + ("" if result["gained"] else "; the start is kept")
-    names = {"reported": reported, "judged": judged}
-    for what, models in names.items():
-        keys = ("hazard_per_ps", "hazard_per_ps_interval") if what == "reported" else ("hazard", "hazard_95")
-        yield f"  {what:9s}" + "".join(f" {name} {hazard(*(m[key] for key in keys))}" for name, m in models.items())
+    for what, models, value, interval in (
+        ("reported", reported, "hazard_per_ps", "hazard_per_ps_interval"), ("judged", judged, "hazard", "hazard_95"),
+    ):  # fmt: skip
+        yield f"  {what:9s}" + "".join(f" {name} {hazard(m[value], m[interval])}" for name, m in models.items())
     better = ratio(judged["control"]["hazard"], judged["stabie"]["hazard"])
     yield f"  start/stabie reported {told:.3g}, judged {seen:.3g}, agree {told / seen:.2f}; control/stabie judged {better:.3g}"
     for name in ("control", "stabie"):
         yield f"  {name}: force MAE {change(name, 'force_mae_eV_per_A')}, energy MAE {change(name, 'energy_mae_eV')} on test frames"
-    observable = next(key for key in reported["stabie"] if key.endswith("_error"))
-    values = (reported["start"][observable], reported["stabie"][observable], reported["stabie"][observable + "_floor"])
-    yield f"  {observable} " + " -> ".join("none" if v is None else f"{v:.3g}" for v in values[:2]) + f", floor {values[2]:.3g}"
+    before, after = ("none" if m["hr_error"] is None else f"{m['hr_error']:.3g}" for m in reported.values())
+    yield f"  hr_error {before} -> {after}, floor {reported['stabie']['hr_error_floor']:.3g}"
     yield from tell_survivors(judged["stabie"], judgement)
 
 
@@ -163,11 +162,16 @@ def parse():
 
 def main():
     args = parse()
-    if not args.table:
-        args.output.mkdir(parents=True, exist_ok=True)
-        make_row(args)
-    for output in args.table or [args.output]:
-        print(*tell_row(output), sep="\n")
+    try:
+        if not args.table:
+            args.output.mkdir(parents=True, exist_ok=True)
+            make_row(args)
+        for output in args.table or [args.output]:
+            print(*tell_row(output), sep="\n")
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.exit(error.returncode)
+    except (OSError, ValueError) as error:
+        sys.exit(f"gains.py: {error}")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ase import Atoms
 from ase.io.trajectory import Trajectory
 
 TRAJECTORY = "unstable.traj"
+
+T = TypeVar("T")
 
 
 def view(path: str | os.PathLike) -> subprocess.Popen:
@@ -33,7 +37,7 @@ def view_command(path: str | os.PathLike) -> list[str]:
         There are no frames, or no window can be opened here; one line that says what to do.
     """
     trajectory = find_trajectory(path)
-    if not read_frames(trajectory):
+    if not count_frames(trajectory):
         raise ValueError(f"{trajectory} holds no frames: no replica has become unstable")
     _check_window(trajectory)
     return [sys.executable, "-m", "ase", "gui", gui_argument(trajectory)]
@@ -53,13 +57,22 @@ def find_trajectory(path: str | os.PathLike) -> Path:
     return path
 
 
+def count_frames(trajectory: Path) -> int:
+    """Frames in a trajectory file."""
+    return _of_frames(trajectory, len)
+
+
 def read_frames(trajectory: Path) -> list[Atoms]:
     """Frames of a trajectory file, which may be empty."""
+    return _of_frames(trajectory, list)
+
+
+def _of_frames(trajectory: Path, what: Callable[[Sequence[Atoms]], T]) -> T:
     if not trajectory.stat().st_size:
-        return []
+        return what([])
     try:
         with Trajectory(trajectory) as frames:
-            return list(frames)
+            return what(frames)
     except Exception as error:  # a damaged file ends in whatever the bytes lead to
         raise ValueError(f"{trajectory} cannot be read as an ASE trajectory ({error})") from error
 

@@ -107,15 +107,20 @@ class Finetuning:
     @property
     def check_ps(self) -> float:
         """Time of each replica in a round of the final comparison: as given, or so that a round fits the budget."""
-        config, progress = self.config, self.training.progress
+        config = self.config
         if config.check_ps is not None:
             return config.check_ps
-        if not progress.md_steps:
+        if not self.training.progress.md_steps:
             return LONGEST_CHECK
-        steps = self.check_seconds * progress.md_steps / progress.md_seconds
-        steps /= config.check_replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
-        time = max(steps * config.timestep_fs, config.check_every_fs) / 1000.0
+        runs = config.check_replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
+        time = max(self.check_seconds * self._replica_ps_per_second / runs, config.check_every_fs / 1000.0)
         return min(LONGEST_CHECK, float(f"{time:.2g}"))
+
+    @property
+    def _replica_ps_per_second(self) -> float:
+        """How fast the dynamics of the loop have been."""
+        progress = self.training.progress
+        return progress.md_steps * self.config.timestep_fs / 1000.0 / progress.md_seconds
 
     def train(self, on_window: Callable[[dict], None] | None = None) -> None:
         """The loop, saved after every window."""
@@ -132,8 +137,7 @@ class Finetuning:
 
     def _warn_if_too_short(self, hazard_per_ps: float) -> None:
         """The first phase has measured the starting model: whether the final comparison has time for enough failures."""
-        config, progress = self.config, self.training.progress
-        rate = progress.md_steps * config.timestep_fs / 1000.0 / progress.md_seconds
+        config, rate = self.config, self._replica_ps_per_second
         seen = min(0.5 * self.check_seconds * rate, config.check_rounds * config.check_replicas * self.check_ps)
         needed = replica_ps_to_tell(hazard_per_ps)
         if needed > seen:
