@@ -5,13 +5,13 @@ from importlib import import_module
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "AtomsBatch": "batch",
-    "NeighborList": "neighbors",
-    "VerletList": "neighbors",
+    "AtomsBatch": "structures.batch",
+    "NeighborList": "structures.neighbors",
+    "VerletList": "structures.neighbors",
     "Potential": "potentials.base",
     "load_potential": "potentials.checkpoint",
     "save_potential": "potentials.checkpoint",
-    "StABIECalculator": "calculator",
+    "StABIECalculator": "potentials.calculator",
     "Langevin": "dynamics",
     "NoseHooverChain": "dynamics",
     "VelocityVerlet": "dynamics",
@@ -26,7 +26,7 @@ _HOMES = {
     "criteria_from": "stability",
     "estimate": "boltzmann",
     "accumulate_gradient": "boltzmann",
-    "read_reference": "reference",
+    "read_reference": "structures.reference",
 }
 __all__ = sorted(_HOMES)
 

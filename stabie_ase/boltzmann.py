@@ -12,9 +12,9 @@ import torch
 from ase import units
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 
 
 @dataclass(frozen=True)

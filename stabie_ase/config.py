@@ -177,7 +177,8 @@ class FinetuneConfig(HasTimestep):
     )
     check_replicas: int = knob(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
     check_ps: float | None = knob(
-        None, "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer than its budget", 1e-6, 1e9
+        None, "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer than its budget",
+        1e-6, 1e9,
     )
     check_rounds: int = knob(20, "rounds of the final comparison at most; it ends as soon as the answer is known", 1, 1_000_000)
     check_max_time_min: float | None = knob(None, "wall time of the final comparison; that of the loop if not given", 0.0, 1e6)

@@ -4,10 +4,10 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
 
-import shutil  # noqa: E402
+import shutil
 
-import pytest  # noqa: E402
-import tiny  # noqa: E402
+import pytest
+import tiny
 
 
 @pytest.fixture

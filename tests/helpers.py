@@ -5,9 +5,9 @@ import torch
 from ase import Atoms
 from ase.geometry import complete_cell
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 
 WATER = Atoms("OH2", positions=[[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.02, -0.78, -0.45]])
 METHANOL = Atoms(

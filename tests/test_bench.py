@@ -5,8 +5,8 @@ import shutil
 import pytest
 import tiny
 
-import stabie_ase.benchmark as benchmark
-from stabie_ase.benchmark import Measurement, advice, recommended, sweep
+import stabie_ase.runs.benchmark as benchmark
+from stabie_ase.runs.benchmark import Measurement, advice, recommended, sweep
 
 
 def measurements(*rates):

@@ -5,12 +5,12 @@ import pytest
 import torch
 from ase import Atoms, units
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import accumulate_gradient, estimate, fluctuation_weights, potential_energies
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 
 T = 300.0
 KT = units.kB * T

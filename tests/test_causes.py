@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from stabie_ase.report.causes import failures_in_words
+from stabie_ase.runs.report.causes import failures_in_words
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.stability.causes import broken
 
@@ -45,7 +45,8 @@ def test_failures_in_words():
 
 
 @pytest.mark.parametrize("times, failed, expected", [
-    ([2.0, 2.0], [False, False], ["0 of 2 replicas failed: 0 failures per replica-ps (95 % interval 0 to 0.92)", "Median stable time: > 2 ps"]),
+    ([2.0, 2.0], [False, False],
+     ["0 of 2 replicas failed: 0 failures per replica-ps (95 % interval 0 to 0.92)", "Median stable time: > 2 ps"]),
     ([0.0, 0.0], [True, True], ["2 of 2 replicas failed"]),
 ])  # fmt: skip
 def test_none_and_all_at_once(times, failed, expected):

@@ -519,7 +519,7 @@ def test_families_are_imported_late_and_reading_stays_restricted(tmp_path, build
     code = """
 import os, sys
 from stabie_ase.potentials.checkpoint import CheckpointError, load_potential
-import stabie_ase.calculator
+import stabie_ase.potentials.calculator
 assert not {"mace", "e3nn", "torch_geometric"} & set(sys.modules)
 load_potential(sys.argv[1])
 assert "mace" in sys.modules and "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ

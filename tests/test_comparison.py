@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-import stabie_ase.training.comparison as comparison_module
-from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value
+import stabie_ase.runs.comparison as comparison_module
 from stabie_ase.observables.averages import SlicedMeans
+from stabie_ase.runs.comparison import STRETCHES, Comparison, Outcome, verdict, worse_stretch
+from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.stability.sequential import LEVEL, HazardComparison, replica_ps_to_tell
-from stabie_ase.training.comparison import STRETCHES, Comparison, Outcome, verdict, worse_stretch
 
 ROUNDS, REPLICAS, END = 12, 32, 2.0
 
@@ -26,7 +26,7 @@ def times(hazard, rng, power=1.0, n=REPLICAS, end=END):
 def decide(hazard_start, hazard_end, rng, power=1.0):
     """The evidence after as many rounds as it takes, and how many that were."""
     evidence = HazardComparison()
-    for k in range(ROUNDS):
+    for k in range(ROUNDS):  # noqa: B007 - looked at after the loop
         evidence.add(times(hazard_start, rng, power), times(hazard_end, rng, power))
         if evidence.decided:
             break

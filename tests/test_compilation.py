@@ -10,14 +10,14 @@ import torch
 from ase import units
 from helpers import ENERGIES, METHANOL, WATER, schnet
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, PotentialForces, compilation, initial_state, simulate
 from stabie_ase.dynamics.compilation import NotCompiled, Trial, decide, make_ready, probe
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.qm import LabelledFrames, QMLoss
-from stabie_ase.training.run import Inputs, prepare, resume
+from stabie_ase.runs.finetune import Inputs, prepare, resume
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.training.labels import LabelledFrames, QMLoss
 
 compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 FRAMES = [METHANOL, WATER, METHANOL, METHANOL]

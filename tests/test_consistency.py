@@ -10,7 +10,7 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-from stabie_ase.consistency import InconsistentLabels, check_inputs, check_labels, check_same_system
+from stabie_ase.runs.checks import InconsistentLabels, check_inputs, check_labels, check_same_system
 
 FACTORS = {
     "kcal/mol": units.mol / units.kcal,
@@ -124,7 +124,7 @@ def test_validation_frames_are_named():
 
 # -- the commands
 
-DATA = files("stabie_ase") / "data"
+DATA = files("stabie_ase") / "cli" / "data"
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])
@@ -145,7 +145,7 @@ def test_a_model_to_compare_is_named(tmp_path):
     import torch
 
     from stabie_ase.potentials.checkpoint import save_potential
-    from stabie_ase.reference import read_reference
+    from stabie_ase.structures.reference import read_reference
     from stabie_ase.training.pretrain import build_schnet
 
     torch.manual_seed(0)

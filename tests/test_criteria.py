@@ -13,15 +13,15 @@ from ase.io import read
 from scipy import stats
 
 import stabie_ase
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.stability import BondLengthDeviation, Contacts, EnergyRange, KineticTemperature, look
 from stabie_ase.stability.criteria.contacts import NEW_BOND, NO_CONTACT
 from stabie_ase.stability.criteria.distribution import BIN, MARGIN, DistanceShift
-from stabie_ase.topology import Topology
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.topology import Topology
 
-ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
+ASPIRIN = Path(stabie_ase.__file__).parent / "cli" / "data" / "aspirin_xtb_train.xyz"
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from ase import units
 from ase.io import write
 from helpers import ENERGIES, METHANOL, WATER, schnet
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.dynamics.compilation import NotCompiled, compile_where_wanted, make_ready
-from stabie_ase.neighbors import neighbor_list
-from stabie_ase.potentials import cueq
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.potentials.mace import MACEPotential
+from stabie_ase.potentials.mace import kernels as cueq
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 
 FRAMES = [METHANOL, WATER, METHANOL]
 installed = pytest.mark.skipif(find_spec("cuequivariance_torch") is None, reason="needs cuequivariance-torch")

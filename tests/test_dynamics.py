@@ -13,8 +13,6 @@ from ase.md.langevinbaoab import LangevinBAOAB
 from ase.md.verlet import VelocityVerlet as ASEVelocityVerlet
 from scipy import stats
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.calculator import StABIECalculator
 from stabie_ase.dynamics import (
     Langevin,
     NoseHooverChain,
@@ -29,8 +27,10 @@ from stabie_ase.dynamics.random import MOMENTA, NOISE, normals, normals_ahead, p
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
 from stabie_ase.potentials.base import Prediction
+from stabie_ase.potentials.calculator import StABIECalculator
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.stability import BondLengthDeviation
+from stabie_ase.structures.batch import AtomsBatch
 
 simulate_module = importlib.import_module("stabie_ase.dynamics.simulate")
 FS = units.fs
@@ -353,7 +353,7 @@ def with_momenta(atoms, state, calculator):
 
 
 def argon():
-    settings = dict(epsilon=0.0104, sigma=3.4)
+    settings = {"epsilon": 0.0104, "sigma": 3.4}
     return LennardJones(cutoff=12.0, **settings), ASELennardJones(rc=12.0, **settings)
 
 
@@ -582,7 +582,7 @@ def test_recorded_frames_are_those_of_a_plain_loop():
 def test_long_recordings_go_through_a_file(monkeypatch):
     """The same frames, and memory that belongs to a file instead of the process."""
     state, potential = morse_state(3, 2), Morse(depth=4.5, a=1.9, r0=1.1)
-    run = lambda: simulate(state, INTEGRATORS["langevin"], potential, 40, sample_every=2)[1]  # noqa: E731
+    run = lambda: simulate(state, INTEGRATORS["langevin"], potential, 40, sample_every=2)[1]
     inside = run()
     monkeypatch.setattr(simulate_module, "IN_MEMORY", 100)
     mapped = []

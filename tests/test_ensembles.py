@@ -10,7 +10,6 @@ from ase.constraints import FixAtoms, FixBondLength, FixCom
 from helpers import crystal
 from scipy import optimize, stats
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import (
     Langevin,
     NoseHooverChain,
@@ -25,10 +24,11 @@ from stabie_ase.dynamics import (
     simulate,
 )
 from stabie_ase.dynamics.steps import advance
-from stabie_ase.neighbors import VerletList, neighbor_list
 from stabie_ase.potentials.analytic import LennardJones, Morse
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Verdict
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import VerletList, neighbor_list
 
 FS = units.fs
 P_MIN = 1e-3

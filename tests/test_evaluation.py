@@ -9,9 +9,9 @@ import torch
 from ase import Atoms
 
 from stabie_ase.dynamics import simulate
-from stabie_ase.evaluation import StabilityResult, StabilityTest, Yardstick, run_stability_test, start, summarize
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.observables.averages import SlicedMeans, jackknife_error, noise_floor
+from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, run_stability_test, start, summarize
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
@@ -108,7 +108,7 @@ def measured():
 def test_the_frame_of_the_failure_does_not_count(measured):
     """Frames are those before it, one by one."""
     yardstick, result, trajectory, failures = measured
-    assert 3 < int(failures.failed.sum())
+    assert int(failures.failed.sum()) > 3
     frames, frame, replica = trajectory.frames()
     step = torch.where(failures.failed, failures.step, 10**9)
     before = (trajectory.steps[frame] < step[replica]).nonzero()[:, 0]
@@ -187,7 +187,7 @@ def test_over_the_time_in_which_both_are_stable_both_see_the_same(measured):
 
 
 def tiny_errors():
-    from stabie_ase.qm import LabelledFrames, qm_errors
+    from stabie_ase.training.labels import LabelledFrames, qm_errors
 
     return qm_errors(tiny.model(), LabelledFrames.from_reference(tiny.reference()))
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from stabie_ase.files import uninterrupted, write_atomically
+from stabie_ase.system.files import uninterrupted, write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +32,10 @@ def test_ctrl_c_waits_for_the_end_of_the_block():
 
 def test_ctrl_c_waits_for_the_outermost_block():
     done = []
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
         with uninterrupted():
-            with uninterrupted():
-                os.kill(os.getpid(), signal.SIGINT)
-            done.append("written")
+            os.kill(os.getpid(), signal.SIGINT)
+        done.append("written")
     assert done == ["written"]
 
 

@@ -13,11 +13,11 @@ from ase import Atoms
 from ase.build import bulk, molecule
 
 import stabie_ase.dynamics.forces as forces_module
-import stabie_ase.memory as memory
-from stabie_ase.batch import AtomsBatch
+import stabie_ase.system.memory as memory
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.dynamics.forces import atoms_that_fit
 from stabie_ase.potentials.analytic import LennardJones, Morse
+from stabie_ase.structures.batch import AtomsBatch
 
 CPU = torch.device("cpu")
 
@@ -150,8 +150,8 @@ def test_free_memory_is_what_the_machine_says():
 KEEPS = """
 import resource, sys
 import torch
-from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.memory import taken_bytes
+from stabie_ase.system.allocator import keep_freed_memory
+from stabie_ase.system.memory import taken_bytes
 assert sys.argv[1] != "keep" or keep_freed_memory()
 size = 40 * 2**20
 def call():

@@ -11,7 +11,7 @@ from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 from ase.db import connect
 from ase.io import read, write
 
-from stabie_ase.reference import UnusableReference, absolute, digest, files_of, read_frames, read_reference, spread
+from stabie_ase.structures.reference import UnusableReference, absolute, digest, files_of, read_frames, read_reference, spread
 
 
 @pytest.fixture
@@ -419,8 +419,8 @@ def test_a_switch_may_be_repeated(here):
 
 def test_runs_know_their_frames_again(here, monkeypatch):
     """From another folder; and not where one of several files, or the files that a pattern names, have changed."""
-    from stabie_ase.directory import UnusableRun
-    from stabie_ase.training.run import Inputs, open_run, prepare, resume
+    from stabie_ase.runs.directory import UnusableRun
+    from stabie_ase.runs.finetune import Inputs, open_run, prepare, resume
 
     (here / "parts").mkdir()
     for k in range(3):

@@ -13,7 +13,6 @@ from ase import Atoms, units
 from helpers import ENERGIES, METHANOL, WATER, crystal, schnet
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import (
     Langevin,
     NoseHooverChain,
@@ -27,9 +26,10 @@ from stabie_ase.dynamics import (
 )
 from stabie_ase.dynamics.graphs import PLAIN, FixedForces, GraphedBlocks, blocks
 from stabie_ase.dynamics.steps import advance
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.potentials.mace import MACEPotential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 
 FS = units.fs
 LANGEVIN = Langevin(0.5 * FS, 0.01 / FS)

@@ -8,10 +8,10 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.reference import UnusableReference, read_reference
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.reference import UnusableReference, read_reference
 from stabie_ase.training.pretrain import BUILDERS, reference_energies
 
 CARBON = -3.25

@@ -15,11 +15,11 @@ from ase.io import read, write
 from helpers import crystal, schnet
 
 import stabie_ase.potentials.checkpoint as checkpoint_module
-import stabie_ase.production as production_module
-from stabie_ase.calculator import StABIECalculator
+import stabie_ase.runs.md as production_module
+from stabie_ase.potentials.calculator import StABIECalculator
 from stabie_ase.potentials.checkpoint import save_potential
-from stabie_ase.reference import common_temperature
-from stabie_ase.report.view import count_frames, find_trajectory
+from stabie_ase.runs.report.view import count_frames, find_trajectory
+from stabie_ase.structures.reference import common_temperature
 
 
 def asked(time="0.1", replicas="3"):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from helpers import METHANOL, WATER, schnet
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, QMLoss
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.training.labels import LabelledFrames, QMLoss
 from stabie_ase.training.natural import natural_direction
 
 LOSS = QMLoss()

@@ -11,10 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from matscipy.neighbours import neighbour_list
 
-from stabie_ase import alchemi, cell_list
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import VerletList, all_pairs, neighbor_list
 from stabie_ase.potentials.analytic import LennardJones
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import VerletList, alchemi, all_pairs, cell_list, neighbor_list
 
 
 def _matscipy(quantities, pbc, cell, positions, cutoff):

@@ -6,9 +6,9 @@ import torch
 from ase import Atoms
 from scipy.stats import norm
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.observables import OBSERVABLES, DistanceDistribution
 from stabie_ase.observables.distances import _chunks
+from stabie_ase.structures.batch import AtomsBatch
 
 
 def molecules(n_frames=4, n_atoms=6, seed=0):

@@ -17,15 +17,15 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 from torch_geometric.nn.models import SchNet
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.calculator import StABIECalculator
 from stabie_ase.dynamics import PotentialForces, VelocityVerlet, initial_state, simulate
-from stabie_ase.neighbors import all_pairs, neighbor_list
 from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
 from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.calculator import StABIECalculator
 from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.potentials.module import ModulePotential, as_potential
 from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import all_pairs, neighbor_list
 
 # e3nn scripts its modules when they are built.
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")

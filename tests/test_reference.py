@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from stabie_ase.reference import MAX_FORCE, UnusableReference, read_reference
+from stabie_ase.structures.reference import MAX_FORCE, UnusableReference, read_reference
 
 
 def unlabelled(n=3, seed=1):

@@ -13,10 +13,10 @@ from ase import Atoms
 from ase.io.trajectory import Trajectory
 from PIL import Image
 
-import stabie_ase.report.html
-from stabie_ase.report.figures import learning_figure, observable_figure, phases_figure, png, stable_time_figure
-from stabie_ase.report.html import write_report
-from stabie_ase.report.table import format_table, number, table_rows
+import stabie_ase.runs.report.html
+from stabie_ase.runs.report.figures import learning_figure, observable_figure, phases_figure, png, stable_time_figure
+from stabie_ase.runs.report.html import write_report
+from stabie_ase.runs.report.table import format_table, number, table_rows
 from stabie_ase.stability import StabilityStatistics
 
 TEST_PS = 4.0
@@ -163,7 +163,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def no_pixels(monkeypatch):
     """Figures are made but not drawn, which takes most of the time."""
-    monkeypatch.setattr(stabie_ase.report.html, "png", lambda figure: b"pixels")
+    monkeypatch.setattr(stabie_ase.runs.report.html, "png", lambda figure: b"pixels")
 
 
 def assert_self_contained(page):

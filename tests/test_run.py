@@ -1,8 +1,8 @@
 """Fine-tuning runs on disk: exact resume after any end, what the directory holds, the final comparison."""
 
 import json
-import re
 import random
+import re
 import shutil
 from collections import Counter
 from dataclasses import asdict, fields
@@ -14,16 +14,16 @@ import torch
 from ase.io import read
 from ase.io.trajectory import TrajectoryWriter
 
-import stabie_ase.directory as directory_module
-import stabie_ase.training.directory as run_directory_module
-import stabie_ase.training.comparison as comparison
-import stabie_ase.training.run as run_module
+import stabie_ase.runs.comparison as comparison
+import stabie_ase.runs.directory as directory_module
+import stabie_ase.runs.finetune as run_module
+import stabie_ase.runs.finetune_directory as run_directory_module
 from stabie_ase.config import FinetuneConfig
-from stabie_ase.evaluation import StabilityResult
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.potentials.checkpoint import load_potential
+from stabie_ase.runs.evaluation import StabilityResult
+from stabie_ase.runs.finetune import Inputs, prepare, resume
 from stabie_ase.stability import BondLengthDeviation, StabilityStatistics
-from stabie_ase.training.run import Inputs, prepare, resume
 
 OPTIONS = tiny.flags(
     max_cycles=3, learning_rate=3e-3, updates_per_window=5, check_replicas=32, check_ps=0.06, random_resets=0.1
@@ -34,7 +34,7 @@ BEGIN = ("finetune", "model.pt", "--ref", "ref.xyz", *OPTIONS)
 @pytest.fixture
 def no_report(monkeypatch):
     """Spare the seconds that figures take."""
-    monkeypatch.setattr("stabie_ase.report.html.write_report", lambda path: path / "report.html")
+    monkeypatch.setattr("stabie_ase.runs.report.html.write_report", lambda path: path / "report.html")
 
 
 def make_folder(folder):
@@ -208,7 +208,7 @@ def test_full_disk_leaves_a_run_that_can_be_resumed(here, finished, no_report, m
 def test_full_disk_when_the_report_is_written_loses_no_result(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "report.html").unlink()
-    monkeypatch.setattr("stabie_ase.report.html.write_report", FullDisk(None, 0))
+    monkeypatch.setattr("stabie_ase.runs.report.html.write_report", FullDisk(None, 0))
     line = refused("finetune", "--resume", tmp_path / "run")
     assert "the run is finished, but its report cannot be written" in line and "No space left on device" in line
     assert f"stabie-ase finetune --resume {tmp_path / 'run'}" in line
@@ -219,7 +219,7 @@ def test_what_torch_makes_of_a_full_disk_is_told_as_one(here, monkeypatch):
         try:
             raise OSError(28, "No space left on device")
         except OSError:
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # noqa: B904 - as torch does
 
     monkeypatch.setattr(torch, "save", save)
     assert "No space left on device" in refused(*BEGIN)
@@ -573,7 +573,7 @@ def test_the_winner_is_written_and_the_start_unless_something_was_gained(here, m
 def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
     finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(seed=4))
     tests = []
-    candidates = {name: finetuning.training.start_weights for name in ("start", "best", "last")}
+    candidates = dict.fromkeys(("start", "best", "last"), finetuning.training.start_weights)
     monkeypatch.setattr(finetuning.training, "candidates", lambda: candidates)
     monkeypatch.setattr(comparison, "run_stability_test", lambda *a: tests.append(a[3]) or stability(3))
     finetuning.finish()

@@ -12,11 +12,11 @@ import pytest
 import tiny
 import torch
 
-import stabie_ase.production as production_module
+import stabie_ase.runs.md as production_module
 import stabie_ase.training.pretrain as pretrain_module
 from stabie_ase.cli import log as log_module
 from stabie_ase.cli.progress import Progress
-from stabie_ase.training.stabie import StabieTraining
+from stabie_ase.training.loop import StabieTraining
 
 FINETUNE = ("finetune", "model.pt", "--ref", "ref.xyz", "--output", "run")
 MD = ("md", "model.pt", "--start", "ref.xyz", "--replicas", "2", "--output", "run")
@@ -100,7 +100,7 @@ def test_sigterm_ends_as_ctrl_c_does(here, command):
 
 
 def test_sigterm_before_anything_was_written(here, monkeypatch):
-    monkeypatch.setattr("stabie_ase.reference.read_frames", lambda path: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("stabie_ase.structures.reference.read_frames", lambda path: os.kill(os.getpid(), signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
     result = tiny.run(*MD)
     assert result.exit_code == 143 and result.stderr.strip() == "terminated"
@@ -119,7 +119,7 @@ def test_sigterm_that_is_ignored_stays_ignored(here):
 SLOW = """
 import os, signal
 from stabie_ase.cli.main import main
-from stabie_ase.files import uninterrupted
+from stabie_ase.system.files import uninterrupted
 
 @main.command()
 def slow():

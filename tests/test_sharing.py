@@ -15,14 +15,14 @@ from helpers import ENERGIES, METHANOL, WATER, crystal, predict, schnet
 from torch import nn
 
 from stabie_ase import StABIECalculator
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import PotentialForces, VelocityVerlet, graphs, initial_state, simulate
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.potentials.module import ModulePotential
 from stabie_ase.potentials.turns import alone, together
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 
 # e3nn scripts its modules when they are built.
 pytestmark = pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning")

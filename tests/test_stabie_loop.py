@@ -11,16 +11,16 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from scipy.stats import sem
 from scipy.stats import t as student_t
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import fluctuation_weights
 from stabie_ase.dynamics import PotentialForces, initial_state
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.observables import DistanceDistribution
-from stabie_ase.qm import LabelledFrames, force_errors_by_frame, minibatch
 from stabie_ase.stability import BondLengthDeviation, criteria_from, look
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.accuracy import Growth
+from stabie_ase.training.labels import LabelledFrames, force_errors_by_frame, minibatch
+from stabie_ase.training.loop import DOUBT, FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 from stabie_ase.training.samples import trajectory_averages
-from stabie_ase.training.stabie import DOUBT, FINISHED, LEARNING, LONGEST, SHORTEST, SIMULATION, STEP, StabieTraining
 
 
 def loop(potential=None, **changes):
@@ -67,7 +67,7 @@ def test_rewound_replicas_fail_again(thermostat, caplog):
     training = loop(**thermostat)
     until_learning(training)
     failed = training.failed.clone()
-    assert 0 < failed.sum()
+    assert failed.sum() > 0
     seen = []
     training.on_block = lambda steps, state, failures: seen.append(failures.failed)
     with caplog.at_level(logging.WARNING):
@@ -368,7 +368,9 @@ def test_an_update_beyond_the_bound_of_the_force_error_is_taken_back(monkeypatch
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
 
 
-@pytest.mark.parametrize("share, balance", [(1.0, 0.6), (1.044, 0.6), (1.046, 0.35), (1.051, 0.25)], ids=["start", "room", "no room", "beyond"])
+@pytest.mark.parametrize(
+    "share, balance", [(1.0, 0.6), (1.044, 0.6), (1.046, 0.35), (1.051, 0.25)], ids=["start", "room", "no room", "beyond"]
+)
 def test_steps_grow_up_to_the_bound_of_the_force_error(monkeypatch, share, balance):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)

@@ -10,7 +10,6 @@ from ase import Atoms, units
 from ase.io import read
 
 import stabie_ase
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import PotentialForces, initial_state
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.stability import (
@@ -20,8 +19,9 @@ from stabie_ase.stability import (
     criteria_from,
     stability_statistics,
 )
+from stabie_ase.structures.batch import AtomsBatch
 
-ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
+ASPIRIN = Path(stabie_ase.__file__).parent / "cli" / "data" / "aspirin_xtb_train.xyz"
 
 
 @pytest.fixture(scope="module")

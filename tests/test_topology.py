@@ -7,7 +7,7 @@ from ase.build import molecule
 from ase.neighborlist import build_neighbor_list, natural_cutoffs
 
 from stabie_ase.stability import BondLengthDeviation
-from stabie_ase.topology import Topology
+from stabie_ase.structures.topology import Topology
 
 
 def rattled(atoms, n=20, width=0.05):
@@ -26,7 +26,7 @@ def test_bonds_are_those_that_ase_finds(name):
     topology = Topology.from_frames(rattled(atoms))
     found = {tuple(pair) for pair in topology.pairs[:, topology.bonded].T.tolist()}
     near = build_neighbor_list(atoms, [1.25 * c for c in natural_cutoffs(atoms)], skin=0.0, self_interaction=False, bothways=False)
-    assert found == {tuple(sorted(pair)) for pair in near.get_connectivity_matrix().keys()}
+    assert found == {tuple(sorted(pair)) for pair in near.get_connectivity_matrix()}
 
 
 def test_bonds_between_atoms_are_counted_along_the_shortest_path():
@@ -70,16 +70,16 @@ def test_a_proton_that_hops_is_no_other_order():
 
 def test_never_all_pairs_of_all_frames_at_once(monkeypatch):
     """The largest tensor of distances holds a bounded number of them, however many frames there are."""
-    import stabie_ase.topology
+    import stabie_ase.structures.topology
 
-    sizes, real = [], stabie_ase.topology._distances
+    sizes, real = [], stabie_ase.structures.topology._distances
 
     def counted(batch, pairs, *rest):
         for part in real(batch, pairs, *rest):
             sizes.append(part.numel())
             yield part
 
-    monkeypatch.setattr(stabie_ase.topology, "_distances", counted)
+    monkeypatch.setattr(stabie_ase.structures.topology, "_distances", counted)
     places = np.random.default_rng(0).uniform(0, 14, (100, 3))
     BondLengthDeviation.from_reference([Atoms("C100", positions=places + 0.001 * k) for k in range(200)], 0.5)
     assert sum(sizes) == 200 * 4950 and max(sizes) <= 2**17

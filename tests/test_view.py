@@ -15,7 +15,7 @@ from ase.gui.images import Images
 from ase.io.trajectory import Trajectory
 from PIL import ImageGrab, features
 
-from stabie_ase.report.view import view, view_command
+from stabie_ase.runs.report.view import view, view_command
 
 
 def write_unstable(path, n=3):

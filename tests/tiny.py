@@ -21,14 +21,14 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.config import FinetuneConfig, PretrainConfig
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.potentials.schnet import SchNetPotential
-from stabie_ase.reference import Reference, read_reference
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.reference import Reference, read_reference
 from stabie_ase.training.pretrain import Pretraining, pretrain, reference_energies
 
 TEMPERATURE = 600.0
@@ -170,7 +170,7 @@ class Process:
     """
 
     _context = multiprocessing.get_context("forkserver")
-    _context.set_forkserver_preload(["stabie_ase.training.run", "stabie_ase.report.html", "torch_geometric.nn.models"])
+    _context.set_forkserver_preload(["stabie_ase.runs.finetune", "stabie_ase.runs.report.html", "torch_geometric.nn.models"])
 
     def __init__(self, folder: Path, *arguments):
         self.files = [folder.parent / f"{folder.name}.{name}" for name in ("stdout", "stderr")]

@@ -23,10 +23,10 @@ from ase import Atoms, units
 from ase.build import bulk
 from scipy.optimize import minimize
 
-from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import PotentialForces, StochasticCellRescaling, initial_state, simulate
 from stabie_ase.potentials.analytic import LennardJones
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.system.allocator import keep_freed_memory
 
 EPSILON, SIGMA, CUTOFF = 119.8 * units.kB, 3.405, 2.5 * 3.405
 TEMPERATURES = 0.8 * 119.8, 0.84 * 119.8

@@ -17,10 +17,10 @@ from ase.io import read
 from ase.md.langevin import Langevin as ASELangevin
 from engine_step import ASPIRIN, INTEGRATORS, for_dynamics, parse, potentials, replicas, seconds
 
-from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.calculator import StABIECalculator
 from stabie_ase.dynamics import PotentialForces, initial_state
 from stabie_ase.dynamics.graphs import blocks
+from stabie_ase.potentials.calculator import StABIECalculator
+from stabie_ase.system.allocator import keep_freed_memory
 
 INTEGRATOR = INTEGRATORS["Langevin"]
 

@@ -23,7 +23,6 @@ from ase import units
 from ase.io import read
 
 import stabie_ase
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, NoseHooverChain, PotentialForces, initial_state
 from stabie_ase.dynamics.compilation import make_ready
 from stabie_ase.dynamics.graphs import PLAIN, blocks
@@ -32,8 +31,9 @@ from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.structures.batch import AtomsBatch
 
-ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
+ASPIRIN = Path(stabie_ase.__file__).parent / "cli" / "data" / "aspirin_xtb_train.xyz"
 ENERGIES = {1: -13.0, 6: -1000.0, 8: -2000.0}
 INTEGRATORS = {
     "Langevin": Langevin(0.5 * units.fs, friction=0.01 / units.fs),

@@ -80,7 +80,8 @@ def main():
     if args.point:
         print(json.dumps(measure(*args.point, args)))
         return
-    print(f"{'frames':>7s} {'bins':>5s} {'energy':>9s} {'estimator':>10s}   {'ratio (quartiles)':24s} {'h(r)':>8s} {'memory':>9s} {'more':>8s}")
+    print(f"{'frames':>7s} {'bins':>5s} {'energy':>9s} {'estimator':>10s}   {'ratio (quartiles)':24s} ", end="")
+    print(f"{'h(r)':>8s} {'memory':>9s} {'more':>8s}")
     for n_frames in args.frames:
         for n_bins in args.bins:
             found = point(n_frames, n_bins)

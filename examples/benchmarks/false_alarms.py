@@ -21,15 +21,15 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io import read
 
 import stabie_ase
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.config import CHECKS, FinetuneConfig
-from stabie_ase.evaluation import StabilityTest
-from stabie_ase.reference import read_reference
+from stabie_ase.runs.evaluation import StabilityTest
 from stabie_ase.stability import EnergyRange, criteria_from
 from stabie_ase.stability.criteria.distribution import DistanceShift
-from stabie_ase.topology import Topology
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.reference import read_reference
+from stabie_ase.structures.topology import Topology
 
-DATA = Path(stabie_ase.__file__).parent / "data"
+DATA = Path(stabie_ase.__file__).parent / "cli" / "data"
 WINDOW_FS = 1000 * StabilityTest.slice_ps
 
 

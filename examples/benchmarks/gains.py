@@ -30,10 +30,10 @@ import torch
 
 import stabie_ase
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
-from stabie_ase.qm import LabelledFrames, qm_errors
-from stabie_ase.reference import read_reference
+from stabie_ase.structures.reference import read_reference
+from stabie_ase.training.labels import LabelledFrames, qm_errors
 
-DATA = Path(stabie_ase.__file__).parent / "data"
+DATA = Path(stabie_ase.__file__).parent / "cli" / "data"
 JUDGE = Path(__file__).with_name("independent_judge.py")
 QUICK = "--max-time 0.5 --max-cycles 1 --replicas 4 --window 25 --qm-steps 1 --check-replicas 2 --check-time 0.02 --check-rounds 1"
 LABELS_ONLY = {"--observable-weight": 0, "--max-time": 60, "--check-replicas": 2, "--check-time": 0.02, "--check-rounds": 1}

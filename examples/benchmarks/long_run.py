@@ -18,11 +18,11 @@ from ase import units
 from ase.build import molecule
 from engine_step import ENERGIES, replicas
 
-from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.system.allocator import keep_freed_memory
 
 INTEGRATOR = Langevin(0.5 * units.fs, friction=0.01 / units.fs)
 

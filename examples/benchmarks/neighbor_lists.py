@@ -18,9 +18,9 @@ import torch
 from ase.build import bulk, molecule
 from matscipy.neighbours import neighbour_list
 
-from stabie_ase import kd_tree
-from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.batch import AtomsBatch
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import kd_tree
+from stabie_ase.system.allocator import keep_freed_memory
 
 CUTOFF = 7.0
 

@@ -17,11 +17,11 @@ from ase import units
 from ase.build import molecule
 from engine_step import INTEGRATORS, for_dynamics, parse, potentials, replicas, seconds
 
-from stabie_ase.allocator import keep_freed_memory
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics import PotentialForces, initial_state
 from stabie_ase.dynamics.graphs import blocks
 from stabie_ase.potentials.analytic import LennardJones
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.system.allocator import keep_freed_memory
 
 INTEGRATOR = INTEGRATORS["Langevin"]
 WATER = (4, 8, 12, 20)  # molecules along each edge: 192 to 24 000 atoms

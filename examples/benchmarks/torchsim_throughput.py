@@ -23,8 +23,8 @@ from ase.io import read
 from ase_throughput import INTEGRATOR, batched
 from engine_step import ASPIRIN, ENERGIES, parse, seconds
 
-from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.potentials.mace import MACEPotential
+from stabie_ase.system.allocator import keep_freed_memory
 
 
 def torch_sim(potential, n, args):

@@ -2,7 +2,7 @@
 
 Run from anywhere, a few minutes on two cores:
 
-    python examples/data/make_aspirin_schnet.py --output stabie_ase/data/aspirin_schnet.pt
+    python examples/data/make_aspirin_schnet.py --output stabie_ase/cli/data/aspirin_schnet.pt
 """
 
 import argparse
@@ -12,8 +12,8 @@ import torch
 
 from stabie_ase.config import PretrainConfig
 from stabie_ase.potentials.checkpoint import save_potential
-from stabie_ase.qm import LabelledFrames, qm_errors
-from stabie_ase.reference import read_reference
+from stabie_ase.structures.reference import read_reference
+from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    data = files("stabie_ase") / "data"
+    data = files("stabie_ase") / "cli" / "data"
     reference = read_reference(str(data / "aspirin_xtb_train.xyz"))
     torch.manual_seed(options.seed)
     potential = BUILDERS["schnet"](reference)

@@ -19,10 +19,10 @@ def bench(model, reference, replicas, seconds, temperature, device, dtype, head,
     """Replica-steps per second of MODEL against the number of replicas, and the number to use."""
     import torch
 
-    from stabie_ase.benchmark import advice, sweep
     from stabie_ase.dynamics.compilation import compile_where_wanted
     from stabie_ase.potentials.checkpoint import load_potential
-    from stabie_ase.reference import read_frames
+    from stabie_ase.runs.benchmark import advice, sweep
+    from stabie_ase.structures.reference import read_frames
 
     check_device(device)
     frames = read_frames(reference)

@@ -19,7 +19,7 @@ def demo(context, output, **given):
     """Fine-tune the packaged SchNet, trained on 40 frames of aspirin, and compare before and after."""
     config, quiet = build(FinetuneConfig, given, {"check_ps": 1.0}), context.obj["quiet"]
 
-    from stabie_ase.training.run import Inputs, prepare
+    from stabie_ase.runs.finetune import Inputs, prepare
 
     inputs = Inputs(packaged("aspirin_schnet.pt"), packaged("aspirin_xtb_train.xyz"))
     run_to_end(prepare(output, inputs, config, None if quiet else click.echo), quiet)

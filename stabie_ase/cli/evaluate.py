@@ -12,7 +12,7 @@ from stabie_ase.cli.main import check_device, check_new_file, common_options, ma
 from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Progress, Rate
 from stabie_ase.config import BadOption, EvaluationConfig, with_temperature
-from stabie_ase.files import replaced
+from stabie_ase.system.files import replaced
 
 
 @main.command(short_help="Measure stability and errors of models.")
@@ -31,14 +31,14 @@ def evaluate(
     if output:
         check_new_file(output)
 
-    from stabie_ase.consistency import check_labels
     from stabie_ase.dynamics.compilation import compile_where_wanted
-    from stabie_ase.evaluation import StabilityTest, Yardstick, failures_p_value, summarize
     from stabie_ase.observables import OBSERVABLES
     from stabie_ase.potentials.checkpoint import load_potential
-    from stabie_ase.qm import LabelledFrames, qm_errors
-    from stabie_ase.reference import read_reference
-    from stabie_ase.report.table import format_table
+    from stabie_ase.runs.checks import check_labels
+    from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failures_p_value, summarize
+    from stabie_ase.runs.report.table import format_table
+    from stabie_ase.structures.reference import read_reference
+    from stabie_ase.training.labels import LabelledFrames, qm_errors
 
     check_device(device)
     if config.observable not in OBSERVABLES:
@@ -92,7 +92,7 @@ def evaluate(
 
 def _tested(name, potential, frames, yardstick, test, quiet):
     """What became of a model's replicas, under a bar of its own, and the seconds that a stable replica-ps took."""
-    from stabie_ase.evaluation import run_stability_test
+    from stabie_ase.runs.evaluation import run_stability_test
 
     rate, began = Rate(), time.monotonic()
     with Progress(test.n_steps, Path(name).name, quiet) as progress:

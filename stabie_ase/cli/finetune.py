@@ -60,7 +60,7 @@ def _begin(context, model, reference, output, config_file, inputs, typed, given)
     inputs |= {name: saved_inputs[name] for name in inputs.keys() - typed - {"validation", "trust_checkpoint"} if name in saved_inputs}
     config = build(FinetuneConfig, given, options)
 
-    from stabie_ase.training.run import Inputs, prepare
+    from stabie_ase.runs.finetune import Inputs, prepare
 
     check_device(inputs["device"])
     output = output or f"{Path(model).parent / Path(model).stem}-stabie"
@@ -69,8 +69,8 @@ def _begin(context, model, reference, output, config_file, inputs, typed, given)
 
 
 def _go_on(context, path, files, inputs, given) -> None:
-    from stabie_ase.training.run import model_path, open_run
-    from stabie_ase.training.run import resume as take_up
+    from stabie_ase.runs.finetune import model_path, open_run
+    from stabie_ase.runs.finetune import resume as take_up
 
     directory, saved_inputs, config, _ = open_run(path)
     different = [name for name, value in files.items() if value] + changed(saved_inputs, inputs) + changed(config, given)
@@ -94,9 +94,9 @@ def _say(quiet: bool):
 
 def run_to_end(finetuning, quiet: bool) -> None:
     """Run with progress, print the table, write the report."""
-    from stabie_ase.report.causes import broken_in_words
-    from stabie_ase.report.table import format_table
-    from stabie_ase.report.view import read_frames
+    from stabie_ase.runs.report.causes import broken_in_words
+    from stabie_ase.runs.report.table import format_table
+    from stabie_ase.runs.report.view import read_frames
     from stabie_ase.stability.causes import broken
 
     directory = finetuning.directory
@@ -149,7 +149,7 @@ def _window_line(record: dict) -> str:
 
 def _comparison(finetuning, quiet: bool) -> dict:
     """The final comparison with its own progress."""
-    from stabie_ase.training.run import LONGEST_CHECK
+    from stabie_ase.runs.finetune import LONGEST_CHECK
 
     config, time_ps, log = finetuning.config, finetuning.check_ps, logging.getLogger("stabie_ase")
     if config.check_ps is None and time_ps < LONGEST_CHECK:
@@ -169,7 +169,7 @@ def _comparison(finetuning, quiet: bool) -> dict:
 
 def _report(directory) -> Path:
     """Write the report, unless an earlier call has."""
-    from stabie_ase.report.html import write_report
+    from stabie_ase.runs.report.html import write_report
 
     try:
         return directory.report_path if directory.report_path.exists() else write_report(directory.path)

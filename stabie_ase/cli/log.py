@@ -14,7 +14,7 @@ import click
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from stabie_ase.directory import WorkDirectory
+    from stabie_ase.runs.directory import WorkDirectory
 
 ALL = logging.getLogger("stabie_ase")
 

@@ -14,9 +14,9 @@ from importlib.resources import files
 import click
 
 import stabie_ase
-from stabie_ase.allocator import keep_freed_memory
 from stabie_ase.cli.log import PRINTED, logging_of, tell
 from stabie_ase.cli.options import Command
+from stabie_ase.system.allocator import keep_freed_memory
 
 
 class Terminated(KeyboardInterrupt):
@@ -73,7 +73,7 @@ class OneLineErrors(click.Group):
         except click.UsageError as error:
             raise _logged(OneLine(error)) from error
         except click.ClickException as error:
-            raise _logged(error)
+            raise _logged(error) from None
         except (click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt as interrupt:
@@ -176,7 +176,7 @@ def common_options(command):
 
 def packaged(name: str) -> str:
     """Path of a file that ships with the package."""
-    return str(files("stabie_ase") / "data" / name)
+    return str(files("stabie_ase") / "cli" / "data" / name)
 
 
 def check_new_file(path) -> None:

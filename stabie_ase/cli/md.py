@@ -63,8 +63,8 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, com
 
 def _begin(context, output, inputs, config: MDConfig) -> None:
     from stabie_ase.dynamics.compilation import compile_where_wanted
-    from stabie_ase.production import MDDirectory, Production
-    from stabie_ase.reference import absolute, digest
+    from stabie_ase.runs.md import MDDirectory, Production
+    from stabie_ase.structures.reference import absolute, digest
 
     check_device(inputs["device"])
     MDDirectory.check_free(output)
@@ -89,10 +89,10 @@ def _begin(context, output, inputs, config: MDConfig) -> None:
 
 
 def _go_on(context, path, typed, given) -> None:
-    from stabie_ase.directory import UnusableRun, in_words
     from stabie_ase.dynamics.compilation import compile_where_wanted
-    from stabie_ase.production import MDDirectory, Production
-    from stabie_ase.reference import digest, files_of
+    from stabie_ase.runs.directory import UnusableRun, in_words
+    from stabie_ase.runs.md import MDDirectory, Production
+    from stabie_ase.structures.reference import digest, files_of
 
     directory, saved = MDDirectory.open(path)
     try:
@@ -127,8 +127,8 @@ def _refuse(flags: list[str]) -> None:
 def _set_up(inputs, config: MDConfig):
     """Everything that can be wrong before anything is written."""
     from stabie_ase.potentials.checkpoint import load_potential
-    from stabie_ase.reference import common_temperature, read_frames
     from stabie_ase.stability import criteria_from
+    from stabie_ase.structures.reference import common_temperature, read_frames
 
     frames = read_frames(inputs["start"])
     found = common_temperature(frames)
@@ -208,7 +208,7 @@ def _tell_end(production) -> None:
     """How far replicas came, and what became of those that failed."""
     from ase.io import read
 
-    from stabie_ase.report.causes import failures_in_words
+    from stabie_ase.runs.report.causes import failures_in_words
 
     config, directory = production.config, production.directory
     time_ps = production.done * config.timestep_fs / 1000.0

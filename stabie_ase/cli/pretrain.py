@@ -41,9 +41,9 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     import torch
     from ase.data import chemical_symbols
 
-    from stabie_ase.files import write_atomically
     from stabie_ase.potentials.checkpoint import save_potential
-    from stabie_ase.reference import read_reference
+    from stabie_ase.structures.reference import read_reference
+    from stabie_ase.system.files import write_atomically
     from stabie_ase.training.pretrain import BUILDERS, Pretraining
 
     check_device(device)
@@ -70,14 +70,13 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
         return max(training.seconds, 60.0 * config.max_time_min * training.epoch / config.epochs)
 
     saved = time.monotonic()
-    with Progress(60.0 * config.max_time_min, "pretrain", quiet, used()) as progress:
-        with told_how_to_go_on(kept):
-            while not training.finished:
-                record = training.run_epoch()
-                progress.show(used(), f"epoch {record['epoch']}, force MAE {1000 * record['force_mae_eV_per_A']:.1f} meV/Å")
-                if time.monotonic() - saved > SAVE_EVERY:
-                    write_atomically({"options": options, "training": training.state()}, state_path)
-                    saved = time.monotonic()
+    with Progress(60.0 * config.max_time_min, "pretrain", quiet, used()) as progress, told_how_to_go_on(kept):
+        while not training.finished:
+            record = training.run_epoch()
+            progress.show(used(), f"epoch {record['epoch']}, force MAE {1000 * record['force_mae_eV_per_A']:.1f} meV/Å")
+            if time.monotonic() - saved > SAVE_EVERY:
+                write_atomically({"options": options, "training": training.state()}, state_path)
+                saved = time.monotonic()
     training.take_best()
     save_potential(potential, output)
     state_path.unlink(missing_ok=True)
@@ -89,7 +88,7 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
 
 def _options(config: PretrainConfig, family: str, dtype: str, reference: str | list[str], energy_key, forces_key) -> dict:
     """What must be the same for a state to be gone on with; the budget may be raised."""
-    from stabie_ase.reference import digest
+    from stabie_ase.structures.reference import digest
 
     options = {name: value for name, value in asdict(config).items() if name not in ("epochs", "max_time_min")}
     return options | {"family": family, "dtype": dtype, "reference": digest(reference), "energy_key": energy_key, "forces_key": forces_key}

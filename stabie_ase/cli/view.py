@@ -11,6 +11,6 @@ from stabie_ase.cli.main import main
 @click.argument("run")
 def view(run):
     """Open RUN's unstable frames with `ase gui`."""
-    from stabie_ase.report.view import view as start
+    from stabie_ase.runs.report.view import view as start
 
     start(run).wait()

@@ -21,14 +21,14 @@ from ase import Atoms, units
 from ase.io import read, write
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics.forces import PotentialForces
 from stabie_ase.dynamics.graphs import PLAIN, blocks, timed
 from stabie_ase.dynamics.integrators import Langevin
 from stabie_ase.dynamics.state import initial_state
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
 
 logger = logging.getLogger(__name__)
 

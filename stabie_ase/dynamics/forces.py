@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.memory import free_bytes, out_of_memory, taken_bytes
-from stabie_ase.neighbors import VerletList
 from stabie_ase.potentials.base import Potential, Prediction
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import VerletList
+from stabie_ase.system.memory import free_bytes, out_of_memory, taken_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from threading import get_ident
 import torch
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics.forces import PotentialForces
 from stabie_ase.dynamics.integrators import Integrator
 from stabie_ase.dynamics.state import MDState
 from stabie_ase.dynamics.steps import advance
-from stabie_ase.memory import out_of_memory
-from stabie_ase.neighbors import NeighborList, neighbor_list
 from stabie_ase.potentials.base import Potential, Prediction
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import NeighborList, neighbor_list
+from stabie_ase.system.memory import out_of_memory
 
 logger = logging.getLogger(__name__)
 

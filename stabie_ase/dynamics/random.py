@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
+from stabie_ase.structures.batch import AtomsBatch
 
 _MASK = 0xFFFFFFFF
 

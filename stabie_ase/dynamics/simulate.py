@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.dynamics.forces import PotentialForces
 from stabie_ase.dynamics.graphs import blocks
 from stabie_ase.dynamics.integrators import Integrator
 from stabie_ase.dynamics.state import MDState
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, Failures, look
+from stabie_ase.structures.batch import AtomsBatch
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from ase import Atoms, units
 from ase.constraints import FixAtoms, FixCom
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch, changed
 from stabie_ase.dynamics.random import MOMENTA, normals, replica_keys
 from stabie_ase.potentials.base import Prediction
+from stabie_ase.structures.batch import AtomsBatch, changed
 
 ForceFunction = Callable[[AtomsBatch], Prediction]
 """Batch to potential energies, forces and, for a barostat, stress; all detached."""

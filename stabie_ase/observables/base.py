@@ -8,7 +8,7 @@ from typing import Protocol
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
+from stabie_ase.structures.batch import AtomsBatch
 
 
 class Observable(Protocol):

@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
+from stabie_ase.structures.batch import AtomsBatch
 
 
 @dataclass(frozen=True)

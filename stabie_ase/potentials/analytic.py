@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import NeighborList
 
 
 class Harmonic(Potential):

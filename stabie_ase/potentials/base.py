@@ -14,9 +14,9 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.turns import alone, together
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import NeighborList
 
 NO_STRESS = "stress needs a system that is periodic in at least one direction, and a cell of three vectors that span a volume"
 

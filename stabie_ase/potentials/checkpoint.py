@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from stabie_ase.files import write_atomically
 from stabie_ase.potentials import mace, schnet
 from stabie_ase.potentials.base import Potential
-from stabie_ase.potentials.inert import TRUST_HINT, CheckpointError, load_inert
 from stabie_ase.potentials.turns import alone
+from stabie_ase.potentials.unpickle import TRUST_HINT, CheckpointError, load_inert
+from stabie_ase.system.files import write_atomically
 
 __all__ = ["FAMILIES", "CheckpointError", "adopt", "load_potential", "save_potential"]
 

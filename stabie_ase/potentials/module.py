@@ -10,11 +10,10 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import FAMILIES, adopt
-
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import NeighborList
 
 _turns: WeakKeyDictionary[nn.Module, RLock] = WeakKeyDictionary()
 """One thread at a time calls a module, whatever it may keep in itself meanwhile, and whoever else shares it."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import NeighborList
 from stabie_ase.potentials.base import Potential
-from stabie_ase.potentials.inert import Recorded
 from stabie_ase.potentials.turns import alone
+from stabie_ase.potentials.unpickle import Recorded
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import NeighborList
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ PICKLED_CLASSES = (
     "torch_geometric.nn.models.schnet.SchNet",
     "torch_geometric.nn.models.schnet.ShiftedSoftplus",
 )
-"""Names in pickled torch-geometric models; they are recorded, never imported (see `inert`)."""
+"""Names in pickled torch-geometric models; they are recorded, never imported (see `unpickle`)."""
 HYPER_PARAMETERS = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
 
 

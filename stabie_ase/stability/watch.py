@@ -11,8 +11,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.stability.criteria.base import Criterion, Verdict
+from stabie_ase.structures.batch import AtomsBatch
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics.state import MDState

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, errors_by_frame, force_errors_by_frame, qm_errors, upper_limit
-from stabie_ase.reference import Reference
+from stabie_ase.structures.reference import Reference
+from stabie_ase.training.labels import LabelledFrames, errors_by_frame, force_errors_by_frame, qm_errors, upper_limit
 
 logger = logging.getLogger(__name__)
 

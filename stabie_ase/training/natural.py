@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, QMLoss
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.training.labels import LabelledFrames, QMLoss
 
 PROBE = 2e-4
 """Length of the finite differences, as a share of the norm of the weights."""

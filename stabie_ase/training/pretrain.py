@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.config import PretrainConfig
-from stabie_ase.neighbors import neighbor_list
 from stabie_ase.potentials.base import Potential
-from stabie_ase.qm import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
-from stabie_ase.reference import Reference
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.reference import Reference
+from stabie_ase.training.labels import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
 
 
 def reference_energies(reference: Reference) -> dict[int, float]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import response_weights, squared_loss
 from stabie_ase.dynamics import Trajectory
 from stabie_ase.observables import Observable
+from stabie_ase.structures.batch import AtomsBatch
 
 
 @dataclass(frozen=True)

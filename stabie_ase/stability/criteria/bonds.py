@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.stability.criteria.base import ModelFree, Verdict, check_tolerance, one_molecule
-from stabie_ase.topology import Topology
+from stabie_ase.structures.topology import Topology
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics.state import MDState

@@ -11,7 +11,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.stability.criteria.base import ModelFree, Verdict, check_tolerance, one_molecule
-from stabie_ase.topology import Topology, covalent_sums
+from stabie_ase.structures.topology import Topology, covalent_sums
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics.state import MDState

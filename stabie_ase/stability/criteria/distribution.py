@@ -9,8 +9,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.batch import AtomsBatch
-from stabie_ase.topology import Topology
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.topology import Topology
 
 BIN = 0.05
 """Width in Å of the steps in which distances are counted."""

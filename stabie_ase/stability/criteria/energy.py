@@ -10,11 +10,11 @@ import torch
 from ase import Atoms, units
 from scipy import stats
 
-from stabie_ase.batch import AtomsBatch
 from stabie_ase.boltzmann import potential_energies
 from stabie_ase.potentials.base import Potential
-from stabie_ase.reference import spread
 from stabie_ase.stability.criteria.base import Verdict
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.reference import spread
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics.state import MDState

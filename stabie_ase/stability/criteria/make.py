@@ -12,7 +12,7 @@ from stabie_ase.stability.criteria.bonds import BondLengthDeviation
 from stabie_ase.stability.criteria.contacts import Contacts
 from stabie_ase.stability.criteria.energy import EnergyRange
 from stabie_ase.stability.criteria.temperature import KineticTemperature
-from stabie_ase.topology import Topology
+from stabie_ase.structures.topology import Topology
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Long work on disk: fine-tuning, dynamics and evaluation, with exact resume."""

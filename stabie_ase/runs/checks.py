@@ -1,0 +1,211 @@
+"""Whether labels and a model belong together: units, signs, molecules, levels of theory. Seen before any dynamics are run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms, units
+
+from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.reference import Reference, spread
+from stabie_ase.training.labels import LabelledFrames, predictions
+
+logger = logging.getLogger(__name__)
+
+MOST = 50
+"""Frames that are predicted."""
+
+FEWEST = 10
+"""Frames of one composition from which on their energies are compared."""
+
+FOLLOWS = 0.9
+"""Correlation from which on two calculations are of the same thing: what is left is a factor."""
+
+UNRELATED = 0.5
+"""Correlation below which two calculations are not of the same thing."""
+
+NEAR = 0.2
+"""Logarithm of a factor by which it may be off a known one: forces of a poor model are some 10 % too soft."""
+
+INVERSE = 0.1
+"""Added to that where it is the model that has the unit: data in other units are more common than models trained on them."""
+
+MOST_OFFSET = 1.0
+"""In eV an atom, between mean energies: cohesive energies of methods do not differ by more, reference energies of atoms do."""
+
+SAME_RATIO = 0.01
+"""Logarithm by which ratios of total energies may differ: by less do total energies of two methods."""
+
+ENERGY_UNITS = {
+    "kcal/mol": units.mol / units.kcal,
+    "kJ/mol": units.mol / units.kJ,
+    "Hartree": 1.0 / units.Hartree,
+    "Ry": 1.0 / units.Rydberg,
+    "meV": 1e3,
+}
+"""A value in each of these is so many times the value in eV."""
+
+FORCE_UNITS = {f"{name}/Å": factor for name, factor in ENERGY_UNITS.items()} | {
+    f"{name}/Bohr": factor * units.Bohr for name, factor in ENERGY_UNITS.items()
+}
+"""The same of forces, in eV/Å."""
+
+
+class InconsistentLabels(ValueError):
+    """Labels that cannot be those of what a model was made for."""
+
+
+class Agreement(NamedTuple):
+    """Of labels with predictions.
+
+    Attributes
+    ----------
+    factor : float
+        Slope of the labels over the predictions, without its sign. Trained models predict means, so that errors do not bend it.
+    correlation : float
+        0 where one of them does not vary.
+    """
+
+    factor: float
+    correlation: float
+
+    @classmethod
+    def of(cls, labels: np.ndarray, predicted: np.ndarray) -> Agreement:
+        """From arrays of one shape that are zero on average."""
+        a, b = np.linalg.norm(labels), np.linalg.norm(predicted)
+        if not a > 0 or not b > 0 or not np.isfinite(a * b):
+            return cls(np.nan, 0.0)
+        correlation = float(np.sum(labels * predicted) / (a * b))
+        return cls(abs(correlation) * float(a / b), correlation)
+
+
+def nearest_unit(factor: float, known: Mapping[str, float]) -> tuple[str, bool] | None:
+    """The unit whose factor is the nearest, and whether it is the labels that have it; None if none is near.
+
+    Parameters
+    ----------
+    factor : float
+        Labels over predictions.
+    known : mapping of str to float
+        As `FORCE_UNITS`.
+    """
+    if not factor > 0:
+        return None
+    log = np.log(factor)
+    near = [(abs(log - np.log(value)), name, True) for name, value in known.items()]
+    near += [(abs(log + np.log(value)) + INVERSE, name, False) for name, value in known.items()]
+    distance, name, of_labels = min(near)
+    return (name, of_labels) if distance < NEAR and distance < abs(log) else None
+
+
+def check_labels(potential: Potential, labelled: Reference, model: str, what: str) -> None:
+    """Hold the labels of some frames against a model's predictions; what is only likely to be wrong is a warning.
+
+    Parameters
+    ----------
+    potential : Potential
+    labelled : Reference
+    model, what : str
+        What to call the model and the frames.
+
+    Raises
+    ------
+    InconsistentLabels
+        Forces or energies are those predicted but for the factor between two units, or forces but for their sign.
+    """
+    frames = labelled.subset(spread(len(labelled), MOST))
+    energies, forces = (x.cpu().numpy() for x in predictions(potential, LabelledFrames.from_reference(frames, potential.device)))
+    if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
+        logger.warning("%s predicts numbers that are not finite for %s; is it a model of this system?", model, what)
+        return
+    labels = np.concatenate(frames.forces)
+    follow = _check_forces(labels, forces, model, what)
+    _check_energies(frames, energies, follow, model, what)
+
+
+def _check_forces(labels: np.ndarray, forces: np.ndarray, model: str, what: str) -> bool:
+    """Whether the labels follow the predictions."""
+    factor, correlation = Agreement.of(labels, forces)
+    unit = nearest_unit(factor, FORCE_UNITS)
+    suspects = [_in_words(unit, "eV/Å")] if unit and abs(correlation) > UNRELATED else []
+    suspects += ["they look to be gradients, forces have the opposite sign"] if correlation < -UNRELATED else []
+    if suspects and abs(correlation) > FOLLOWS:
+        raise InconsistentLabels(
+            f"the forces of {what} are {np.copysign(factor, correlation):.3g} times those that {model} predicts "
+            f"(correlation {correlation:.2f}): {' and '.join(suspects)}; convert them"
+        )
+    rms, error = (float(np.sqrt(np.mean(np.square(x)))) for x in (labels, labels - forces))
+    if suspects or error >= rms:
+        suspects = suspects or ["other units, another molecule, --head or level of theory than the model was made for"]
+        logger.warning(
+            "%s predicts the forces of %s with an error of %.3g eV/Å, they are %.3g eV/Å (root mean squares; correlation %.2f); "
+            "first suspect: %s", model, what, error, rms, correlation, " and ".join(suspects),
+        )  # fmt: skip
+    return correlation > FOLLOWS and error < rms
+
+
+def _check_energies(frames: Reference, energies: np.ndarray, forces_follow: bool, model: str, what: str) -> None:
+    """Hold the differences of energies between frames of one composition against those predicted."""
+    formulas = np.array([atoms.get_chemical_formula() for atoms in frames.frames])
+    groups = [group for one in np.unique(formulas) if len(group := np.flatnonzero(formulas == one)) >= FEWEST]
+    if not groups:
+        return
+    factor, correlation = Agreement.of(
+        *(np.concatenate([x[group] - x[group].mean() for group in groups]) for x in (frames.energies, energies))
+    )
+    unit = nearest_unit(factor, ENERGY_UNITS)
+    if unit and (correlation > FOLLOWS or _same_ratio(frames.energies, energies, unit)):
+        raise InconsistentLabels(
+            f"the energies of {what} vary {factor:.3g} times as much as those that {model} predicts (correlation "
+            f"{correlation:.2f}): {_in_words(unit, 'eV')}; convert them"
+        )
+    offset = float(np.mean((frames.energies - energies) / [len(atoms) for atoms in frames.frames]))
+    if abs(offset) > MOST_OFFSET or (forces_follow and correlation < UNRELATED):
+        suspect = _in_words(unit, "eV") if unit else "another level of theory than the model's, or another --energy-key"
+        logger.warning(
+            "the energies of %s are %.3g eV an atom from those that %s predicts, with a correlation of %.2f; first suspect: %s",
+            what, offset, model, correlation, suspect,
+        )  # fmt: skip
+
+
+def _same_ratio(labels: np.ndarray, energies: np.ndarray, unit: tuple[str, bool]) -> bool:
+    """Whether total energies have the ratio of a unit and eV."""
+    name, of_labels = unit
+    ratio, factor = labels.mean() / energies.mean(), ENERGY_UNITS[name] ** (1 if of_labels else -1)
+    return bool(ratio > 0 and abs(np.log(ratio / factor)) < SAME_RATIO)
+
+
+def _in_words(unit: tuple[str, bool], expected: str) -> str:
+    name, of_labels = unit
+    if of_labels:
+        return f"they look to be in {name}, expected {expected}"
+    return f"the model looks to be trained in {name}, not {expected}"
+
+
+def check_same_system(frames: Sequence[Atoms], others: Sequence[Atoms], what: str, than: str) -> None:
+    """Raise InconsistentLabels if no composition of one is among those of the other; larger cells of a crystal are the same."""
+    of_frames, of_others = ({_composition(x): x.get_chemical_formula() for x in images} for images in (frames, others))
+    if not of_frames.keys() & of_others.keys():
+        shown = [", ".join(list(formulas.values())[:5]) for formulas in (of_frames, of_others)]
+        raise InconsistentLabels(f"{what} holds {shown[0]}, but {than} holds {shown[1]}: frames of another system")
+
+
+def _composition(atoms: Atoms) -> str:
+    formula = atoms.symbols.formula
+    return (formula.reduce()[0] if atoms.pbc.any() else formula).format("hill")
+
+
+def check_inputs(potential: Potential, model: str, reference: Reference, validation: Reference | None = None) -> None:
+    """All that can be seen to be inconsistent before a fine-tuning run.
+
+    Raises
+    ------
+    InconsistentLabels
+    """
+    check_labels(potential, reference, model, "the reference")
+    if validation is not None:
+        check_same_system(validation.frames, reference.frames, "--valid", "the reference")
+        check_labels(potential, validation, model, "--valid")

@@ -1,0 +1,381 @@
+"""A fine-tuning run on disk: its directory, exact resume, and the final comparison with the starting model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import stabie_ase
+from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_temperature
+from stabie_ase.dynamics import MDState
+from stabie_ase.dynamics.compilation import compile_where_wanted
+from stabie_ase.observables import OBSERVABLES
+from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.checkpoint import load_potential
+from stabie_ase.runs.checks import check_inputs
+from stabie_ase.runs.comparison import Comparison, Outcome, verdict
+from stabie_ase.runs.directory import UnusableRun, in_words
+from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failing_frames, summarize
+from stabie_ase.runs.finetune_directory import RunDirectory
+from stabie_ase.stability import Criterion, Failures, criteria_from
+from stabie_ase.stability.sequential import replica_ps_to_tell
+from stabie_ase.structures.reference import Reference, absolute, digest, files_of, read_reference
+from stabie_ase.structures.topology import Topology
+from stabie_ase.training.labels import LabelledFrames, qm_errors
+from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, StabieTraining
+
+logger = logging.getLogger(__name__)
+
+LONGEST_CHECK = 4.0
+"""Time of each replica in a round of a final comparison that nobody has asked to be longer, in ps."""
+
+TIGHT = 0.05
+"""Fraction of the reference frames that criteria may call unstable before that is said."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run was asked to work on, as config.json holds it."""
+
+    model: str
+    reference: str | list[str]
+    validation: str | None = None
+    energy_key: str | None = None
+    forces_key: str | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    head: str | None = None
+    trust_checkpoint: bool = False
+    compilation: str = "off"
+
+    def read_reference(self) -> Reference:
+        """The reference frames."""
+        return read_reference(self.reference, self.energy_key, self.forces_key, min_frames=10)
+
+    def read_validation(self) -> Reference | None:
+        """Frames to judge accuracy by, if a file was given."""
+        return read_reference(self.validation, self.energy_key, self.forces_key) if self.validation else None
+
+    def load_potential(self) -> Potential:
+        """The starting model."""
+        return load_potential(self.model, self.device, self.dtype, self.trust_checkpoint, self.head)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files, so that a resumed run works on what it began with."""
+        return {name: digest(file) for name, file in self.files().items()}
+
+    def files(self) -> dict[str, str | list[str]]:
+        """What was given as a file, or as several, by the names of the fields."""
+        files = {"model": self.model, "reference": self.reference, "validation": self.validation}
+        return {name: file for name, file in files.items() if file}
+
+    def absolute(self) -> Inputs:
+        """The same with absolute paths, so that a run can be resumed from another folder."""
+        return replace(self, **{name: absolute(file) for name, file in self.files().items()})
+
+
+@dataclass
+class Finetuning:
+    """A run set up and ready to go: `run()` takes it to its end from wherever it is."""
+
+    directory: RunDirectory
+    inputs: Inputs
+    config: FinetuneConfig
+    reference: Reference
+    yardstick: Yardstick
+    training: StabieTraining
+
+    @property
+    def model_path(self) -> Path:
+        """Where the result goes: named `model` with the suffix of the input."""
+        return model_path(self.directory, self.inputs)
+
+    @property
+    def check_seconds(self) -> float:
+        """Budget of the final comparison."""
+        config = self.config
+        return 60.0 * (config.max_time_min if config.check_max_time_min is None else config.check_max_time_min)
+
+    @property
+    def check_ps(self) -> float:
+        """Time of each replica in a round of the final comparison: as given, or so that a round fits the budget."""
+        config = self.config
+        if config.check_ps is not None:
+            return config.check_ps
+        if not self.training.progress.md_steps:
+            return LONGEST_CHECK
+        runs = config.check_replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
+        time = max(self.check_seconds * self._replica_ps_per_second / runs, config.check_every_fs / 1000.0)
+        return min(LONGEST_CHECK, float(f"{time:.2g}"))
+
+    @property
+    def _replica_ps_per_second(self) -> float:
+        """How fast the dynamics of the loop have been."""
+        progress = self.training.progress
+        return progress.md_steps * self.config.timestep_fs / 1000.0 / progress.md_seconds
+
+    def train(self, on_window: Callable[[dict], None] | None = None) -> None:
+        """The loop, saved after every window."""
+        training, directory = self.training, self.directory
+        while not training.finished:
+            record, unstable = training.step()
+            record["seconds"] = training.progress.seconds
+            directory.append(record, unstable)
+            directory.save(training.state())
+            if record["phase"] == SIMULATION != training.progress.phase and record["cycle"] == 0:
+                self._warn_if_too_short(record["hazard_per_ps"])
+            if on_window:
+                on_window(record)
+
+    def _warn_if_too_short(self, hazard_per_ps: float) -> None:
+        """The first phase has measured the starting model: whether the final comparison has time for enough failures."""
+        config, rate = self.config, self._replica_ps_per_second
+        seen = min(0.5 * self.check_seconds * rate, config.check_rounds * config.check_replicas * self.check_ps)
+        needed = replica_ps_to_tell(hazard_per_ps)
+        if needed > seen:
+            logger.warning(
+                "the starting model fails about %.2g times a replica-ps by the criteria of training: to tell a model four times as "
+                "stable takes about %.2g replica-ps of each, %.2g min, and the final comparison has time for %.2g; a gain may be "
+                "missed; see --check-max-time and --check-rounds", hazard_per_ps, needed, 2.0 * needed / rate / 60.0, seen,
+            )  # fmt: skip
+
+    def finish(self, on_check: Callable[[str, int, int, MDState, Failures], None] | None = None) -> dict:
+        """Final comparison, model and result; returns what result.json holds.
+
+        `on_check(model, round, steps_done, state, failures)` is called while a model is tested.
+        """
+        result = self._compare(on_check)
+        self.directory.save_model(self.training.potential, self.model_path.name)
+        self.directory.write_json(self.directory.result_path.name, result)
+        return result
+
+    def compiled_where_wanted(self, say: Callable[[str], None] | None) -> Finetuning:
+        """The network compiled as asked for; always after the setup and before anything else.
+
+        What a trial said takes the place of "auto" in the inputs: a resumed run must not measure it again.
+        """
+        compiled = compile_where_wanted(
+            self.inputs.compilation,
+            self.training.potential,
+            self.reference.frames,
+            self.config.replicas,
+            seconds=60.0 * self.config.max_time_min,
+            say=say,
+        )
+        return replace(self, inputs=replace(self.inputs, compilation=compiled))
+
+    def run(self) -> dict:
+        """All of it."""
+        self.train()
+        return self.finish()
+
+    def _compare(self, on_check: Callable | None) -> dict:
+        """Hold the candidates against the starting model from equal fresh starts; the winner stays in the potential."""
+        config, training = self.config, self.training
+        test = StabilityTest(
+            temperature_K=config.temperature_K,
+            replicas=config.check_replicas,
+            time_ps=self.check_ps,
+            timestep_fs=config.timestep_fs,
+            friction_per_fs=config.friction_per_fs or 0.01,
+            check_every_fs=min(config.check_every_fs, 1000.0 * self.check_ps),
+            seed=config.seed + 1,
+        )
+        candidates = training.candidates()
+        comparison = Comparison(
+            training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check_rounds, on_check
+        )
+        outcome = comparison.run(candidates)
+        gained, message = verdict(outcome, self.yardstick, [criterion.name for criterion in training.criteria])
+        if training.unchanged and training.progress.updates:
+            message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
+        models = self._summaries(outcome, candidates)
+        if gained:
+            message += _price(models)
+        training.potential.load_state_dict(candidates[outcome.chosen if gained else "start"])
+        shown = {"start": outcome.start, "stabie": outcome.end}
+        yardstick = self.yardstick
+        return {
+            "models": models,
+            "curves": {name: _curves(result) for name, result in shown.items()},
+            "reference": {
+                "grid": yardstick.observable.grid.tolist(),
+                "observable": yardstick.target.tolist(),
+                "grid_label": yardstick.observable.grid_label,
+                "value_label": yardstick.observable.value_label,
+            },
+            "frames": {"reference": self.reference.source, "held_out": training.held_out_source},
+            "gained": gained,
+            "message": message,
+            "p_value": outcome.evidence.p_value,
+            "test": asdict(test) | {"criterion": yardstick.describe(), "rounds": outcome.rounds},
+        }
+
+    def _summaries(self, outcome: Outcome, candidates: dict) -> dict[str, dict]:
+        """Stability, observable and errors of the start and of the candidate that was compared with it."""
+        potential = self.training.potential
+        labelled = LabelledFrames.from_reference(self.reference, potential.device)
+        models, pairs = {}, {"start": ("start", outcome.start, outcome.end), "stabie": (outcome.chosen, outcome.end, outcome.start)}
+        for name, (weights, result, other) in pairs.items():
+            potential.load_state_dict(candidates[weights])
+            errors = (qm_errors(potential, frames) for frames in (self.training.accuracy.frames, labelled))
+            models[name] = summarize(result, self.yardstick, *errors, other)
+        return models
+
+
+def _price(models: dict[str, dict]) -> str:
+    """What a gain was paid with, in words."""
+    start, end = models["start"], models["stabie"]
+
+    def change(key, what):
+        before, after = start[f"held_out_{key}"], end[f"held_out_{key}"]
+        growth = f" ({after / before - 1:+.1%})" if before > 0 else ""
+        return f"{what} {1000 * before:.3g} -> {1000 * after:.3g}{growth}"
+
+    forces, energies = change("force_mae_eV_per_A", "force MAE (meV/Å)"), change("energy_mae_eV", "energy MAE (meV)")
+    return f" On held-out frames: {forces}, {energies}."
+
+
+def _curves(result: StabilityResult) -> dict[str, list | None]:
+    times, share, low, high = (x.tolist() for x in result.statistics.survival())
+    mean = result.observed.mean()
+    return {
+        "times_ps": times,
+        "share": share,
+        "low": low,
+        "high": high,
+        "observable": None if mean is None else mean.tolist(),
+    }
+
+
+def prepare(
+    output: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None = None
+) -> Finetuning:
+    """Check everything that can be checked, then begin a run; on an error nothing has been written.
+
+    `say` is told in words what was found on the way.
+    """
+    RunDirectory.check_free(output)
+    setup = _set_up(inputs, config, say).compiled_where_wanted(say)
+    directory = RunDirectory.create(output, _describe(setup))
+    directory.claim()
+    return replace(setup, directory=directory)
+
+
+def model_path(directory: RunDirectory, inputs: Inputs) -> Path:
+    """The fine-tuned checkpoint: `model` in the run directory with the suffix of the input."""
+    return directory.path / ("model" + Path(inputs.model).suffix)
+
+
+def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneConfig, dict]:
+    """A run's directory and what it was begun with, read from its config.json alone; the last is all of that file."""
+    directory, description = RunDirectory.open(path)
+    try:
+        inputs, config = from_dict(Inputs, description["inputs"]), from_dict(FinetuneConfig, description["config"])
+        description["digests"].items()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UnusableRun(f"{directory.config_path} is damaged ({in_words(error)})") from error
+    return directory, inputs, config, description
+
+
+def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> Finetuning:
+    """Take up a run where its last saved state stands."""
+    directory, inputs, config, description = open_run(path)
+    for name, file in [(name, file) for name, names in inputs.files().items() for file in files_of(names)]:
+        if not file.is_file():
+            raise UnusableRun(f"the {name} file of {path} is gone: {file}; put it back to go on")
+    for name, now in inputs.digests().items():
+        if now != description["digests"].get(name):
+            raise UnusableRun(
+                f"the {name} file of {path} has changed since the run began: {getattr(inputs, name)}; begin a new run"
+            )
+    directory.claim()
+    _warn_of_other_versions(description.get("versions", {}))
+    finetuning = replace(_set_up(inputs, config, say).compiled_where_wanted(say), directory=directory)
+    state = directory.load()
+    if state is not None:
+        try:
+            finetuning.training.restore(state["state"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise directory.damaged_state(error) from error
+    directory.cut_to(state)
+    return finetuning
+
+
+def _warn_of_other_versions(then: dict[str, str]) -> None:
+    now = _versions()
+    different = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+    if different:
+        logger.warning("versions have changed since the run began, so it will not end in the same bits: %s", ", ".join(different))
+
+
+def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None) -> Finetuning:
+    if config.observable not in OBSERVABLES:
+        raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
+    reference, validation = inputs.read_reference(), inputs.read_validation()
+    config = with_temperature(config, reference.temperature_K, "the reference")
+    potential = inputs.load_potential()
+    reference, validation = (part and part.isolated(potential.cutoff) for part in (reference, validation))
+    if say:
+        say(f"Reference: {reference.source}")
+    for part in (reference, validation) if validation else (reference,):
+        potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
+    check_inputs(potential, Path(inputs.model).name, reference, validation)
+    observable = OBSERVABLES[config.observable].from_reference(reference.frames)
+    topology, temperature_K = Topology.from_frames(reference.frames), config.temperature_K
+    criteria = criteria_from(config.criterion, reference.frames, temperature_K, reference.temperature_K, topology=topology)
+    yardstick = Yardstick.from_reference(config.check_criterion, reference, observable, temperature_K, topology)
+    _warn_of_tight_criteria(potential, reference, criteria)
+    torch.manual_seed(config.seed)
+    training = StabieTraining(potential, reference, observable, criteria, config, validation)
+    return Finetuning(None, inputs, config, reference, yardstick, training)
+
+
+def _warn_of_tight_criteria(potential: Potential, reference: Reference, criteria: Sequence[Criterion]) -> None:
+    """Sound dynamics visit what the reference does: criteria that call that unstable teach and tell nothing."""
+    causes, n = failing_frames(potential, reference.frames, criteria)
+    if causes.total() > TIGHT * n:
+        logger.warning(
+            "%d of %d reference frames are unstable by the criteria of training (%s): their tolerances may be too tight for this "
+            "temperature; see --criterion",
+            causes.total(),
+            n,
+            ", ".join(f"{name} {count}" for name, count in causes.most_common()),
+        )
+
+
+def _describe(setup: Finetuning) -> dict:
+    inputs = setup.inputs
+    return {
+        "config": asdict(setup.config),
+        "inputs": asdict(inputs.absolute()),
+        "digests": inputs.digests(),
+        "model": inputs.model,
+        "reference": setup.reference.source,
+        "criterion": [criterion.describe() for criterion in setup.training.criteria],
+        "check_criterion": setup.yardstick.describe(),
+        "start_force_mae_eV_per_A": setup.training.accuracy.start_mae,
+        "versions": _versions(),
+        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {inputs.device}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ase", "torch", "torch-geometric", "mace-torch", "numpy", "scipy")
+    found = {name: _version(name) for name in packages}
+    ours = {"stabie_ase": stabie_ase.__version__, "python": platform.python_version()}
+    return {name: number for name, number in found.items() if number} | ours
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,19 @@
+"""Reference frames: what was read is counted and can be printed; what cannot be used is refused in one line."""
+
+from stabie_ase.structures.reference.frames import UnusableReference, absolute, digest, files_of, read_frames, spread
+from stabie_ase.structures.reference.labels import common_temperature
+from stabie_ase.structures.reference.reading import MAX_FORCE, MIN_DISTANCE, Reference, read_reference
+
+__all__ = [
+    "MAX_FORCE",
+    "MIN_DISTANCE",
+    "Reference",
+    "UnusableReference",
+    "absolute",
+    "common_temperature",
+    "digest",
+    "files_of",
+    "read_frames",
+    "read_reference",
+    "spread",
+]
