@@ -14,7 +14,7 @@ import sys
 import torch
 from ase import Atoms, units
 
-from stabie_ase import AtomsBatch, Langevin, PotentialForces, accumulate_gradient, estimate, initial_state, simulate
+from stabie_ase import AtomsBatch, Langevin, PotentialForces, Recorder, accumulate_gradient, estimate, initial_state, simulate
 from stabie_ase.boltzmann import potential_energies
 from stabie_ase.potentials.analytic import Harmonic
 
@@ -48,15 +48,18 @@ def main() -> None:
     reference, weights = torch.tensor([units.kB * TEMPERATURE / TRUE_K]), torch.ones(1)
     batch = AtomsBatch.from_atoms([Atoms(f"Ar{ATOMS}", positions=torch.zeros(ATOMS, 3).numpy())] * REPLICAS)
     integrator = Langevin(timestep=5 * units.fs, friction=0.02 / units.fs)
-    state = initial_state(batch, PotentialForces(potential), TEMPERATURE, fix_com=False)
+    forces = PotentialForces(potential)
+    state = initial_state(batch, forces, TEMPERATURE, fix_com=False)
     k_error, gradient_error = standard_errors()
 
     print(f"round     k  reuses  loss (Å⁴)  gradient/exact      (right k: {TRUE_K} eV/Å²)")
     for round_ in range(rounds):
-        state, _, _ = simulate(state, integrator, potential, 200)
-        state, trajectory, _ = simulate(state, integrator, potential, 100 * FRAMES, sample_every=100)
-        samples, frame, replica = trajectory.frames()
-        sampled_energies, values, reuses = trajectory.potential_energy[frame, replica], mean_square_displacement(samples), 0
+        state = simulate(state, integrator, forces, 200)
+        recorder = Recorder(state, 100 * FRAMES, every=100)
+        state = simulate(state, integrator, forces, 100 * FRAMES, [recorder])
+        samples, frame, replica = recorder.trajectory.frames()
+        sampled_energies = recorder.trajectory.potential_energy[frame, replica]
+        values, reuses = mean_square_displacement(samples), 0
         result = estimate(values, reference, weights, TEMPERATURE)
         first_loss, k = float(result.loss), float(potential.k.detach())
         exact = 2 * float(result.mean - reference) * -units.kB * TEMPERATURE / k**2

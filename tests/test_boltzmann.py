@@ -6,9 +6,10 @@ import torch
 from ase import Atoms, units
 
 from stabie_ase.boltzmann import accumulate_gradient, estimate, fluctuation_weights, potential_energies
-from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
+from stabie_ase.dynamics import Langevin, PotentialForces, initial_state
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.stability import watched
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 
@@ -90,7 +91,7 @@ def test_derivative_from_a_simulation():
     """The same from Langevin dynamics; the replicas' own estimates tell the error."""
     potential = Harmonic(K)
     start = initial_state(exact_samples(100), PotentialForces(potential), T, fix_com=False)
-    _, trajectory, _ = simulate(start, Langevin(0.4, friction=1.5), potential, 2000, sample_every=20)
+    _, trajectory, _ = watched(start, Langevin(0.4, friction=1.5), PotentialForces(potential), 2000, sample_every=20)
     frames, _, replica = trajectory.frames()
     derivatives = []
     for k in range(100):

@@ -166,7 +166,7 @@ def compared(monkeypatch, failures, seconds=1e9, cost=0.0, most_rounds=10):
     """The outcome, and which model ran with which seed, if a model fails so many times in every round."""
     ran, clock = [], [0.0]
 
-    def fake(potential, frames, yardstick, test, on_block):
+    def fake(potential, frames, yardstick, test, on_look):
         ran.append((potential.name, test.seed))
         clock[0] += cost
         return result(failures[potential.name])

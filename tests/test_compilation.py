@@ -111,7 +111,7 @@ def test_dynamics_run_on_the_compiled_network(counted):
     potential, counter = counted
     state = initial_state(AtomsBatch.from_atoms(FRAMES), PotentialForces(potential), 300.0)
     before = counter.calls
-    simulate(state, Langevin(0.5 * units.fs, 0.01 / units.fs), potential, 10)
+    simulate(state, Langevin(0.5 * units.fs, 0.01 / units.fs), PotentialForces(potential), 10)
     assert counter.calls == before + 10
 
 

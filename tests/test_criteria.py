@@ -15,7 +15,7 @@ from scipy import stats
 import stabie_ase
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Harmonic
-from stabie_ase.stability import BondLengthDeviation, Contacts, EnergyRange, KineticTemperature, look
+from stabie_ase.stability import BondLengthDeviation, Contacts, EnergyRange, KineticTemperature, look, watched
 from stabie_ase.stability.criteria.contacts import NEW_BOND, NO_CONTACT
 from stabie_ase.stability.criteria.distribution import BIN, MARGIN, DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
@@ -144,10 +144,10 @@ def test_sound_dynamics_of_an_exact_model_set_off_no_alarm():
     atoms = Atoms("Ar6", positions=np.zeros((6, 3)))
     integrator = Langevin(5 * units.fs, 0.02 / units.fs)
     state = initial_state(AtomsBatch.from_atoms([atoms] * 64), PotentialForces(potential), 500.0, fix_com=False)
-    state, _, _ = simulate(state, integrator, potential, 400)
+    state = simulate(state, integrator, PotentialForces(potential), 400)
     frames = state.batch.to_atoms()[:40]
     criteria = [EnergyRange.from_reference(frames, 500.0).for_model(potential), KineticTemperature.for_atoms(6)]
-    _, _, failures = simulate(state, integrator, potential, 4000, criteria, check_every=10)
+    _, _, failures = watched(state, integrator, PotentialForces(potential), 4000, criteria, check_every=10)
     assert not failures.failed.any(), failures.causes
 
 

@@ -74,7 +74,7 @@ def test_dynamics_run_on_them_and_training_does_not(monkeypatch):
     assert not calls and all(p.grad is not None for p in potential.parameters() if p.requires_grad)
     state = initial_state(batch, PotentialForces(potential), 300.0)
     before = len(calls)
-    simulate(state, Langevin(0.5 * units.fs, 0.01 / units.fs), potential, 10)
+    simulate(state, Langevin(0.5 * units.fs, 0.01 / units.fs), PotentialForces(potential), 10)
     assert len(calls) == before + 10
 
 

@@ -21,7 +21,6 @@ from stabie_ase.dynamics import (
     VelocityVerlet,
     initial_state,
     kinetic_energy,
-    simulate,
 )
 from stabie_ase.dynamics.random import MOMENTA, NOISE, normals, normals_ahead, philox, replica_keys, uniforms
 from stabie_ase.dynamics.steps import advance
@@ -29,10 +28,10 @@ from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
 from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.calculator import StABIECalculator
 from stabie_ase.potentials.schnet import SchNetPotential
-from stabie_ase.stability import BondLengthDeviation
+from stabie_ase.stability import BondLengthDeviation, watched
 from stabie_ase.structures.batch import AtomsBatch
 
-simulate_module = importlib.import_module("stabie_ase.dynamics.simulate")
+observers_module = importlib.import_module("stabie_ase.dynamics.observers")
 FS = units.fs
 P_MIN = 1e-3
 """Of the Kolmogorov-Smirnov tests: one seed in a thousand would fail."""
@@ -447,7 +446,7 @@ def test_overlapping_atoms_disturb_nobody_else(integrator):
     after = advance(state, integrator, PotentialForces(potential), 30)
     for alive in (state.alive, after.alive):
         assert alive.nonzero()[:, 0].tolist() == others
-    assert_same_states(after.select([21]), state.select([21]))
+    assert_same_states(after.select([21]), integrator.prepare(state).select([21]))
     healthy = advance(state.select(others), integrator, PotentialForces(potential), 30)
     assert_same_states(after.select(others), healthy)
 
@@ -509,9 +508,9 @@ def test_a_step_keeps_the_precision(integrator):
     forces = PotentialForces(Morse(depth=4.5, a=1.9, r0=1.1, dtype=torch.float32))
     state = initial_state(batch, forces, 500.0)
     after = advance(state, integrator, forces, 2)
-    for name, x in after.tensors().items():
-        assert x.dtype == state.tensors()[name].dtype, name
-    assert after.momenta.dtype == after.thermostat.dtype == torch.float32
+    before = integrator.prepare(state).tensors()
+    assert {name: x.dtype for name, x in after.tensors().items()} == {name: x.dtype for name, x in before.items()}
+    assert after.momenta.dtype == torch.float32
 
 
 # -- the state
@@ -541,7 +540,7 @@ def test_tensors_and_restore(tmp_path):
     torch.save(state.tensors(), tmp_path / "state.pt")
     restored = start.restore(torch.load(tmp_path / "state.pt", weights_only=True))
     assert_same_states(restored, state)
-    assert {f.name for f in fields(state)} - {"batch", "stress"} <= state.tensors().keys()
+    assert {f.name for f in fields(state)} - {"batch", "stress", "extra"} | {"extra:nose-hoover"} <= state.tensors().keys()
 
 
 @each_integrator
@@ -564,7 +563,7 @@ def test_recorded_frames_are_those_of_a_plain_loop():
     potential, integrator = Harmonic(2.0), Langevin(0.1, friction=0.5)
     batch = AtomsBatch.from_atoms([polygon(2), polygon(3)])
     start = initial_state(batch, PotentialForces(potential), 300.0)
-    end, trajectory, failures = simulate(start, integrator, potential, 27, check_every=10, sample_every=4)
+    end, trajectory, failures = watched(start, integrator, PotentialForces(potential), 27, check_every=10, sample_every=4)
     states = list(path(start, integrator, PotentialForces(potential), 27))
     assert_same_states(end, states[-1])
     assert trajectory.steps.tolist() == [4, 8, 12, 16, 20, 24]
@@ -582,9 +581,9 @@ def test_recorded_frames_are_those_of_a_plain_loop():
 def test_long_recordings_go_through_a_file(monkeypatch):
     """The same frames, and memory that belongs to a file instead of the process."""
     state, potential = morse_state(3, 2), Morse(depth=4.5, a=1.9, r0=1.1)
-    run = lambda: simulate(state, INTEGRATORS["langevin"], potential, 40, sample_every=2)[1]
+    run = lambda: watched(state, INTEGRATORS["langevin"], PotentialForces(potential), 40, sample_every=2)[1]
     inside = run()
-    monkeypatch.setattr(simulate_module, "IN_MEMORY", 100)
+    monkeypatch.setattr(observers_module, "IN_MEMORY", 100)
     mapped = []
     real = np.memmap
     monkeypatch.setattr(np, "memmap", lambda *a, **s: mapped.append(real(*a, **s)) or mapped[-1])
@@ -610,14 +609,14 @@ def test_failures_say_when_what_and_where():
     """With Δt = 0.1 and a look every 5 steps, a bond growing by v passes 1.5 Å after 5/v steps."""
     state, potential, criterion = flying_apart(0.09, 0.3, 0.0, 1.2)
     looks = []
-    end, _, failures = simulate(
+    end, _, failures = watched(
         state,
         VelocityVerlet(0.1),
-        potential,
+        PotentialForces(potential),
         40,
         [criterion],
         check_every=5,
-        on_block=lambda steps, running, failures: looks.append((steps, running.n_systems, failures.share)),
+        on_look=lambda steps, running, failures: looks.append((steps, running.n_systems, failures.share)),
     )
     assert failures.step.tolist() == [-1, 20, -1, 5]
     assert failures.failed.tolist() == [False, True, False, True]
@@ -627,13 +626,13 @@ def test_failures_say_when_what_and_where():
     lengths = (failures.frames.positions[1::2] - failures.frames.positions[::2]).norm(dim=1)
     torch.testing.assert_close(lengths, torch.tensor([1.0, 1.6, 1.0, 1.6], dtype=torch.float64))
     assert end.step.tolist() == [40, 20, 40, 5]  # the stopped ones stay at the frame of their failure
-    assert looks[0] == (5, 3, 0.25) and looks[-1] == (40, 2, 0.5) and len(looks) == 8
+    assert looks[0] == (5, 4, 0.25) and looks[3:5] == [(20, 3, 0.5), (25, 2, 0.5)] and looks[-1] == (40, 2, 0.5) and len(looks) == 8
 
 
 def test_unstable_replicas_run_on_if_asked():
     state, potential, criterion = flying_apart(0.3, 0.0)
-    end, trajectory, failures = simulate(
-        state, VelocityVerlet(0.1), potential, 40, [criterion], check_every=5, sample_every=10, stop_unstable=False
+    end, trajectory, failures = watched(
+        state, VelocityVerlet(0.1), PotentialForces(potential), 40, [criterion], check_every=5, sample_every=10, stop_unstable=False
     )
     assert failures.step.tolist() == [20, -1]
     assert end.step.tolist() == [40, 40] and trajectory.valid.all()
@@ -642,8 +641,8 @@ def test_unstable_replicas_run_on_if_asked():
 
 def test_escaped_replicas_stop_though_unstable_ones_run_on():
     state, potential, criterion = flying_apart(0.3, 0.0)
-    end, _, failures = simulate(
-        state, VelocityVerlet(0.1), potential, 40, [criterion], check_every=5, stop_unstable=False, escape=2.0
+    end, _, failures = watched(
+        state, VelocityVerlet(0.1), PotentialForces(potential), 40, [criterion], check_every=5, stop_unstable=False, escape=2.0
     )
     assert failures.step.tolist() == [20, -1]  # at 0.6 Å of 0.5
     assert end.step.tolist() == [35, 40]  # at 1.05 Å
@@ -652,8 +651,8 @@ def test_escaped_replicas_stop_though_unstable_ones_run_on():
 def test_valid_marks_frames_up_to_the_stop():
     """Whoever runs on is recorded in its own place."""
     state, potential, criterion = flying_apart(1.2, 0.3, 0.1)
-    _, trajectory, _ = simulate(
-        state, VelocityVerlet(0.1), potential, 40, [criterion], check_every=5, sample_every=10
+    _, trajectory, _ = watched(
+        state, VelocityVerlet(0.1), PotentialForces(potential), 40, [criterion], check_every=5, sample_every=10
     )
     assert trajectory.valid.tolist() == [[False, True, True], [False, True, True], [False, False, True], [False, False, True]]
     frames, frame, replica = trajectory.frames()
@@ -665,9 +664,9 @@ def test_valid_marks_frames_up_to_the_stop():
 def test_the_loop_ends_when_nobody_is_left():
     state, potential, criterion = flying_apart(0.9, 1.2)
     looks = []
-    end, trajectory, failures = simulate(
-        state, VelocityVerlet(0.1), potential, 10**9 // 10**6, [criterion], check_every=10, sample_every=10,
-        on_block=lambda steps, *_: looks.append(steps),
+    end, trajectory, failures = watched(
+        state, VelocityVerlet(0.1), PotentialForces(potential), 10**9 // 10**6, [criterion], check_every=10, sample_every=10,
+        on_look=lambda steps, *_: looks.append(steps),
     )  # fmt: skip
     assert failures.share == 1.0 and looks == [10]
     assert trajectory.valid.sum() == 2 and end.step.tolist() == [10, 10]
@@ -679,7 +678,7 @@ def test_stopping_some_leaves_the_others_on_their_path(integrator):
     forces = morse_forces()
     start = morse_state(*[2] * 12, temperature_K=4000.0)
     criterion = BondLengthDeviation(torch.tensor([[0], [1]]), torch.tensor([1.1], dtype=torch.float64), tolerance=0.1)
-    end, _, failures = simulate(start, integrator, forces.potential, 60, [criterion], check_every=4)
+    end, _, failures = watched(start, integrator, forces, 60, [criterion], check_every=4)
     assert 2 < failures.failed.sum() < 12 and len(set(failures.step.tolist())) > 2
     undisturbed = [start, *path(start, integrator, forces, 60)]
     for k, step in enumerate(failures.step.tolist()):
@@ -689,17 +688,17 @@ def test_stopping_some_leaves_the_others_on_their_path(integrator):
 @pytest.mark.parametrize("stop_unstable", [True, False])
 @pytest.mark.parametrize("sample_every", [None, 2, 5])
 def test_what_is_not_finite_is_a_failure_even_between_looks(stop_unstable, sample_every):
-    """The replica meets the cliff at step 6; frames are sampled before the look at step 10."""
-    _, trajectory, failures = simulate(
+    """The replica meets the cliff at step 6; frames that are sampled are looked at too."""
+    _, trajectory, failures = watched(
         thrown(0.5, 2.0),
         VelocityVerlet(0.1),
-        Cliff(1.0),
+        PotentialForces(Cliff(1.0)),
         20,
         check_every=10,
         sample_every=sample_every,
         stop_unstable=stop_unstable,
     )
-    assert failures.step.tolist() == [-1, 10]
+    assert failures.step.tolist() == [-1, 6 if sample_every == 2 else 10]
     assert failures.criterion == [None, "not finite"] and failures.value[1] == torch.inf
     assert failures.frames.positions[1].norm() < 1.0
     if trajectory:
@@ -711,7 +710,7 @@ def test_simulation_leaves_the_potential_as_it_was():
     state, potential, _ = flying_apart(0.0)
     potential.a.requires_grad_(False)
     wanted = {name: p.requires_grad for name, p in potential.named_parameters()}
-    end, trajectory, _ = simulate(state, VelocityVerlet(0.1), potential, 4, sample_every=2)
+    end, trajectory, _ = watched(state, VelocityVerlet(0.1), PotentialForces(potential), 4, sample_every=2)
     assert {name: p.requires_grad for name, p in potential.named_parameters()} == wanted
     assert all(p.grad is None for p in potential.parameters())
     assert not any(x.requires_grad for x in (*end.tensors().values(), trajectory.positions, trajectory.potential_energy))

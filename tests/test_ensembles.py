@@ -11,6 +11,7 @@ from helpers import crystal
 from scipy import optimize, stats
 
 from stabie_ase.dynamics import (
+    Attached,
     Langevin,
     NoseHooverChain,
     PotentialForces,
@@ -26,7 +27,8 @@ from stabie_ase.dynamics import (
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.analytic import LennardJones, Morse
 from stabie_ase.potentials.base import Potential
-from stabie_ase.stability import Verdict
+from stabie_ase.stability import Verdict, watched
+from stabie_ase.stability.criteria.base import OneFrame
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import VerletList, neighbor_list
 
@@ -140,9 +142,9 @@ def test_a_ramp_moves_the_bath():
     integrator = TemperatureRamp(Langevin(1.0 * FS, 0.1 / FS), 100.0, 500.0, n_steps=200)
     batch = AtomsBatch.from_atoms([TRIANGLE] * 200)
     state = initial_state(batch, PotentialForces(BONDS), 100.0, fix_com=integrator.fix_com)
-    middle, _, _ = simulate(state, integrator, BONDS, 100)
+    middle = simulate(state, integrator, PotentialForces(BONDS), 100)
     assert torch.allclose(middle.temperature, torch.full_like(middle.temperature, 100.0 + 400.0 * 99 / 200))
-    end, _, _ = simulate(middle, integrator, BONDS, 150)
+    end = simulate(middle, integrator, PotentialForces(BONDS), 150)
     assert (end.temperature == 500.0).all()
     assert ks(2.0 * kinetic_energy(end) / (units.kB * 500.0), stats.chi2(9)) > P_MIN
 
@@ -171,7 +173,9 @@ def test_two_temperatures_are_consistent(integrator):
     state = state.replace(temperature=both.double())
     state = advance(state, integrator, PotentialForces(potential), 500)
     energies = []
-    simulate(state, integrator, potential, 900, check_every=45, on_block=lambda k, now, _: energies.append(now.potential_energy))
+    simulate(
+        state, integrator, PotentialForces(potential), 900, [Attached(lambda k, now: energies.append(now.potential_energy), 45)]
+    )
     energies = torch.stack(energies).reshape(-1, 2, n).numpy()
 
     def slope(samples):
@@ -236,7 +240,7 @@ def test_other_constraints_are_refused_by_name():
 def test_nothing_that_moves_is_refused(integrator):
     state = initial_state(AtomsBatch.from_atoms(Atoms("N")), PotentialForces(BONDS), 300.0)
     with pytest.raises(ValueError, match="nothing that can move"):
-        simulate(state, integrator, BONDS, 1)
+        simulate(state, integrator, PotentialForces(BONDS), 1)
 
 
 # -- pressure
@@ -251,7 +255,7 @@ def test_volume_of_an_ideal_gas(fix_com):
     state, _ = gas(500, n, mean / 1.5, nobody, temperature, pressure, fix_com)
     compressibility = 1.0 / (pressure * units.GPa)
     integrator = StochasticCellRescaling(2.0 * FS, 0.02 / FS, fix_com, damping=100 * FS, compressibility=compressibility)
-    end, _, _ = simulate(state, integrator, nobody, 350)
+    end = simulate(state, integrator, PotentialForces(nobody, stress=True), 350)
     assert end.alive.all()
     assert ks(volumes(end), stats.gamma(n + 1, scale=units.kB * temperature / (pressure * units.GPa))) > P_MIN
     assert ks(2.0 * kinetic_energy(end) / (units.kB * temperature), stats.chi2(3 * n - 3 * fix_com)) > P_MIN
@@ -270,7 +274,7 @@ def test_shape_of_a_flexible_cell(fix_com):
     integrator = StochasticCellRescaling(
         2.0 * FS, 0.02 / FS, fix_com, damping=100 * FS, compressibility=compressibility, flexible=True
     )
-    end, _, _ = simulate(state, integrator, springs, 450)
+    end = simulate(state, integrator, PotentialForces(springs, stress=True), 450)
     gram = (end.batch.cells @ end.batch.cells.mT) / scale
     assert ks(gram.diagonal(dim1=1, dim2=2).sum(dim=1), stats.chi2(3 * (n + 1))) > P_MIN
     exact = stats.chi2.rvs([n + 1, n, n - 1], size=(20_000, 3), random_state=1).prod(axis=1)
@@ -294,10 +298,10 @@ def test_inner_and_outer_pressure_of_a_crystal_balance():
     integrator = StochasticCellRescaling(
         4.0 * FS, 0.01 / FS, damping=200 * FS, compressibility=0.35 / units.GPa, flexible=True
     )
-    state, _, _ = simulate(state, integrator, potential, 400)
+    state = simulate(state, integrator, PotentialForces(potential, stress=True), 400)
     samples = []
     for _ in range(40):
-        state, _, _ = simulate(state, integrator, potential, 10)
+        state = simulate(state, integrator, PotentialForces(potential, stress=True), 10)
         p, volume = state.momenta, volumes(state)
         kinetic = state.batch.sum_over_atoms(p[:, :, None] * p[:, None, :] / state.batch.masses[:, None, None])
         inner = kinetic - volume[:, None, None] * state.stress
@@ -313,8 +317,8 @@ def test_inner_and_outer_pressure_of_a_crystal_balance():
 def test_replica_alone_is_replica_in_a_batch_at_constant_pressure(flexible):
     state, potential = argon_crystal(3)
     integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=100 * FS, flexible=flexible)
-    together, _, _ = simulate(state, integrator, potential, 40)
-    alone, _, _ = simulate(state.select([1]), integrator, potential, 40)
+    together = simulate(state, integrator, PotentialForces(potential, stress=True), 40)
+    alone = simulate(state.select([1]), integrator, PotentialForces(potential, stress=True), 40)
     assert not torch.equal(together.batch.cells, state.batch.cells)
     for name, x in alone.tensors().items():
         torch.testing.assert_close(x, together.select([1]).tensors()[name], rtol=1e-9, atol=1e-9)
@@ -324,10 +328,10 @@ def test_frames_at_constant_pressure_have_the_cells_of_their_time():
     """As taken step by step; positions in a cell of the start would be at another density."""
     state, potential = argon_crystal(2)
     integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=20 * FS)
-    _, trajectory, _ = simulate(state, integrator, potential, 30, sample_every=10, record_momenta=True)
+    _, trajectory, _ = watched(state, integrator, PotentialForces(potential, stress=True), 30, sample_every=10, record_momenta=True)
     frames, frame, replica = trajectory.frames()
     for k in range(3):
-        state, _, _ = simulate(state, integrator, potential, 10)
+        state = simulate(state, integrator, PotentialForces(potential, stress=True), 10)
         own = frames.select((frame == k).nonzero()[:, 0])
         torch.testing.assert_close(own.cells, state.batch.cells)
         torch.testing.assert_close(own.positions, state.batch.positions)
@@ -335,7 +339,7 @@ def test_frames_at_constant_pressure_have_the_cells_of_their_time():
     assert len({round(float(v), 6) for v in torch.linalg.det(frames.cells)}) == 6
 
 
-class Everything:
+class Everything(OneFrame):
     """A criterion that calls a replica unstable once its cell has changed."""
 
     name, unit = "volume", "Å³"
@@ -351,7 +355,7 @@ class Everything:
 def test_unstable_frames_at_constant_pressure_have_the_cells_of_their_time():
     state, potential = argon_crystal(2)
     integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=20 * FS)
-    end, _, failures = simulate(state, integrator, potential, 10, [Everything(state)], check_every=5)
+    end, _, failures = watched(state, integrator, PotentialForces(potential, stress=True), 10, [Everything(state)], check_every=5)
     assert failures.step.tolist() == [5, 5] and not torch.equal(end.batch.cells, state.batch.cells)
     for atoms, cell, momenta in zip(failures.to_atoms(), end.batch.cells, end.momenta.split(end.batch.sizes)):
         np.testing.assert_allclose(atoms.cell.array, cell)
@@ -362,14 +366,14 @@ def test_constant_pressure_refuses_what_it_cannot_do():
     integrator = StochasticCellRescaling(1.0 * FS, 0.01 / FS)
     molecule = initial_state(AtomsBatch.from_atoms(TRIANGLE), PotentialForces(BONDS), 300.0, fix_com=False)
     with pytest.raises(ValueError, match="periodic in all three directions"):
-        simulate(molecule, integrator, BONDS, 1)
+        simulate(molecule, integrator, PotentialForces(BONDS), 1)
     state, potential = argon_crystal(1)
     with pytest.raises(ValueError, match="stress at the start"):
-        simulate(state.replace(stress=None), integrator, potential, 1)
+        simulate(state.replace(stress=None), integrator, PotentialForces(potential, stress=True), 1)
     held = state.mobile.clone()
     held[0] = False
     with pytest.raises(ValueError, match="FixAtoms"):
-        simulate(state.replace(mobile=held), integrator, potential, 1)
+        simulate(state.replace(mobile=held), integrator, PotentialForces(potential, stress=True), 1)
 
 
 def test_a_list_outlives_small_strains_and_misses_no_pair():

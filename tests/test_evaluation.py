@@ -8,10 +8,11 @@ import tiny
 import torch
 from ase import Atoms
 
-from stabie_ase.dynamics import simulate
+from stabie_ase.dynamics import PotentialForces
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.observables.averages import SlicedMeans, jackknife_error, noise_floor
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, run_stability_test, start, summarize
+from stabie_ase.stability import watched
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
@@ -101,7 +102,7 @@ def measured():
     potential = tiny.model()
     state = start(potential, reference.frames, 16, tiny.TEMPERATURE, TEST.integrator, TEST.seed)
     criteria = [criterion.for_model(potential) for criterion in yardstick.criteria]
-    _, trajectory, failures = simulate(state, TEST.integrator, potential, 60, criteria, check_every=1, sample_every=1)
+    _, trajectory, failures = watched(state, TEST.integrator, PotentialForces(potential), 60, criteria, check_every=1, sample_every=1)
     return yardstick, result, trajectory, failures
 
 

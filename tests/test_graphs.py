@@ -28,6 +28,7 @@ from stabie_ase.dynamics.graphs import PLAIN, FixedForces, GraphedBlocks, blocks
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.potentials.mace import MACEPotential
+from stabie_ase.stability import watched
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 
@@ -212,17 +213,17 @@ class Elsewhere:
 
 def test_where_there_are_graphs():
     barostat = StochasticCellRescaling(0.5 * FS, 0.01 / FS)
-    assert isinstance(blocks(Elsewhere(), LANGEVIN, None, 200), GraphedBlocks)
-    assert blocks(Elsewhere(), LANGEVIN, None, 200).size == 10 and blocks(Elsewhere(), LANGEVIN, None, 4).size == 4
-    same = Elsewhere()
-    assert blocks(same, LANGEVIN, None, 10) is blocks(same, Langevin(0.5 * FS, 0.01 / FS), None, 10)
+    assert isinstance(blocks(PotentialForces(Elsewhere()), LANGEVIN, 200), GraphedBlocks)
+    assert blocks(PotentialForces(Elsewhere()), LANGEVIN, 200).size == 10 and blocks(PotentialForces(Elsewhere()), LANGEVIN, 4).size == 4
+    same = PotentialForces(Elsewhere())
+    assert blocks(same, LANGEVIN, 10) is blocks(same, Langevin(0.5 * FS, 0.01 / FS), 10)
     for potential, integrator in [
         (Elsewhere(is_compiled=False), LANGEVIN),
         (Elsewhere(bears_fixed_lists=False), LANGEVIN),
         (Elsewhere(device=torch.device("cpu")), LANGEVIN),
         (Elsewhere(), barostat),
     ]:
-        assert not isinstance(blocks(potential, integrator, None, 10), GraphedBlocks)
+        assert not isinstance(blocks(PotentialForces(potential), integrator, 10), GraphedBlocks)
     assert not LennardJones().bears_fixed_lists
 
 
@@ -232,10 +233,10 @@ def test_simulations_in_a_row_share_a_graph(monkeypatch):
     state = started(potential)
     taken = GraphedBlocks(potential, LANGEVIN, 10, record=record)
     monkeypatch.setattr(sys.modules[simulate.__module__], "blocks", lambda *_: taken)
-    expected, _, _ = simulate(state, LANGEVIN, potential, 60, check_every=60)
+    expected = simulate(state, LANGEVIN, PotentialForces(potential), 60)
     end = state
     for _ in range(3):
-        end, trajectory, failures = simulate(end.select([0, 1, 2]), LANGEVIN, potential, 20, sample_every=10)
+        end, trajectory, failures = watched(end.select([0, 1, 2]), LANGEVIN, PotentialForces(potential), 20, sample_every=10)
         assert len(trajectory.steps) == 2 and not failures.failed.any()
     agree(end, expected, tolerance=0.0)
     assert record.recorded == 1

@@ -97,15 +97,15 @@ def test_an_interrupted_run_goes_on_exactly(here, monkeypatch, breaking):
     n_before = sum(atoms.info["time_ps"] <= 0.04 for atoms in unstable(here / "whole"))
     assert not breaking or 0 < n_before < len(unstable(here / "whole")), "failures on both sides of the interruption"
     monkeypatch.setattr(production_module, "SAVE_EVERY", 0.0)
-    real, calls = production_module.simulate, []
+    real, calls = production_module.watched, []
 
-    def simulate(*arguments, **settings):
+    def watched(*arguments, **settings):
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(production_module, "simulate", simulate)
+    monkeypatch.setattr(production_module, "watched", watched)
     result = tiny.run(*asked(replicas="6"), *breaking, "--output", "broken")
     assert result.exit_code == 130 and "stabie-ase md --resume broken" in result.output
     assert len(unstable(here / "broken")) == n_before

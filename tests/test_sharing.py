@@ -175,7 +175,7 @@ def test_dynamics_in_threads_are_what_each_is_alone(family, often):
     def end(atoms):
         state = initial_state(AtomsBatch.from_atoms(atoms), PotentialForces(potential), 300.0)
         for _ in range(5):
-            state, _, _ = simulate(state, VelocityVerlet(0.05), potential, 2)
+            state = simulate(state, VelocityVerlet(0.05), PotentialForces(potential), 2)
         return state.batch.positions
 
     starts = [METHANOL, WATER, METHANOL[::-1]]
@@ -228,10 +228,10 @@ def test_recorded_blocks_are_for_one_thread():
         device, is_compiled, bears_fixed_lists = torch.device("cuda"), True, True
         cutoff, compute, dtype = potential.cutoff, potential.compute, potential.dtype
 
-    on_gpu = OnGpu()
-    here = graphs.blocks(on_gpu, integrator, None, 10)
-    assert graphs.blocks(on_gpu, integrator, None, 10) is here
-    assert in_threads(lambda _: graphs.blocks(on_gpu, integrator, None, 10), [0])[0] is not here
+    on_gpu = PotentialForces(OnGpu())
+    here = graphs.blocks(on_gpu, integrator, 10)
+    assert graphs.blocks(on_gpu, integrator, 10) is here
+    assert in_threads(lambda _: graphs.blocks(on_gpu, integrator, 10), [0])[0] is not here
 
 
 COPIES = pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])

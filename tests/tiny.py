@@ -79,7 +79,7 @@ def _equilibrated(n: int, seed: int) -> AtomsBatch:
     batch = AtomsBatch.from_atoms([Atoms("C4", TETRAHEDRON)] * n)
     state = initial_state(batch, PotentialForces(truth()), TEMPERATURE, seed=seed)
     integrator = Langevin(2.0 * units.fs, 0.02 / units.fs)
-    return simulate(state, integrator, truth(), 150)[0].batch
+    return simulate(state, integrator, PotentialForces(truth()), 150).batch
 
 
 def frames(n: int = 40, seed: int = 1) -> list[Atoms]:

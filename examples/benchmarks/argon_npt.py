@@ -23,7 +23,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from scipy.optimize import minimize
 
-from stabie_ase.dynamics import PotentialForces, StochasticCellRescaling, initial_state, simulate
+from stabie_ase.dynamics import Attached, PotentialForces, StochasticCellRescaling, initial_state, simulate
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.system.allocator import keep_freed_memory
@@ -50,14 +50,15 @@ def ours(atoms, args):
     )
     state = initial_state(batch, PotentialForces(potential, stress=True), 2 * temperatures, fix_com=False)
     state = state.replace(temperature=torch.as_tensor(temperatures))
-    state, _, _ = simulate(state, integrator, potential, args.equilibration)
+    forces = PotentialForces(potential, stress=True)
+    state = simulate(state, integrator, forces, args.equilibration)
     samples = []
 
-    def look(done, running, failures):
+    def look(done, running):
         volume = torch.linalg.det(running.batch.cells)
         samples.append(torch.stack([volume, running.potential_energy], dim=1).numpy().reshape(2, args.replicas, 2))
 
-    simulate(state, integrator, potential, args.steps, check_every=args.every, on_block=look)
+    simulate(state, integrator, forces, args.steps, [Attached(look, args.every)])
     return np.stack(samples, axis=1)
 
 

@@ -29,7 +29,7 @@ def batched(potential, n_replicas, args):
     """A function that takes `args.steps` steps of all replicas."""
     potential = for_dynamics(potential, n_replicas, args)
     forces = PotentialForces(potential)
-    take = blocks(potential, INTEGRATOR, forces, args.steps)
+    take = blocks(forces, INTEGRATOR, args.steps)
     state = initial_state(replicas(n_replicas, args.device), forces, 500.0, fix_com=False)
 
     def run():

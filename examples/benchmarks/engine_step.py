@@ -86,7 +86,7 @@ def compare(potential, integrator, n_replicas, args):
     """Seconds of a bare call, of a full step, and of a step with known forces, shape (rounds, 3)."""
     batch, driving = replicas(n_replicas, args.device), for_dynamics(potential, n_replicas, args)
     forces = PotentialForces(driving)
-    take = blocks(driving, integrator, forces, args.steps)
+    take = blocks(forces, integrator, args.steps)
     state = initial_state(batch, forces, 500.0, fix_com=integrator.fix_com)
     neighbors = forces.neighbors(batch)
 

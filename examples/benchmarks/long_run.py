@@ -18,7 +18,7 @@ from ase import units
 from ase.build import molecule
 from engine_step import ENERGIES, replicas
 
-from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
+from stabie_ase.dynamics import Attached, Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.batch import AtomsBatch
@@ -57,13 +57,13 @@ def main():
     state = initial_state(batch, PotentialForces(potential), 500.0, fix_com=False)
     every, seen, began = args.steps // 10, [], time.perf_counter()
 
-    def look(done, running, failures):
+    def look(done, running):
         if done % every == 0:
             seen.append(resident_MB())
             rate = done / (time.perf_counter() - began)
             print(f"{done:9d} steps of {running.n_systems} replicas   {seen[-1]:8.1f} MB   {rate:8.1f} steps/s", flush=True)
 
-    simulate(state, INTEGRATOR, potential, args.steps, check_every=10, on_block=look)
+    simulate(state, INTEGRATOR, PotentialForces(potential), args.steps, [Attached(look, 10)])
     print(f"growth after the first tenth: {seen[-1] - seen[0]:+.1f} MB")
 
 

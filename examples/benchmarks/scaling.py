@@ -36,7 +36,7 @@ def water(n, device):
 def steps(potential, batch, temperature, n_steps):
     """A function that goes on for so many steps, and how many lists it has built."""
     forces = PotentialForces(potential)
-    take = blocks(potential, INTEGRATOR, forces, n_steps)
+    take = blocks(forces, INTEGRATOR, n_steps)
     state = initial_state(batch, forces, temperature, fix_com=False)
 
     def run():

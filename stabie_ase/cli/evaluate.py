@@ -97,10 +97,10 @@ def _tested(name, potential, frames, yardstick, test, quiet):
     rate, began = Rate(), time.monotonic()
     with Progress(test.n_steps, Path(name).name, quiet) as progress:
 
-        def on_block(steps, state, failures):
+        def on_look(steps, state, failures):
             progress.show(steps, f"unstable {100 * failures.share:.0f} %, {rate.update(steps * test.replicas)}")
 
-        result = run_stability_test(potential, frames.frames, yardstick, test, on_block)
+        result = run_stability_test(potential, frames.frames, yardstick, test, on_look)
         progress.done = progress.total  # all may have failed long before
     return result, (time.monotonic() - began) / max(result.statistics.stable_replica_ps, 1e-9)
 

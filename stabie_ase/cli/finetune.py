@@ -124,7 +124,7 @@ def _loop(finetuning, quiet: bool) -> None:
     rate, log, live = Rate(), logging.getLogger("stabie_ase"), training.progress
     with Progress(60.0 * config.max_time_min, "stabie", quiet, _used(training)) as progress:
 
-        def on_block(steps, state, failures):
+        def on_look(steps, state, failures):
             share = failures.share
             if live.phase == "simulation":  # those that failed in earlier windows are not in this one
                 n_before = int(training.failed.sum())
@@ -136,7 +136,7 @@ def _loop(finetuning, quiet: bool) -> None:
             what = f"cycle {live.cycle + 1}, update {live.updates + 1}"
             progress.show(_used(training), f"{what}, energies and forces {k} of {config.qm_steps}")
 
-        training.on_block, training.on_qm_step = on_block, on_qm_step
+        training.on_look, training.on_qm_step = on_look, on_qm_step
         finetuning.train(lambda record: log.info("%s", _window_line(record)))
         progress.done = progress.total
 

@@ -10,15 +10,20 @@ from stabie_ase.dynamics.integrators import (
     TemperatureRamp,
     VelocityVerlet,
 )
-from stabie_ase.dynamics.simulate import Trajectory, simulate
-from stabie_ase.dynamics.state import MDState, initial_state, kinetic_energy, mobile_atoms
+from stabie_ase.dynamics.observers import Attached, Observer, Recorder, Trajectory
+from stabie_ase.dynamics.simulate import simulate
+from stabie_ase.dynamics.state import ForceFunction, MDState, initial_state, kinetic_energy, mobile_atoms
 
 __all__ = [
+    "Attached",
+    "ForceFunction",
     "Integrator",
     "Langevin",
     "MDState",
     "NoseHooverChain",
+    "Observer",
     "PotentialForces",
+    "Recorder",
     "StochasticCellRescaling",
     "StochasticVelocityRescaling",
     "TemperatureRamp",

@@ -211,7 +211,7 @@ def _timed(potential: Potential, batch: AtomsBatch, seconds: float = 1.0) -> tup
     integrator, forces = Langevin(0.5 * units.fs, 0.01 / units.fs), PotentialForces(potential)
     with potential.frozen():
         state = initial_state(batch, forces, 300.0)
-        take = blocks(potential, integrator, forces, BLOCK)
+        take = blocks(forces, integrator, BLOCK)
         for _ in range(PLAIN):
             state, _ = timed(take, state, BLOCK)
         state, first = timed(take, state, BLOCK)

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from stabie_ase.dynamics.integrators import Integrator
 from stabie_ase.potentials.base import Potential, Prediction
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import VerletList
@@ -48,6 +49,11 @@ class PotentialForces:
         self._parts: dict[tuple[int, int], VerletList] = {}
         self._limits = _known.setdefault(potential, {})
         self._kind = (potential.device, potential.dtype, stress)
+
+    @classmethod
+    def driving(cls, potential: Potential, integrator: Integrator) -> PotentialForces:
+        """What an integrator needs: the stress too if it changes cells."""
+        return cls(potential, stress=integrator.needs_stress)
 
     def _new_list(self) -> VerletList:
         return VerletList(self.potential.cutoff, self.skin)

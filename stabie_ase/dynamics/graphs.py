@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stabie_ase.dynamics.forces import PotentialForces
 from stabie_ase.dynamics.integrators import Integrator
-from stabie_ase.dynamics.state import MDState
+from stabie_ase.dynamics.state import ForceFunction, MDState
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.base import Potential, Prediction
 from stabie_ase.structures.batch import AtomsBatch
@@ -35,12 +35,16 @@ Blocks = Callable[[MDState, int], MDState]
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
 
-def blocks(potential: Potential, integrator: Integrator, forces: PotentialForces, n_steps: int) -> Blocks:
-    """How to take blocks of up to `n_steps` steps: by graphs on a GPU where the network is compiled, else one by one."""
-    on_gpu = potential.device.type == "cuda"
-    if on_gpu and potential.is_compiled and potential.bears_fixed_lists and not integrator.needs_stress:
-        return _graphed(potential, integrator, min(n_steps, MOST_STEPS), get_ident())
+def blocks(forces: ForceFunction, integrator: Integrator, n_steps: int) -> Blocks:
+    """How to take blocks of up to `n_steps` steps: by graphs on a GPU where a potential's network is compiled, else one by one."""
+    if isinstance(forces, PotentialForces) and _can_be_graphed(forces.potential, integrator):
+        return _graphed(forces.potential, integrator, min(n_steps, MOST_STEPS), get_ident())
     return lambda state, n: advance(state, integrator, forces, n)
+
+
+def _can_be_graphed(potential: Potential, integrator: Integrator) -> bool:
+    on_gpu = potential.device.type == "cuda"
+    return on_gpu and potential.is_compiled and potential.bears_fixed_lists and not integrator.needs_stress
 
 
 def timed(take: Blocks, state: MDState, n_steps: int) -> tuple[MDState, float]:
@@ -95,7 +99,7 @@ class GraphedBlocks:
 
     def __call__(self, state: MDState, n_steps: int) -> MDState:
         """The state `n_steps` later, by as many whole blocks as there are, the rest step by step."""
-        state = state.replace(stress=None)
+        state = self.integrator.prepare(state.replace(stress=None))
         in_blocks = n_steps // self.size if self.plain.at_once(state.batch) >= state.batch.n_atoms else 0
         for _ in range(in_blocks):
             state = self._block(state)

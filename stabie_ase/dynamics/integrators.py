@@ -45,6 +45,10 @@ class Integrator:
     def check(self, state: MDState) -> None:
         """Raise ValueError for a state that this integrator cannot advance."""
 
+    def prepare(self, state: MDState) -> MDState:
+        """The state with what this integrator remembers of each replica; as it is where it has been there."""
+        return state
+
 
 def check_motion(state: MDState, fix_com: bool) -> None:
     """Raise ValueError if a replica has no kinetic energy that a thermostat could scale."""
@@ -197,6 +201,10 @@ class StochasticVelocityRescaling(Integrator):
         return state.replace(momenta=state.momenta * scale[batch.system, None])
 
 
+CHAIN = "nose-hoover"
+"""What the chain is remembered under."""
+
+
 @dataclass(frozen=True)
 class NoseHooverChain(Integrator):
     """Constant temperature by a chain of three Nosé-Hoover thermostats a replica.
@@ -231,6 +239,10 @@ class NoseHooverChain(Integrator):
     def check(self, state: MDState) -> None:
         check_motion(state, self.fix_com)
 
+    def prepare(self, state: MDState) -> MDState:
+        """With the positions η (dimensionless) and rates dη/dt of a chain at rest, shape (n_systems, 6)."""
+        return state if CHAIN in state.extra else state.remember(**{CHAIN: state.momenta.new_zeros((state.n_systems, 6))})
+
     def heat_bath(self, state: MDState, dt: float) -> MDState:
         """Evolve the chain by dt and scale the momenta with it.
 
@@ -240,9 +252,10 @@ class NoseHooverChain(Integrator):
             dv_2/dt = N_f v_1² - 1/τ² - v_2 v_3
             dv_3/dt = v_2² - 1/τ².
         """
+        chain = self.prepare(state).extra[CHAIN]
         n_f, w = degrees_of_freedom(state, self.fix_com), self.damping**-2
         heat = 2.0 * kinetic_energy(state) / (n_f * units.kB * state.temperature)
-        eta, (v1, v2, v3) = state.thermostat[:, :3], state.thermostat[:, 3:].unbind(1)
+        eta, (v1, v2, v3) = chain[:, :3], chain[:, 3:].unbind(1)
         v3 = v3 + dt / 2 * (v2.square() - w)
         v2 = _damped(v2, n_f * v1.square() - w, v3, dt)
         v1 = _damped(v1, w * (heat - 1.0), v2, dt)
@@ -251,14 +264,13 @@ class NoseHooverChain(Integrator):
         v1 = _damped(v1, w * (heat * scale.square() - 1.0), v2, dt)
         v2 = _damped(v2, n_f * v1.square() - w, v3, dt)
         v3 = v3 + dt / 2 * (v2.square() - w)
-        return state.replace(
-            momenta=state.momenta * scale[state.batch.system, None],
-            thermostat=torch.cat([eta, torch.stack([v1, v2, v3], dim=1)], dim=1),
-        )
+        chain = torch.cat([eta, torch.stack([v1, v2, v3], dim=1)], dim=1)
+        return state.replace(momenta=state.momenta * scale[state.batch.system, None]).remember(**{CHAIN: chain})
 
     def conserved_energy(self, state: MDState) -> Tensor:
         """H + Σ Q_k v_k²/2 + N_f k_B T η_1 + k_B T (η_2 + η_3), shape (n_systems,), in eV: constant along a path."""
-        links = state.thermostat[:, :3] + 0.5 * (self.damping * state.thermostat[:, 3:]).square()
+        chain = self.prepare(state).extra[CHAIN]
+        links = chain[:, :3] + 0.5 * (self.damping * chain[:, 3:]).square()
         chain = degrees_of_freedom(state, self.fix_com) * links[:, 0] + links[:, 1] + links[:, 2]
         return state.potential_energy + kinetic_energy(state) + units.kB * state.temperature * chain
 
@@ -308,6 +320,9 @@ class TemperatureRamp(Integrator):
 
     def check(self, state: MDState) -> None:
         self.integrator.check(state)
+
+    def prepare(self, state: MDState) -> MDState:
+        return self.integrator.prepare(state)
 
     def _at_temperature(self, state: MDState) -> MDState:
         share = (state.step.to(state.temperature.dtype) / self.n_steps).clamp(max=1.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,14 +13,10 @@ from torch import Tensor
 
 from stabie_ase.dynamics.random import MOMENTA, normals, replica_keys
 from stabie_ase.potentials.base import Prediction
-from stabie_ase.structures.batch import AtomsBatch, changed
+from stabie_ase.structures.batch import AtomsBatch, changed, per_atom, per_system, rows_of
 
 ForceFunction = Callable[[AtomsBatch], Prediction]
 """Batch to potential energies, forces and, for a barostat, stress; all detached."""
-
-N_THERMOSTAT = 6
-"""Thermostat variables of a replica: positions and rates of a chain of three."""
-
 
 @dataclass(frozen=True)
 class MDState:
@@ -32,36 +28,36 @@ class MDState:
         Positions in Å, unwrapped.
     momenta, forces : Tensor, shape (n_atoms, 3)
         In amu Å / ASE time and eV/Å.
+    mobile : Tensor of bool, shape (n_atoms,)
+        False for an atom that is held where it is: it has no momentum and feels no force.
     potential_energy : Tensor of float64, shape (n_systems,)
         In eV.
     temperature : Tensor, shape (n_systems,)
         Of the heat bath, in K.
     pressure : Tensor, shape (n_systems,)
         Of the surroundings, in eV/Å³; only a barostat looks at it.
-    mobile : Tensor of bool, shape (n_atoms,)
-        False for an atom that is held where it is: it has no momentum and feels no force.
-    thermostat : Tensor, shape (n_systems, 6)
-        Thermostat positions η (dimensionless) and rates dη/dt; unused by some ensembles.
     key, step : Tensor of int64, shape (n_systems,)
         Each replica's random stream and the steps it has taken since the stream began.
     alive : Tensor of bool, shape (n_systems,)
         False for a replica that met a number that is not finite: it stays at its last finite frame.
     stress : Tensor or None, shape (n_systems, 3, 3)
         In eV/Å³, where the force function gives it.
+    extra : mapping of str to Tensor, shape (n_systems, ...)
+        What an integrator or a criterion remembers of each replica, under the owner's name.
     """
 
     batch: AtomsBatch
-    momenta: Tensor
-    forces: Tensor
-    potential_energy: Tensor
-    temperature: Tensor
-    pressure: Tensor
-    mobile: Tensor
-    thermostat: Tensor
-    key: Tensor
-    step: Tensor
-    alive: Tensor
-    stress: Tensor | None = None
+    momenta: Tensor = per_atom()
+    forces: Tensor = per_atom()
+    mobile: Tensor = per_atom()
+    potential_energy: Tensor = per_system()
+    temperature: Tensor = per_system()
+    pressure: Tensor = per_system()
+    key: Tensor = per_system()
+    step: Tensor = per_system()
+    alive: Tensor = per_system()
+    stress: Tensor | None = per_system(None)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_systems(self) -> int:
@@ -75,61 +71,64 @@ class MDState:
         """Copy with new positions and other fields changed."""
         return self.replace(batch=self.batch.replace(positions=changes.pop("positions")), **changes)
 
+    def remember(self, **extra: Tensor) -> MDState:
+        """Copy in which some of `extra` is new."""
+        return self.replace(extra={**self.extra, **extra})
+
     def select(self, systems: Tensor | Sequence[int]) -> MDState:
         """Pick replicas by index."""
         systems = torch.as_tensor(systems, dtype=torch.int64, device=self.batch.device)
-        atoms = self.batch.atom_index(systems)
-        return self._map(lambda name, x: x[atoms if name in _PER_ATOM else systems], self.batch.select(systems))
+        index = {"atom": self.batch.atom_index(systems), "system": systems}
+        return self._with(self.batch.select(systems), {n: x[index[_rows(n)]] for n, x in self._own().items()})
 
     def put(self, systems: Tensor | Sequence[int], other: MDState) -> MDState:
         """Copy in which the replicas `systems` are those of `other`, in order; they must have the same atoms."""
         systems = torch.as_tensor(systems, dtype=torch.int64, device=self.batch.device)
-        atoms = self.batch.atom_index(systems)
-
-        def write(name, x, new):
-            return x.index_copy(0, atoms if name in _PER_ATOM else systems, new)
-
-        batch = self.batch.replace(
-            positions=write("momenta", self.batch.positions, other.batch.positions),
-            cells=write("cells", self.batch.cells, other.batch.cells),
-        )
-        return self._map(lambda name, x: write(name, x, getattr(other, name)), batch)
+        index, new = {"atom": self.batch.atom_index(systems), "system": systems}, other.tensors()
+        return self._of({n: x.index_copy(0, index[_rows(n)], new[n]) for n, x in self.tensors().items()})
 
     def where(self, chosen: Tensor, other: MDState) -> MDState:
         """The chosen replicas, shape (n_systems,), from this state, all others from `other`, without a branch."""
-        atoms = chosen[self.batch.system]
+        flags, old = {"atom": chosen[self.batch.system], "system": chosen}, other.tensors()
 
-        def pick(name, x, old):
-            if x is old:
+        def pick(name, x):
+            if x is old[name]:
                 return x
-            flags = atoms if name in _PER_ATOM else chosen
-            return torch.where(flags.view(-1, *[1] * (x.dim() - 1)), x, old)
+            return torch.where(flags[_rows(name)].view(-1, *[1] * (x.dim() - 1)), x, old[name])
 
-        batch = self.batch.replace(
-            positions=pick("momenta", self.batch.positions, other.batch.positions),
-            cells=pick("cells", self.batch.cells, other.batch.cells),
-        )
-        return self._map(lambda name, x: pick(name, x, getattr(other, name)), batch)
-
-    def _map(self, function: Callable[[str, Tensor], Tensor], batch: AtomsBatch) -> MDState:
-        return MDState(batch=batch, **{name: function(name, x) for name, x in self._own().items()})
-
-    def _own(self) -> dict[str, Tensor]:
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "batch"}
-        return {name: x for name, x in values.items() if x is not None}
+        return self._of({name: pick(name, x) for name, x in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """All that changes during a run, by name, for a restart file (`restore` is the way back)."""
         return self._own() | {"positions": self.batch.positions, "cells": self.batch.cells}
 
-    def restore(self, tensors: dict[str, Tensor]) -> MDState:
+    def restore(self, tensors: Mapping[str, Tensor]) -> MDState:
         """Copy with everything `tensors` returned put back."""
-        tensors = {name: x.to(self.batch.device) for name, x in tensors.items()}
+        return self._of({name: x.to(self.batch.device) for name, x in tensors.items()})
+
+    def _of(self, tensors: dict[str, Tensor]) -> MDState:
         batch = self.batch.replace(positions=tensors.pop("positions"), cells=tensors.pop("cells"))
-        return MDState(batch=batch, **tensors)
+        return self._with(batch, tensors)
+
+    def _own(self) -> dict[str, Tensor]:
+        """All but the batch, what is remembered under `EXTRA` and its name."""
+        values = {name: getattr(self, name) for name in rows_of(MDState)} | {EXTRA + name: x for name, x in self.extra.items()}
+        return {name: x for name, x in values.items() if x is not None}
+
+    @staticmethod
+    def _with(batch: AtomsBatch, own: Mapping[str, Tensor]) -> MDState:
+        """The state that `_own` was taken from, and a batch."""
+        extra = {name[len(EXTRA) :]: x for name, x in own.items() if name.startswith(EXTRA)}
+        return MDState(batch, **{name: x for name, x in own.items() if not name.startswith(EXTRA)}, extra=extra)
 
 
-_PER_ATOM = frozenset({"momenta", "forces", "mobile"})
+EXTRA = "extra:"
+"""In front of the names of what is remembered, among the tensors of a state."""
+
+
+def _rows(name: str) -> str:
+    """Whether a tensor of a state has a row for each "atom" or for each "system"."""
+    return rows_of(MDState).get(name) or rows_of(AtomsBatch).get(name, "system")
 
 
 def initial_state(
@@ -189,7 +188,6 @@ def initial_state(
         temperature=temperature,
         pressure=one_each(pressure_GPa) * units.GPa,
         mobile=mobile,
-        thermostat=batch.positions.new_zeros((batch.n_systems, N_THERMOSTAT)),
         key=keys,
         step=step,
         alive=alive,

@@ -18,6 +18,7 @@ def quarantine(new: MDState, old: MDState) -> MDState:
 
 def advance(state: MDState, integrator: Integrator, force_function: ForceFunction, n_steps: int) -> MDState:
     """Take `n_steps` steps without looking."""
+    state = integrator.prepare(state)
     for step in integrator.steps(state, n_steps):
         state = quarantine(step(state, force_function), state)
     return state

@@ -42,7 +42,7 @@ def measure(potential: Potential, frames: Sequence[Atoms], replicas: int, second
     """Run for so long after a few blocks that nobody measures."""
     integrator = Langevin(0.5 * units.fs, 0.01 / units.fs)
     state = start(potential, frames, replicas, temperature_K, integrator, seed=0)
-    take = blocks(potential, integrator, PotentialForces(potential), BLOCK)
+    take = blocks(PotentialForces(potential), integrator, BLOCK)
     with potential.frozen():
         for _ in range(PLAIN + 1):
             state, _ = timed(take, state, BLOCK)

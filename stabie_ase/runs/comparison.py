@@ -67,8 +67,8 @@ class Comparison:
     seconds : float
         Budget: no round is begun that would end beyond it.
     most_rounds : int
-    on_block : callable, optional
-        `on_block(model, round, steps_done, state, failures)`, while the dynamics run.
+    on_look : callable, optional
+        `on_look(model, round, steps_done, state, failures)`, while the dynamics run.
     """
 
     potential: Potential
@@ -77,7 +77,7 @@ class Comparison:
     test: StabilityTest
     seconds: float
     most_rounds: int
-    on_block: Callable[[str, int, int, MDState, Failures], None] | None = None
+    on_look: Callable[[str, int, int, MDState, Failures], None] | None = None
 
     def run(self, candidates: Mapping[str, Weights]) -> Outcome:
         """Candidates by name, "start" among them; the best of the others is held against it."""
@@ -108,9 +108,9 @@ class Comparison:
 
     def _round(self, name: str, candidates: Mapping[str, Weights], k: int) -> StabilityResult:
         self.potential.load_state_dict(candidates[name])
-        on_block = None if self.on_block is None else (lambda *block: self.on_block(name, k, *block))
+        on_look = None if self.on_look is None else (lambda *block: self.on_look(name, k, *block))
         test = replace(self.test, seed=self.test.seed + k)
-        return run_stability_test(self.potential, self.reference.frames, self.yardstick, test, on_block)
+        return run_stability_test(self.potential, self.reference.frames, self.yardstick, test, on_look)
 
 
 def worse_stretch(outcome: Outcome, yardstick: Yardstick) -> str | None:

@@ -22,12 +22,21 @@ from stabie_ase.dynamics import (
     Trajectory,
     initial_state,
     mobile_atoms,
-    simulate,
 )
 from stabie_ase.observables import Observable
 from stabie_ase.observables.averages import SlicedMeans, noise_floor
 from stabie_ase.potentials.base import Potential
-from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, look, stability_statistics
+from stabie_ase.stability import (
+    Criterion,
+    Failures,
+    OnLook,
+    StabilityStatistics,
+    criteria_from,
+    look,
+    stability_statistics,
+    watched,
+    with_memory,
+)
 from stabie_ase.stability.causes import broken
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
@@ -175,7 +184,8 @@ def failing_frames(potential: Potential, frames: Sequence[Atoms], criteria: Sequ
     batch = AtomsBatch.from_atoms(chosen, device=potential.device)
     with potential.frozen():
         state = initial_state(batch, PotentialForces(potential), 1e-3)
-    looked = look(state, [criterion.for_model(potential) for criterion in criteria])
+    criteria = [criterion.for_model(potential) for criterion in criteria]
+    looked = look(with_memory(state, criteria), criteria)
     names = [None, *(criterion.name for criterion in criteria)]
     return Counter(names[worst] for worst in looked.worst[looked.unstable].tolist() if names[worst]), len(chosen)
 
@@ -242,15 +252,16 @@ def start(
     """Replicas at random reference frames with Maxwell-Boltzmann momenta."""
     chosen = starting_frames(frames, n, seed)
     batch = AtomsBatch.from_atoms(chosen, device=potential.device)
-    return initial_state(
+    state = initial_state(
         batch,
-        PotentialForces(potential, stress=integrator.needs_stress),
+        PotentialForces.driving(potential, integrator),
         temperature_K,
         seed=seed,
         fix_com=integrator.fix_com,
         pressure_GPa=pressure_GPa,
         mobile=mobile_atoms(chosen).to(batch.device),
     )
+    return integrator.prepare(state)
 
 
 def run_stability_test(
@@ -258,19 +269,19 @@ def run_stability_test(
     frames: Sequence[Atoms],
     yardstick: Yardstick,
     test: StabilityTest,
-    on_block: Callable[[int, MDState, Failures], None] | None = None,
+    on_look: OnLook | None = None,
 ) -> StabilityResult:
     """Run fresh replicas until each fails or the time is over."""
     integrator = test.integrator
-    _, trajectory, failures = simulate(
+    _, trajectory, failures = watched(
         start(potential, frames, test.replicas, test.temperature_K, integrator, test.seed),
         integrator,
-        potential,
+        PotentialForces(potential),
         test.n_steps,
         [criterion.for_model(potential) for criterion in yardstick.criteria],
         check_every=test.steps(test.check_every_fs),
         sample_every=min(test.steps(test.sample_every_fs), test.n_steps),
-        on_block=on_block,
+        on_look=on_look,
     )
     unstable = _with_times(failures, test.timestep_fs)
     if yardstick.distribution:

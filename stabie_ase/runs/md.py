@@ -13,12 +13,12 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from torch import Tensor
 
 from stabie_ase.config import MDConfig
-from stabie_ase.dynamics import MDState, kinetic_energy, simulate
+from stabie_ase.dynamics import MDState, PotentialForces, kinetic_energy
 from stabie_ase.dynamics.state import degrees_of_freedom, has_momenta, remove_com_momentum, take_momenta
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.directory import FrameLog, TextLog, WorkDirectory
 from stabie_ase.runs.evaluation import start, starting_frames
-from stabie_ase.stability import Criterion, Failures, StabilityStatistics, look
+from stabie_ase.stability import Criterion, Failures, StabilityStatistics, look, watched, with_memory
 
 SAVE_EVERY = 10.0
 """Seconds between two saved states."""
@@ -77,6 +77,7 @@ class Production:
         self.config, self.potential = config, potential
         self.criteria = list(criteria)
         self.integrator = config.integrator
+        self.forces = PotentialForces.driving(potential, self.integrator)
         self.state = start(
             potential, frames, config.replicas, config.temperature_K, self.integrator, config.seed, config.pressure_GPa
         )
@@ -88,6 +89,7 @@ class Production:
         fix_com = self.integrator.fix_com and config.ensemble != "nve"
         self.state = take_momenta(self.state, chosen, self.from_file, fix_com)
         self.integrator.check(self.state)
+        self.state = with_memory(self.state, self.criteria)
         everyone = torch.arange(config.replicas, device=self.state.batch.device)
         self._at_start = Failures.none(self.state.batch).examine(self.state, everyone, [], look(self.state, []), 0)
         self.failed_step, self.done = self._at_start.step, 0
@@ -146,10 +148,10 @@ class Production:
         while self.done < self.n_steps and not bool(self.stopped.all()):
             n = min(config.steps(config.sample_every_fs), self.n_steps - self.done)
             going = (~self.stopped).nonzero()[:, 0]
-            ends, _, failures = simulate(
+            ends, _, failures = watched(
                 self.state.select(going),
                 self.integrator,
-                self.potential,
+                self.forces,
                 n,
                 self.criteria,
                 check_every=min(config.steps(config.check_every_fs), n) if self.criteria else n,

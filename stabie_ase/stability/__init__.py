@@ -10,7 +10,7 @@ from stabie_ase.stability.criteria import (
     criteria_from,
 )
 from stabie_ase.stability.survival import StabilityStatistics, stability_statistics
-from stabie_ase.stability.watch import Failures, Look, look
+from stabie_ase.stability.watch import Failures, Look, OnLook, Watch, look, watched, with_memory
 
 __all__ = [
     "BondLengthDeviation",
@@ -20,9 +20,13 @@ __all__ = [
     "Failures",
     "KineticTemperature",
     "Look",
+    "OnLook",
     "StabilityStatistics",
     "Verdict",
+    "Watch",
     "criteria_from",
     "look",
     "stability_statistics",
+    "watched",
+    "with_memory",
 ]

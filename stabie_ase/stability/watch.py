@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
+from stabie_ase.dynamics import ForceFunction, Integrator, MDState, Recorder, Trajectory, simulate
 from stabie_ase.stability.criteria.base import Criterion, Verdict
 from stabie_ase.structures.batch import AtomsBatch
-
-if TYPE_CHECKING:
-    from stabie_ase.dynamics.state import MDState
 
 NOT_FINITE = "not finite"
 """The cause of a failure that no criterion has to look for."""
@@ -51,6 +50,12 @@ def look(state: MDState, criteria: Sequence[Criterion]) -> Look:
     verdicts += [criterion.judge(state) for criterion in criteria]
     severities = torch.stack([_worst_if_unknown(v.severity) for v in verdicts])
     return Look(*severities.max(dim=0), verdicts)
+
+
+def with_memory(state: MDState, criteria: Sequence[Criterion]) -> MDState:
+    """The state with what criteria remember of replicas that they have not seen before; as it is where it has been there."""
+    new = {name: x for criterion in criteria for name, x in criterion.memory(state.batch).items() if name not in state.extra}
+    return state.remember(**new) if new else state
 
 
 def _worst_if_unknown(x: Tensor) -> Tensor:
@@ -117,7 +122,7 @@ class Failures:
         criterion, atoms, value = list(self.criterion), list(self.atoms), self.value.clone()
         for k, replica, worst in zip(new.tolist(), replicas.tolist(), looked.worst[new].tolist()):
             verdict = looked.verdicts[worst]
-            criterion[replica], atoms[replica] = names[worst], verdict.atoms[k].tolist()
+            criterion[replica], atoms[replica] = names[worst], [a for a in verdict.atoms[k].tolist() if a >= 0]
             value[replica] = _worst_if_unknown(verdict.value[k])
         where, there = self.frames.atom_index(replicas), state.batch.atom_index(new)
         frames = self.frames.replace(
@@ -147,3 +152,108 @@ class Failures:
             atoms.set_tags([int(a in self.atoms[k]) for a in range(len(atoms))])
             atoms.info |= {"replica": k, "criterion": self.criterion[k], "value": float(self.value[k])} | (info or {}).get(k, {})
         return images
+
+
+OnLook = Callable[[int, MDState, Failures], None]
+"""Told the steps done, the replicas that ran until now and the failures so far, after every look."""
+
+
+class Watch:
+    """Judges running replicas by criteria, notes the first failure of each, and may stop them.
+
+    Parameters
+    ----------
+    state : MDState
+        At the start, with what criteria remember (`with_memory`).
+    criteria : sequence of Criterion
+        A number that is not finite is always a failure.
+    every : int
+        Steps between two looks.
+    stop_unstable : bool
+        Stop a replica at its first failure, or let it run on while it is finite.
+    escape : float
+        Severity beyond which a replica is stopped in any case: fragments far apart have nothing more to tell.
+    on_look : callable, optional
+
+    Attributes
+    ----------
+    failures : Failures
+    severity : Tensor of float64, shape (n_systems,)
+        At each replica's last look.
+    memory : dict of str to Tensor, shape (n_systems, ...)
+        What the criteria remember now.
+    """
+
+    def __init__(
+        self,
+        state: MDState,
+        criteria: Sequence[Criterion],
+        every: int = 10,
+        stop_unstable: bool = True,
+        escape: float = math.inf,
+        on_look: OnLook | None = None,
+    ):
+        self.criteria, self.every, self.stop_unstable, self.escape, self.on_look = criteria, every, stop_unstable, escape, on_look
+        self.failures, self.severity = Failures.none(state.batch), torch.zeros_like(state.potential_energy)
+        names = {name for criterion in criteria for name in criterion.memory(state.batch)}
+        self.memory = {name: x.clone() for name, x in state.extra.items() if name in names}
+
+    def look(self, steps_done: int, running: MDState, active: Tensor) -> Tensor:
+        """Judge the replicas that run; returns those to be stopped."""
+        if self.memory:
+            running = running.remember(**{name: x[active] for name, x in self.memory.items()})
+        looked = look(running, self.criteria)
+        for verdict in looked.verdicts:
+            for name, x in verdict.memory.items():
+                self.memory[name][active] = x
+        self.severity[active] = looked.severity
+        self.failures = self.failures.examine(running, active, self.criteria, looked, steps_done)
+        if self.on_look:
+            self.on_look(steps_done, running, self.failures)
+        stopped = looked.severity > self.escape
+        return stopped | self.failures.failed[active] if self.stop_unstable else stopped
+
+
+def watched(
+    state: MDState,
+    integrator: Integrator,
+    forces: ForceFunction,
+    n_steps: int,
+    criteria: Sequence[Criterion] = (),
+    check_every: int = 10,
+    sample_every: int | None = None,
+    stop_unstable: bool = True,
+    escape: float = math.inf,
+    record_momenta: bool = False,
+    on_look: OnLook | None = None,
+) -> tuple[MDState, Trajectory | None, Failures]:
+    """Simulate under a `Watch`, with a `Recorder` if frames are asked for.
+
+    Parameters
+    ----------
+    state, integrator, forces, n_steps
+        See `simulate`.
+    criteria : sequence of Criterion
+    check_every, sample_every : int
+        In steps; without `sample_every` no frame is kept. Each frame is looked at too: its severity is the trajectory's
+        column "severity".
+    stop_unstable, escape, on_look
+        See `Watch`.
+    record_momenta : bool
+        Keep momenta with the frames.
+
+    Returns
+    -------
+    state : MDState
+        The last frame of every replica, with what the criteria remember of it.
+    trajectory : Trajectory or None
+    failures : Failures
+    """
+    state = with_memory(state, criteria)
+    every = check_every if sample_every is None else math.gcd(check_every, sample_every)
+    watch, recorder = Watch(state, criteria, every, stop_unstable, escape, on_look), None
+    if sample_every is not None:
+        severity = {"severity": lambda _, active: watch.severity[active]}
+        recorder = Recorder(state, n_steps, sample_every, record_momenta, severity)
+    end = simulate(state, integrator, forces, n_steps, [watch, recorder] if recorder else [watch])
+    return end.remember(**watch.memory), recorder and recorder.trajectory, watch.failures

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +13,22 @@ from ase import Atoms
 from torch import Tensor
 
 Record = TypeVar("Record")
+
+
+def per_atom() -> Any:
+    """A field with a row for each atom."""
+    return field(metadata={"per": "atom"})
+
+
+def per_system(default: Any = MISSING) -> Any:
+    """A field with a row for each system."""
+    return field(default=default, metadata={"per": "system"})
+
+
+@cache
+def rows_of(cls: type) -> dict[str, str]:
+    """The fields of a record that have a row for each "atom" or for each "system", by name."""
+    return {f.name: f.metadata["per"] for f in fields(cls) if "per" in f.metadata}
 
 
 def changed(record: Record, changes: dict[str, Any]) -> Record:
@@ -47,13 +63,13 @@ class AtomsBatch:
         Kept as a number, so that asking for it never waits for a device.
     """
 
-    positions: Tensor
-    numbers: Tensor
-    masses: Tensor
-    cells: Tensor
-    pbc: Tensor
-    system: Tensor
-    n_systems: int
+    positions: Tensor = per_atom()
+    numbers: Tensor = per_atom()
+    masses: Tensor = per_atom()
+    cells: Tensor = per_system()
+    pbc: Tensor = per_system()
+    system: Tensor = field()
+    n_systems: int = field()
 
     @classmethod
     def from_atoms(
@@ -165,10 +181,10 @@ class AtomsBatch:
         if device == self.device and dtype == self.dtype:
             return self
         moved = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for f in fields(self):
+            value = getattr(self, f.name)
             if isinstance(value, Tensor):
-                moved[field.name] = value.to(device, dtype if value.is_floating_point() else None)
+                moved[f.name] = value.to(device, dtype if value.is_floating_point() else None)
         new = replace(self, **moved)
         if dtype.itemsize < self.exact.dtype.itemsize:
             new.__dict__["_exact"] = self.exact.to(device)
@@ -193,14 +209,10 @@ class AtomsBatch:
     def select(self, systems: Tensor | Sequence[int]) -> AtomsBatch:
         """Pick systems by index; an index may occur more than once."""
         systems = torch.as_tensor(systems, dtype=torch.int64, device=self.device)
-        atoms = self.atom_index(systems)
+        index = {"atom": self.atom_index(systems), "system": systems}
         n = systems.shape[0]
         return AtomsBatch(
-            positions=self.positions[atoms],
-            numbers=self.numbers[atoms],
-            masses=self.masses[atoms],
-            cells=self.cells[systems],
-            pbc=self.pbc[systems],
+            **{name: getattr(self, name)[index[per]] for name, per in rows_of(AtomsBatch).items()},
             system=torch.repeat_interleave(torch.arange(n, device=self.device), self.counts[systems]),
             n_systems=n,
         )

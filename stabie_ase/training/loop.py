@@ -22,13 +22,13 @@ from torch import Tensor
 
 from stabie_ase.boltzmann import accumulate_gradient, fluctuation_weights, potential_energies, squared_loss
 from stabie_ase.config import FinetuneConfig
-from stabie_ase.dynamics import MDState, PotentialForces, Trajectory, simulate
+from stabie_ase.dynamics import MDState, PotentialForces, Trajectory
 from stabie_ase.dynamics.integrators import update_forces
 from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.evaluation import start
-from stabie_ase.stability import Criterion, Failures
+from stabie_ase.stability import Criterion, Failures, OnLook, watched, with_memory
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import Reference
 from stabie_ase.training.accuracy import Accuracy, Bounds, hold_out
@@ -138,7 +138,7 @@ class StabieTraining:
         self.start_weights = self._weights()
         self.best = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
         self._began: float | None = None
-        self.on_block: Callable[[int, MDState, Failures], None] | None = None
+        self.on_look: OnLook | None = None
         self.on_qm_step: Callable[[int], None] | None = None
 
     # -- the two phases
@@ -207,7 +207,7 @@ class StabieTraining:
             self._enter(SIMULATION)
         if learned:
             # The replicas carry forces: those of the new weights from here on.
-            self.replicas = update_forces(self.replicas, PotentialForces(self.potential, stress=self.integrator.needs_stress))
+            self.replicas = update_forces(self.replicas, PotentialForces.driving(self.potential, self.integrator))
         return record, []
 
     def _control(self) -> dict[str, object]:
@@ -219,17 +219,17 @@ class StabieTraining:
 
     def _window(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
         config, began = self.config, time.monotonic()
-        ends, trajectory, failures = simulate(
+        ends, trajectory, failures = watched(
             state,
             self.integrator,
-            self.potential,
+            PotentialForces.driving(self.potential, self.integrator),
             config.steps(config.window_fs),
             [criterion.for_model(self.potential) for criterion in self.criteria],
             check_every=config.steps(config.check_every_fs),
             sample_every=None if stop_unstable else config.steps(config.sample_every_fs),
             stop_unstable=stop_unstable,
             escape=config.escape_factor,
-            on_block=self.on_block,
+            on_look=self.on_look,
         )
         self.progress.md_steps += int((ends.step - state.step).sum())
         self.progress.md_seconds += time.monotonic() - began
@@ -364,9 +364,8 @@ class StabieTraining:
         """New replicas from the reference, with random streams used by none before."""
         seed = int(replica_keys(self.config.seed, 1, first=self.progress.starts)[0] % (1 << 31))
         self.progress.starts += 1
-        return start(
-            self.potential, self.reference.frames, n, self.config.temperature_K, self.config.integrator, seed
-        )
+        state = start(self.potential, self.reference.frames, n, self.config.temperature_K, self.integrator, seed)
+        return with_memory(state, self.criteria)
 
     def _remember_if_best(self) -> None:
         """The simulation phase has measured the hazard of the weights it ran with."""

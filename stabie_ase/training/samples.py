@@ -42,7 +42,7 @@ class Samples:
     def from_trajectory(cls, trajectory: Trajectory, observable: Observable, half_width: int) -> Samples:
         """All frames of a window that are finite, averaged over `half_width` frames to either side."""
         frames, frame, replica = trajectory.frames()
-        energies, severity = trajectory.potential_energy[frame, replica], trajectory.severity[frame, replica]
+        energies, severity = trajectory.potential_energy[frame, replica], trajectory.columns["severity"][frame, replica]
         values = observable(frames).double() if len(replica) else energies.new_zeros((0, 0))
         finite = (torch.isfinite(energies) & torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
         values, frame, replica = values[finite], frame[finite], replica[finite]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from stabie_ase.dynamics import MDState
 from stabie_ase.potentials.base import Potential
-
-if TYPE_CHECKING:
-    from stabie_ase.dynamics.state import MDState
+from stabie_ase.structures.batch import AtomsBatch
 
 
 class Verdict(NamedTuple):
@@ -23,12 +24,15 @@ class Verdict(NamedTuple):
     value : Tensor of float64, shape (n_systems,)
         The quantity behind it, in the criterion's unit.
     atoms : Tensor of int64, shape (n_systems, k)
-        The atoms to blame, numbered within their system; k is 0 where all are.
+        The atoms to blame, numbered within their system, -1 for none; k is 0 where all are.
+    memory : mapping of str to Tensor, shape (n_systems, ...)
+        What to remember of each system until the next look, under the names that the criterion's `memory` gave.
     """
 
     severity: Tensor
     value: Tensor
     atoms: Tensor
+    memory: Mapping[str, Tensor] = MappingProxyType({})
 
     @property
     def unstable(self) -> Tensor:
@@ -37,22 +41,40 @@ class Verdict(NamedTuple):
 
 
 class Criterion(Protocol):
-    """Judges the present state of replicas; `name` goes into reports and `describe()` says it with its numbers."""
+    """Judges the present state of replicas.
+
+    Attributes
+    ----------
+    name, unit : str
+        For reports: the cause of a failure, and what its value is in.
+    """
 
     name: str
     unit: str
 
-    def judge(self, state: MDState) -> Verdict: ...
+    def memory(self, batch: AtomsBatch) -> dict[str, Tensor]:
+        """What is known of systems before the first look, shape (n_systems, ...) each; {} where one frame is enough."""
+        ...
+
+    def judge(self, state: MDState) -> Verdict:
+        """What it says of each system, whose memory is in `state.extra`."""
+        ...
 
     def for_model(self, potential: Potential) -> Criterion:
         """The same for another model, or for the same one with other weights; most do not depend on it."""
         ...
 
-    def describe(self) -> str: ...
+    def describe(self) -> str:
+        """What makes a replica unstable, with its numbers, in words."""
+        ...
 
 
-class ModelFree:
-    """A criterion that is the same for all models."""
+class OneFrame:
+    """A criterion to which one frame is enough, and that is the same for all models."""
+
+    def memory(self, batch: AtomsBatch) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
 
     def for_model(self, potential: Potential):
         """Itself."""

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.stability.criteria.base import ModelFree, Verdict, check_tolerance, one_molecule
+from stabie_ase.dynamics import MDState
+from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, one_molecule
 from stabie_ase.structures.topology import Topology
-
-if TYPE_CHECKING:
-    from stabie_ase.dynamics.state import MDState
 
 
 @dataclass(frozen=True)
-class BondLengthDeviation(ModelFree):
+class BondLengthDeviation(OneFrame):
     """Unstable once a bond is longer or shorter than its mean in the reference by more than a tolerance.
 
     Parameters

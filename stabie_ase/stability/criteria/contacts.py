@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.stability.criteria.base import ModelFree, Verdict, check_tolerance, one_molecule
+from stabie_ase.dynamics import MDState
+from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, one_molecule
 from stabie_ase.structures.topology import Topology, covalent_sums
-
-if TYPE_CHECKING:
-    from stabie_ase.dynamics.state import MDState
 
 NEW_BOND = 1.15
 """Times the sum of the covalent radii: two atoms that were not bonded are so now."""
@@ -27,7 +24,7 @@ A few frames do not know how close two atoms come that are usually far apart: a 
 
 
 @dataclass(frozen=True)
-class Contacts(ModelFree):
+class Contacts(OneFrame):
     """Unstable once two atoms that are not bonded are closer than they ever are in the reference, by a tolerance.
 
     "Ever" is counted for a pair of atoms with a common neighbour by itself, for all others over the pairs of the same two

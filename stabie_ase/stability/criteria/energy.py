@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from ase import Atoms, units
 from scipy import stats
 
 from stabie_ase.boltzmann import potential_energies
+from stabie_ase.dynamics import MDState
 from stabie_ase.potentials.base import Potential
-from stabie_ase.stability.criteria.base import Verdict
+from stabie_ase.stability.criteria.base import OneFrame, Verdict
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import spread
-
-if TYPE_CHECKING:
-    from stabie_ase.dynamics.state import MDState
 
 CHANCE = 1e-12
 """Of an energy beyond the limit at any one look, were the energy harmonic."""
@@ -27,7 +24,7 @@ MOST_FRAMES = 100
 
 
 @dataclass(frozen=True)
-class EnergyRange:
+class EnergyRange(OneFrame):
     """Unstable once the model's potential energy is below or above what its own energies of the reference frames allow.
 
     Energies are the model's, so that an offset to the reference plays no part. The energy of f harmonic modes above their

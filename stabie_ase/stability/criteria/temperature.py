@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from ase import units
 from scipy import stats
 
-from stabie_ase.stability.criteria.base import ModelFree, Verdict
-
-if TYPE_CHECKING:
-    from stabie_ase.dynamics.state import MDState
+from stabie_ase.dynamics import MDState
+from stabie_ase.stability.criteria.base import OneFrame, Verdict
 
 CHANCE = 1e-12
 """Of a kinetic energy beyond the limit at any one look, in equilibrium with the bath."""
 
 
 @dataclass(frozen=True)
-class KineticTemperature(ModelFree):
+class KineticTemperature(OneFrame):
     """Unstable once the kinetic energy is more than the heat bath gives.
 
     In equilibrium 2K/kT follows a χ² distribution with a degree of freedom for each momentum; the limit is the value that
