@@ -14,17 +14,36 @@ import sys
 import torch
 from ase import Atoms, units
 
-from stabie_ase import AtomsBatch, Langevin, PotentialForces, Recorder, accumulate_gradient, estimate, initial_state, simulate
-from stabie_ase.boltzmann import potential_energies
+from stabie_ase import (
+    AtomsBatch,
+    Estimator,
+    Langevin,
+    Observable,
+    PotentialForces,
+    Recorder,
+    Samples,
+    StatePoint,
+    Target,
+    accumulate_gradient,
+    initial_state,
+    simulate,
+)
+from stabie_ase.observables import Axis
 from stabie_ase.potentials.analytic import Harmonic
+from stabie_ase.potentials.energies import potential_energies
 
 TEMPERATURE, TRUE_K = 300.0, 2.0
 ATOMS, REPLICAS, FRAMES = 10, 64, 10
 
 
-def mean_square_displacement(batch: AtomsBatch) -> torch.Tensor:
-    """⟨x²⟩ over the coordinates of each system, shape (n_systems, 1), in Å²."""
-    return batch.sum_over_atoms(batch.positions.square().mean(dim=1))[:, None] / batch.counts[:, None]
+class MeanSquareDisplacement(Observable):
+    """x² averaged over the coordinates of each system, one component."""
+
+    name, label, axis = "displacement", "x² (Å²)", Axis.of_names("", ["x²"])
+
+    def values(self, batch: AtomsBatch) -> torch.Tensor:
+        """Shape (n_systems, 1), in Å²."""
+        return batch.sum_over_atoms(batch.positions.square().mean(dim=1))[:, None] / batch.counts[:, None]
 
 
 def standard_errors() -> tuple[float, float]:
@@ -45,7 +64,8 @@ def main() -> None:
     potential = Harmonic(k=1.0)
     # Only the sign of a gradient counts here, and steps shrink where it changes: no speed is carried past the right k.
     optimizer = torch.optim.Rprop(potential.parameters(), lr=0.1)
-    reference, weights = torch.tensor([units.kB * TEMPERATURE / TRUE_K]), torch.ones(1)
+    observable, estimator = MeanSquareDisplacement(), Estimator(StatePoint(TEMPERATURE))
+    targets = [Target(observable, torch.tensor([units.kB * TEMPERATURE / TRUE_K]).double())]
     batch = AtomsBatch.from_atoms([Atoms(f"Ar{ATOMS}", positions=torch.zeros(ATOMS, 3).numpy())] * REPLICAS)
     integrator = Langevin(timestep=5 * units.fs, friction=0.02 / units.fs)
     forces = PotentialForces(potential)
@@ -57,20 +77,18 @@ def main() -> None:
         state = simulate(state, integrator, forces, 200)
         recorder = Recorder(state, 100 * FRAMES, every=100)
         state = simulate(state, integrator, forces, 100 * FRAMES, [recorder])
-        samples, frame, replica = recorder.trajectory.frames()
-        sampled_energies = recorder.trajectory.potential_energy[frame, replica]
-        values, reuses = mean_square_displacement(samples), 0
-        result = estimate(values, reference, weights, TEMPERATURE)
-        first_loss, k = float(result.loss), float(potential.k.detach())
-        exact = 2 * float(result.mean - reference) * -units.kB * TEMPERATURE / k**2
-        while reuses < 5 and result.effective_samples > 0.5 * len(values):
+        samples, reuses = Samples.from_trajectory(recorder.trajectory, [observable]), 0
+        result = estimator(samples, targets)
+        first_loss, k = result.loss, float(potential.k.detach())
+        exact = 2 * float(result.means["displacement"] - targets[0].value) * -units.kB * TEMPERATURE / k**2
+        while reuses < 5 and result.effective_samples > 0.5 * len(samples):
             optimizer.zero_grad()
-            accumulate_gradient(potential, samples, result.sample_weights, chunk_size=1000)
+            accumulate_gradient(potential, samples.frames, result.weights, chunk_size=1000)
             if reuses == 0:
                 ratio = float(potential.k.grad) / exact
             optimizer.step()
-            change = potential_energies(potential, samples, chunk_size=1000) - sampled_energies
-            result = estimate(values, reference, weights, TEMPERATURE, energy_change=change)
+            change = potential_energies(potential, samples.frames, chunk_size=1000) - samples.energies
+            result = estimator(samples, targets, energy_change=change)
             reuses += 1
         print(f"{round_:5d} {float(potential.k.detach()):5.2f} {reuses:7d}  {first_loss:.2e}   {ratio:14.2f}")
         if abs(ratio - 1) > 5 * gradient_error:

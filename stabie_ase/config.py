@@ -95,7 +95,11 @@ CHECKS = "bonds:0.5,contacts:0.5,energy,temperature"
 class FinetuneConfig(HasTimestep):
     """Every knob of the StABIE loop; each field's metadata tell what it is. Units are in the names."""
 
-    observable: str = knob("hr", "observable that is matched")
+    observable: str = knob(
+        "hr",
+        "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
+        "follow, as in rdf:O-O,r_max=6",
+    )
     temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
     timestep_fs: float = knob(0.5, "time step of the dynamics", 1e-3, 20.0)
     thermostat: str = knob(
@@ -127,12 +131,12 @@ class FinetuneConfig(HasTimestep):
     random_resets: float = knob(
         0.05, "share of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )
-    observable_weight: float = knob(
-        1.0,
-        "factor on the length of the steps for the observable; 0: energies and forces alone, as a control",
-        0.0,
-        1e9,
+    update: str = knob(
+        "natural",
+        "how samples change the model: natural, labels-only (energies and forces alone, as a control), penalized (the published "
+        "recipe, as in penalized:sgd,learning_rate=1e-4,penalty=1), or FILE.py:CLASS",
     )
+    observable_weight: float = knob(1.0, "factor on the length of the natural gradient's steps for the observables", 1e-9, 1e9)
     natural_iterations: int = knob(
         16, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
     )
@@ -142,7 +146,6 @@ class FinetuneConfig(HasTimestep):
         1e-9,
         1e9,
     )
-    qm_weight: float = knob(1.0, "weight of energies and forces: factor on the learning rate of their steps; 0 for none", 0.0, 1e6)
     learning_rate: float = knob(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
     qm_steps: int = knob(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
     updates_per_window: int = knob(3, "updates at most on the samples of one window", 1, 1_000_000)
@@ -248,7 +251,7 @@ class EvaluationConfig:
     criterion: str = knob(
         CHECKS, "criteria that call a replica unstable with their tolerances (Å); those that are not named are judged as by default"
     )
-    observable: str = knob("hr", "observable that is compared with the reference's")
+    observable: str = knob("hr", "observables that are compared with the reference's, several separated by commas")
     seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):

@@ -1,13 +1,18 @@
 """Systems and models shared by several test files."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from ase import Atoms
 from ase.geometry import complete_cell
 
+from stabie_ase.boltzmann import Estimator, Samples, StatePoint
+from stabie_ase.observables import Axis, Observable, Target
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.topology import Groups
 
 WATER = Atoms("OH2", positions=[[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.02, -0.78, -0.45]])
 METHANOL = Atoms(
@@ -61,3 +66,39 @@ def brute_force_pairs(positions, cell, pbc, cutoff) -> set[tuple[int, ...]]:
         distances = np.linalg.norm(positions[j] - positions[i] + images @ cell, axis=1)
         found |= {(i, j, *image) for image in images[distances < cutoff].tolist() if i != j or any(image)}
     return found
+
+
+class Vector(Observable):
+    """A vector of so many components that nobody works out: samples have it already."""
+
+    def __init__(self, d, name="vector", weights=None):
+        self.name, self.label, self.weights = name, "", weights
+        self.axis = Axis.of_names("", [""] * d)
+
+    @property
+    def measure(self):
+        return super().measure if self.weights is None else self.weights.double()
+
+
+def samples_of(values, replica=None, frames=None, energies=None, severity=None):
+    """Samples of one-atom frames, or of these, with the values of vectors by name; replicas are numbered if not given."""
+    values = values if isinstance(values, dict) else {"vector": values}
+    n = len(next(iter(values.values())))
+    frames = frames or AtomsBatch.from_atoms(Atoms("H")).repeat(n)
+    index = torch.arange(n)
+    zeros = torch.zeros(n, dtype=torch.float64)
+    return Samples(
+        frames, Groups.systems(frames), values, zeros if energies is None else energies,
+        zeros if severity is None else severity, torch.zeros_like(index), index if replica is None else replica,
+    )  # fmt: skip
+
+
+def estimate(values, reference, weights, temperature_K, energy_change=None, fold=None):
+    """The estimator on plain vectors: mean, loss, weights and effective number, with the halves of a fold for cross-fitting."""
+    replica = None if fold is None else (~fold).long()
+    target = Target(Vector(values.shape[1], weights=weights), reference.double())
+    found = Estimator(StatePoint(temperature_K), cross_fit=fold is not None)(samples_of(values, replica), [target], energy_change)
+    return SimpleNamespace(
+        mean=found.means["vector"], loss=torch.tensor(found.loss).double(), sample_weights=found.weights,
+        effective_samples=found.effective_samples,
+    )  # fmt: skip

@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
+from helpers import Vector, estimate, samples_of
 
-from stabie_ase.boltzmann import accumulate_gradient, estimate, fluctuation_weights, potential_energies
+from stabie_ase.boltzmann import Estimator, StatePoint, accumulate_gradient, fluctuation_weights, group_energies
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state
+from stabie_ase.observables import Target
 from stabie_ase.potentials.analytic import Harmonic
+from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.stability import watched
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.topology import Groups
 
 T = 300.0
 KT = units.kB * T
@@ -37,7 +41,7 @@ def x_squared(frames):
 def gradient(potential, frames, sample_weights, chunk_size=5000):
     """∇_θ Σ w U as one vector, from fresh `.grad`s."""
     potential.zero_grad()
-    accumulate_gradient(potential, frames, sample_weights, chunk_size)
+    accumulate_gradient(potential, frames, sample_weights, chunk_size=chunk_size)
     return torch.cat([p.grad.flatten() for p in potential.parameters()])
 
 
@@ -158,6 +162,76 @@ def test_chunks_do_not_matter(chunk_size):
     energies = accumulate_gradient(potential, frames, w, chunk_size=chunk_size)
     torch.testing.assert_close(potential_energies(potential, frames, chunk_size), energies, rtol=1e-12, atol=0)
     assert energies.dtype == torch.float64 and not energies.requires_grad
+
+
+@pytest.mark.parametrize("chunk_size", [1, 5])
+def test_groups_of_atoms_have_energies_of_their_own(chunk_size):
+    """Eq. 5: samples are groups, U(γ) the sum of their atoms' energies; groups that overlap are counted as they come."""
+    potential, frames = small_schnet(), molecules(6)
+    n = frames.n_atoms // frames.n_systems
+    members = torch.tensor([[0, 1], [1, 2]])  # two overlapping pairs a frame
+    atoms = (members.flatten() + n * torch.arange(6)[:, None]).flatten()
+    groups = Groups(atoms, torch.arange(12).repeat_interleave(2), torch.arange(6).repeat_interleave(2))
+    values, reference, weights = random_values(12)
+    w = estimate(values, reference, weights, T).sample_weights
+    rows = []
+    for k in range(6):
+        frame = frames.select([k])
+        atomic = potential.atomic_energies(frame, neighbor_list(frame, potential.cutoff))
+        for pair in members.tolist():
+            rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(
+                atomic[pair].sum(), list(potential.parameters()), retain_graph=True, allow_unused=True, materialize_grads=True
+            )]))  # fmt: skip
+    expected = 2 * weights * (values.mean(dim=0) - reference) @ derivative_of_means(values, torch.stack(rows))
+    potential.zero_grad()
+    energies = accumulate_gradient(potential, frames, w, groups, chunk_size)
+    found = torch.cat([p.grad.flatten() for p in potential.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(energies, potential_energies(potential, frames))
+    of_groups = group_energies(potential, frames, groups, chunk_size)
+    assert of_groups.shape == (12,) and not of_groups.requires_grad
+    whole = group_energies(potential, frames, Groups.systems(frames))
+    torch.testing.assert_close(whole, energies)
+
+
+def test_targets_add_up():
+    """The weights of two targets are the sum of those of each, each times its own weight."""
+    values, other = random_values(12)[0], random_values(12, seed=5)[0][:, :2]
+    both = samples_of({"a": values, "b": other})
+    targets = [Target(Vector(values.shape[1], "a"), values[0], weight=2.0), Target(Vector(2, "b"), other[1], weight=0.5)]
+    estimator = Estimator(StatePoint(T))
+    found, alone = estimator(both, targets), [estimator(both, [target]) for target in targets]
+    torch.testing.assert_close(found.weights, alone[0].weights + alone[1].weights)
+    assert found.loss == pytest.approx(alone[0].loss + alone[1].loss) and set(found.means) == {"a", "b"}
+
+
+def test_frames_far_away_tell_what_is_off_and_are_left_as_they_are():
+    values, reference, weights = random_values(12)
+    severity = torch.arange(12.0).double()
+    target = Target(Vector(values.shape[1], weights=weights), reference)
+    found = Estimator(StatePoint(T), near=7.0)(samples_of(values, severity=severity), [target])
+    torch.testing.assert_close(found.means["vector"], values.mean(dim=0))
+    assert found.samples.severity.tolist() == severity[:8].tolist()
+    residual = 2 * weights * (values.mean(dim=0) - reference)
+    a = values[:8] @ residual
+    torch.testing.assert_close(found.weights, -(a - a.mean()) / 7 / KT)
+    change = torch.linspace(0.0, 0.02, 8)
+    p = torch.softmax(-change.double() / KT, dim=0)
+    again = Estimator(StatePoint(T), near=7.0).reweighted(found, [target], change)
+    n = float(1 / p.square().sum())
+    torch.testing.assert_close(again.weights, -p * (a - p @ a) * n / (n - 1) / KT)
+    assert again.effective_samples == pytest.approx(n)
+
+
+def test_state_points():
+    assert StatePoint(T).beta == pytest.approx(1 / KT)
+    torch.testing.assert_close(StatePoint(T).exponent(torch.tensor([KT])), torch.tensor([-1.0]))
+    at_pressure = StatePoint(T, pressure_GPa=2.0).exponent(torch.tensor([0.0]), torch.tensor([KT / (2.0 * units.GPa)]))
+    torch.testing.assert_close(at_pressure, torch.tensor([-1.0]))
+    with pytest.raises(ValueError, match="give volumes"):
+        StatePoint(T, 1.0).exponent(torch.zeros(1))
+    with pytest.raises(ValueError, match="above 0 K"):
+        StatePoint(0.0)
 
 
 # -- changed potentials

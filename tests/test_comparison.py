@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import Vector
 
 import stabie_ase.runs.comparison as comparison_module
+from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.runs.comparison import STRETCHES, Comparison, Outcome, verdict, worse_stretch
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value
@@ -88,11 +90,12 @@ def result(n_failed, errors=(0.1,) * STRETCHES, n=64, causes=None, ps=128.0):
     spread = torch.as_tensor(0.01 * rng.normal(size=(n, STRETCHES, 1)))
     observed = SlicedMeans(torch.tensor(errors, dtype=torch.float64)[:, None] + spread, torch.ones((n, STRETCHES), dtype=torch.int64))
     statistics = StabilityStatistics(np.full(n, ps / n), np.arange(n) < n_failed)
-    return StabilityResult(statistics, Counter(causes or {"bonds": n_failed}), [], observed, torch.ones((n, STRETCHES), dtype=torch.bool))
+    whole = torch.ones((n, STRETCHES), dtype=torch.bool)
+    return StabilityResult(statistics, Counter(causes or {"bonds": n_failed}), [], {"hr": observed}, whole)
 
 
-OBSERVABLE = SimpleNamespace(weights=torch.ones(1, dtype=torch.float64), name="hr")
-YARDSTICK = Yardstick([], OBSERVABLE, torch.zeros(1, dtype=torch.float64), 0.04, 36)  # of 64 replicas: 0.05
+TARGET = Target(Vector(1, "hr"), torch.zeros(1, dtype=torch.float64), floor=0.04, n_frames=36)  # of 64 replicas: 0.05
+YARDSTICK = Yardstick([], [TARGET])
 
 
 def outcome(start, end):
@@ -127,7 +130,7 @@ def test_verdict(start, end, gained, words):
 )
 def test_an_observable_that_got_worse_in_any_stretch_of_time_is_no_gain(errors, worse):
     found = outcome(result(40), result(5, errors))
-    assert (worse_stretch(found, YARDSTICK) is None) is (worse is None)
+    assert (worse_stretch(found, TARGET) is None) is (worse is None)
     gained, message = verdict(found, YARDSTICK, ["bonds"])
     assert gained is (worse is None) and (worse is None or worse in message)
 
@@ -136,14 +139,14 @@ def test_a_mean_over_few_replicas_has_a_floor_of_its_own():
     """Independent samples of n and m frames of one distribution differ by √(1 + n/m) times what n and infinitely many do."""
     generator, n, m = torch.Generator().manual_seed(0), 40, 10
     few, fewer = (torch.randn(4000, k, generator=generator).mean(dim=1) for k in (n, m))
-    yardstick = Yardstick([], OBSERVABLE, torch.zeros(1), float(few.abs().mean()), n)
-    assert yardstick.floor_of(m) == pytest.approx(float((few - fewer).abs().mean()), rel=0.05)
-    assert yardstick.floor_of(10**9) == pytest.approx(yardstick.floor)
+    target = Target(Vector(1), torch.zeros(1), float(few.abs().mean()), n)
+    assert target.floor_of(m) == pytest.approx(float((few - fewer).abs().mean()), rel=0.05)
+    assert target.floor_of(10**9) == pytest.approx(target.floor)
 
 
 def test_beneath_the_floor_nothing_is_worse():
-    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.045,) * 4)), YARDSTICK) is None
-    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.06,) * 4)), YARDSTICK)
+    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.045,) * 4)), TARGET) is None
+    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.06,) * 4)), TARGET)
 
 
 def test_criteria_that_training_did_not_use_have_their_say():

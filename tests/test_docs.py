@@ -26,7 +26,7 @@ def test_python_snippets_run_in_the_order_they_are_read(tmp_path, monkeypatch, c
     (tmp_path / "aspirin.xyz").write_bytes((DATA / "aspirin_xtb_train.xyz").read_bytes())
     (tmp_path / "aspirin_schnet.pt").write_bytes((DATA / "aspirin_schnet.pt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert len(snippets("python")) == 3
+    assert len(snippets("python")) == 4
     names = {}
     for snippet in snippets("python"):
         exec(compile(snippet, "README.rst", "exec"), names)
@@ -77,11 +77,11 @@ def test_benchmarks_refuse_what_is_not_there_in_a_line(script, arguments, words,
 def test_the_spring_example_sees_wrong_physics(factor, monkeypatch, capsys):
     """As it would be with this factor on beta in the estimator."""
 
-    def wrong(*arguments, real=stabie_ase.estimate, **settings):
+    def wrong(*arguments, real=stabie_ase.Estimator.__call__, **settings):
         result = real(*arguments, **settings)
-        return replace(result, sample_weights=factor * result.sample_weights)
+        return replace(result, weights=factor * result.weights)
 
-    monkeypatch.setattr(stabie_ase, "estimate", wrong)
+    monkeypatch.setattr(stabie_ase.Estimator, "__call__", wrong)
     monkeypatch.setattr(sys, "argv", ["learn_a_spring.py", "--quick"])
     with pytest.raises(SystemExit, match="the gradient is"):
         runpy.run_path(str(ROOT / "examples" / "learn_a_spring.py"), run_name="__main__")

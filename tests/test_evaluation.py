@@ -13,6 +13,7 @@ from stabie_ase.observables import DistanceDistribution
 from stabie_ase.observables.averages import SlicedMeans, jackknife_error, noise_floor
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, run_stability_test, start, summarize
 from stabie_ase.stability import watched
+from stabie_ase.structures.setting import Setting
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():
@@ -78,8 +79,8 @@ def test_a_perfect_model_is_at_the_floor():
     few, many = tiny.frames(40, seed=1), tiny.frames(400, seed=9)
     observable = DistanceDistribution.from_reference(few)
     reference, sample = (observable(tiny.AtomsBatch.from_atoms(frames)) for frames in (few, many))
-    error = float((observable.weights * (sample.mean(dim=0) - reference.mean(dim=0)).abs()).sum())
-    assert error == pytest.approx(noise_floor(reference, observable.weights), rel=0.3)
+    error = float((observable.measure * (sample.mean(dim=0) - reference.mean(dim=0)).abs()).sum())
+    assert error == pytest.approx(noise_floor(reference, observable.measure), rel=0.3)
 
 
 def test_a_few_frames_tell_no_floor():
@@ -87,6 +88,10 @@ def test_a_few_frames_tell_no_floor():
 
 
 # -- what a test measures
+
+
+def setting_of(reference, temperature_K=tiny.TEMPERATURE):
+    return Setting(reference.frames, temperature_K, reference.temperature_K)
 
 
 TEST = StabilityTest(tiny.TEMPERATURE, replicas=16, time_ps=0.06, timestep_fs=1.0, check_every_fs=1.0, sample_every_fs=1.0, slice_ps=0.02)
@@ -97,7 +102,7 @@ def measured():
     """A test of the unstable model, and by hand the same dynamics with the frames of all replicas."""
     reference = tiny.reference()
     observable = DistanceDistribution.from_reference(reference.frames)
-    yardstick = replace(Yardstick.from_reference("bonds:0.3", reference, observable, tiny.TEMPERATURE), distribution=None)
+    yardstick = replace(Yardstick.from_reference("bonds:0.3", setting_of(reference), [observable]), distribution=None)
     result = run_stability_test(tiny.model(), reference.frames, yardstick, TEST)
     potential = tiny.model()
     state = start(potential, reference.frames, 16, tiny.TEMPERATURE, TEST.integrator, TEST.seed)
@@ -113,17 +118,17 @@ def test_the_frame_of_the_failure_does_not_count(measured):
     frames, frame, replica = trajectory.frames()
     step = torch.where(failures.failed, failures.step, 10**9)
     before = (trajectory.steps[frame] < step[replica]).nonzero()[:, 0]
-    expected = yardstick.observable(frames.select(before)).mean(dim=0)
-    torch.testing.assert_close(result.observed.mean(), expected)
-    assert int(result.observed.counts.sum()) == len(before) < len(frame)
+    expected = yardstick.targets[0].observable(frames.select(before)).mean(dim=0)
+    torch.testing.assert_close(result.observed["hr"].mean(), expected)
+    assert int(result.observed["hr"].counts.sum()) == len(before) < len(frame)
 
 
 def test_slices_hold_the_frames_of_their_time(measured):
     _, result, _, failures = measured
-    assert result.observed.counts.shape == result.whole.shape == (16, 3)
+    assert result.observed["hr"].counts.shape == result.whole.shape == (16, 3)
     for k, step in enumerate(failures.step.tolist()):
         last = 61 if step < 0 else step
-        assert result.observed.counts[k].tolist() == [max(0, min(20, last - 1 - 20 * s)) for s in range(3)]
+        assert result.observed["hr"].counts[k].tolist() == [max(0, min(20, last - 1 - 20 * s)) for s in range(3)]
         assert result.whole[k].tolist() == [20 * (s + 1) < last for s in range(3)]
 
 
@@ -141,10 +146,10 @@ def test_causes_and_frames_of_failures(measured):
 def test_replicas_that_fail_at_the_first_look_leave_no_frames(measured):
     """Which is a result: no observable, and a hazard of one failure a look."""
     yardstick = replace(measured[0], distribution=Yardstick.from_reference(
-        "bonds:0.3", tiny.reference(), measured[0].observable, tiny.TEMPERATURE).distribution)
+        "bonds:0.3", setting_of(tiny.reference()), []).distribution)
     apart = [Atoms("C4", 3.0 * tiny.TETRAHEDRON)] * 4
     result = run_stability_test(tiny.truth(), apart, yardstick, replace(TEST, replicas=4))
-    assert result.causes == {"bonds": 4} and result.observed.mean() is None and not result.whole.any()
+    assert result.causes == {"bonds": 4} and result.observed["hr"].mean() is None and not result.whole.any()
     summary = summarize(result, yardstick, None, tiny_errors(), result)
     assert summary["hr_error"] is None and summary["hr_error_while_both_stable"] is None
 
@@ -155,17 +160,17 @@ def test_distances_of_another_temperature_are_no_yardstick(caplog, temperature, 
     told, untold = tiny.reference(), replace(tiny.reference(), temperature_K=None)
     assert told.temperature_K == 600.0
     observable = DistanceDistribution.from_reference(told.frames)
-    yardstick = Yardstick.from_reference("bonds:0.3", told, observable, temperature)
+    yardstick = Yardstick.from_reference("bonds:0.3", setting_of(told, temperature), [observable])
     assert (yardstick.distribution is not None) == judged == (not caplog.messages)
     assert judged or f"of 600 K, the dynamics are of {temperature:g} K" in caplog.text
-    assert Yardstick.from_reference("bonds:0.3", untold, observable, temperature).distribution is not None
+    assert Yardstick.from_reference("bonds:0.3", setting_of(untold, temperature), [observable]).distribution is not None
 
 
 def test_what_outlives_every_look_may_fail_over_a_window():
     """A tetrahedron held open at twice its size: no criterion of single frames is asked, the windows say it."""
     reference = tiny.reference()
     observable = DistanceDistribution.from_reference(reference.frames)
-    yardstick = Yardstick.from_reference("bonds:9", reference, observable, tiny.TEMPERATURE)
+    yardstick = Yardstick.from_reference("bonds:9", setting_of(reference), [observable])
     yardstick = replace(yardstick, criteria=[])
     wide = [Atoms("C4", 1.7 * tiny.TETRAHEDRON, info={}) for _ in range(4)]
     test = StabilityTest(1.0, replicas=4, time_ps=0.004, timestep_fs=0.5, sample_every_fs=0.5, slice_ps=0.002)
@@ -181,7 +186,7 @@ def test_over_the_time_in_which_both_are_stable_both_see_the_same(measured):
     yardstick, result, _, _ = measured
     errors = tiny_errors()
     summary = summarize(result, yardstick, errors, errors, result)
-    expected, _ = result.observed.keep(result.whole).distance(yardstick.target, yardstick.observable.weights)
+    expected, _ = result.observed["hr"].keep(result.whole).distance(yardstick.targets[0].value, yardstick.targets[0].observable.measure)
     assert summary["hr_error_while_both_stable"] == expected
     nobody = StabilityResult(result.statistics, result.causes, [], result.observed, torch.zeros_like(result.whole))
     assert summarize(result, yardstick, errors, errors, nobody)["hr_error_while_both_stable"] is None
@@ -198,7 +203,7 @@ def test_pooled_rounds_are_one_test(measured):
     twice = StabilityResult.pool([result, result])
     assert twice.statistics.n_failed == 2 * result.statistics.n_failed
     assert twice.statistics.hazard_per_ps == pytest.approx(result.statistics.hazard_per_ps)
-    torch.testing.assert_close(twice.observed.mean(), result.observed.mean())
+    torch.testing.assert_close(twice.observed["hr"].mean(), result.observed["hr"].mean())
     assert twice.causes == {name: 2 * n for name, n in result.causes.items()}
     first_half = twice.stretch(0, 3)
     assert first_half.shape == (32, 3) and first_half.sum() == 32

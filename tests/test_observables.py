@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk, molecule
+from ase.geometry import find_mic
+from matscipy.neighbours import neighbour_list
 from scipy.stats import norm
 
-from stabie_ase.observables import OBSERVABLES, DistanceDistribution
-from stabie_ase.observables.distances import _chunks
+from stabie_ase.observables import BondLengths, DistanceDistribution, RadialDistribution, Target, observables_from
+from stabie_ase.observables.averages import noise_floor
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.geometry import in_parts, nearest_images
+from stabie_ase.structures.setting import Setting
+from stabie_ase.structures.topology import Groups, Topology
 
 
 def molecules(n_frames=4, n_atoms=6, seed=0):
@@ -23,7 +29,7 @@ def diatomic(distance):
 
 def integral(observable, values):
     """∫ h(r) dr for every frame."""
-    return values @ observable.weights
+    return values @ observable.measure
 
 
 def test_integrates_to_one():
@@ -51,7 +57,7 @@ def test_diatomic_is_a_gaussian(bin_width, smearing, distance):
     values = observable(diatomic(distance))[0].numpy()
     edges = bin_width * np.arange(observable.n_bins + 1)
     expected = np.diff(norm.cdf(edges, distance, smearing)) / bin_width
-    near = np.abs(observable.grid.numpy() - distance) < 5 * smearing
+    near = np.abs(observable.axis.values.numpy() - distance) < 5 * smearing
     np.testing.assert_allclose(values[near], expected[near], rtol=0, atol=1e-9)
     np.testing.assert_allclose(values[~near], expected[~near], rtol=0, atol=1e-4)
 
@@ -89,7 +95,7 @@ def test_does_not_see_order_place_or_orientation():
 
 def test_chunks_give_the_same():
     batch, observable = AtomsBatch.from_atoms(molecules(7)), DistanceDistribution(r_max=9.0)
-    parts = _chunks(batch, n_distances=31)
+    parts = list(in_parts(batch, 15, at_once=31))
     assert [part.n_systems for part in parts] == [2, 2, 2, 1]
     assert torch.equal(torch.cat([observable(part) for part in parts]), observable(batch))
 
@@ -109,10 +115,11 @@ def test_grid_and_weights():
     longest = max(atoms.get_all_distances().max() for atoms in frames)
     observable = DistanceDistribution.from_reference(frames, margin=1.5, bin_width=0.05)
     assert longest + 1.5 <= observable.r_max < longest + 2.5
-    assert observable.grid.shape == observable.weights.shape == (observable.n_bins,)
+    assert observable.axis.values.shape == observable.measure.shape == (observable.n_bins,)
     assert observable(AtomsBatch.from_atoms(frames)).shape == (4, observable.n_bins)
-    torch.testing.assert_close(observable.grid[:2], torch.tensor([0.025, 0.075]).double())
-    assert OBSERVABLES[observable.name] is DistanceDistribution
+    torch.testing.assert_close(observable.axis.values[:2], torch.tensor([0.025, 0.075]).double())
+    named = observables_from("hr,r_max=6,bin_width=0.05", Setting(frames, 300.0))
+    assert named == [DistanceDistribution(r_max=6.0, bin_width=0.05)] and named[0].name == "hr"
 
 
 def test_loss_does_not_depend_on_the_number_of_bins():
@@ -121,7 +128,7 @@ def test_loss_does_not_depend_on_the_number_of_bins():
     def loss(bin_width):
         observable = DistanceDistribution(r_max=4.0, bin_width=bin_width, smearing=0.1)
         difference = observable(diatomic(1.1))[0] - observable(diatomic(1.3))[0]
-        return float((observable.weights * difference.square()).sum())
+        return float((observable.measure * difference.square()).sum())
 
     exact = (1 - np.exp(-(0.2**2) / (4 * 0.1**2))) / (0.1 * np.sqrt(np.pi))
     assert loss(0.01) == pytest.approx(exact, rel=2e-3)
@@ -159,3 +166,190 @@ def test_refuses_a_batch_of_several_molecules():
 def test_refuses_a_grid_without_meaning(settings):
     with pytest.raises(ValueError, match="positive bin width and smearing"):
         DistanceDistribution(**settings)
+
+
+# -- nearest images
+
+
+SHAPES = {
+    "cubic": np.diag([9.0, 9.0, 9.0]),
+    "skewed": np.array([[9.0, 0, 0], [4.0, 8.0, 0], [-3.0, 2.5, 8.5]]),
+    "slab": np.array([[9.0, 0, 0], [3.0, 8.0, 0], [0, 0, 0]]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nearest_images_are_those_of_ase(shape):
+    """Vectors shorter than half the distance of opposite faces, brought anywhere by lattice vectors."""
+    rng, cell = np.random.default_rng(0), SHAPES[shape]
+    pbc = cell.any(axis=1)
+    heights = 1.0 / np.linalg.norm(np.linalg.pinv(cell), axis=0)[pbc]
+    directions = rng.normal(size=(200, 3))
+    short = directions / np.linalg.norm(directions, axis=1)[:, None] * rng.uniform(0.0, 0.499 * heights.min(), (200, 1))
+    moved = short + (rng.integers(-3, 4, (200, 3)) * pbc) @ cell
+    batch = AtomsBatch.from_atoms(Atoms("He", cell=cell, pbc=pbc))
+    found = nearest_images(torch.as_tensor(moved)[None], batch)[0].numpy()
+    np.testing.assert_allclose(found, short, atol=1e-12)
+    np.testing.assert_allclose(found, find_mic(moved, cell, pbc)[0], atol=1e-12)
+
+
+# -- bond lengths
+
+
+def water_box(n=3, seed=0, wrap=True):
+    """n³ molecules at random orientations on a lattice."""
+    rng, box = np.random.default_rng(seed), Atoms(cell=[3.1 * n] * 3, pbc=True)
+    for k in np.ndindex(n, n, n):
+        water = molecule("H2O")
+        water.euler_rotate(*rng.uniform(0.0, 360.0, 3))
+        water.positions += 3.1 * np.array(k) + rng.normal(scale=0.02, size=(3, 3))
+        box += water
+    if wrap:
+        box.wrap()
+    return box
+
+
+def test_bond_lengths_across_the_faces_of_a_cell():
+    frames = [water_box(seed=k) for k in range(3)]
+    setting = Setting(frames, 300.0)
+    assert setting.topology.molecule.tolist() == [k // 3 for k in range(81)]
+    (lengths,) = observables_from("bond-length:O-H", setting)
+    assert lengths.name == "bond-length:O-H" and lengths.axis.names[:2] == ("O0-H1", "O0-H2") and len(lengths.axis.names) == 54
+    expected = [[atoms.get_distance(i, j, mic=True) for i, j in lengths.bonds.T.tolist()] for atoms in frames]
+    np.testing.assert_allclose(lengths(AtomsBatch.from_atoms(frames)), expected, atol=1e-12)
+    torch.testing.assert_close(lengths.measure.sum(), torch.tensor(1.0).double())
+
+
+def test_bonds_of_two_elements_are_chosen():
+    setting = Setting([molecule("CH3CH2OH")] * 2, 300.0)
+    names = {text: observables_from(f"bond-length:{text}", setting)[0].axis.names for text in ("C-C", "O-H", "H-O", "C-H")}
+    assert len(names["C-C"]) == 1 and names["O-H"] == names["H-O"] and len(names["C-H"]) == 5
+    assert len(observables_from("bond-length", setting)[0].axis.names) == 8
+
+
+# -- radial distribution functions
+
+
+def gas(n_frames, symbols, seed=0):
+    rng = np.random.default_rng(seed)
+    cell = np.array([[11.0, 0, 0], [2.0, 10.0, 0], [-1.0, 2.0, 12.0]])
+    return [Atoms(symbols, rng.uniform(0, 1, (len(Atoms(symbols)), 3)) @ cell, cell=cell, pbc=True) for _ in range(n_frames)]
+
+
+@pytest.mark.parametrize("pair", ["Ar-Ar", "Ar-Ne", "Ne-Ar"])
+def test_an_ideal_gas_has_a_radial_distribution_of_one(pair):
+    """Within 4.5 standard errors over frames, at any distance, also beyond half the cell."""
+    frames = gas(400, "Ar12Ne8")
+    (rdf,) = observables_from(f"rdf:{pair},r_max=9,bin_width=0.5", Setting(frames, 300.0))
+    values = rdf(AtomsBatch.from_atoms(frames))
+    error = values.std(dim=0) / len(frames) ** 0.5
+    assert ((values.mean(dim=0) - 1.0).abs() < 4.5 * error + 1e-12).all()
+    assert float(error[4:].max()) < 0.05
+
+
+@pytest.mark.parametrize("pair", ["Ar-Ar", "Ar-Ne"])
+def test_radial_distributions_are_counted_as_by_matscipy(pair):
+    frames = gas(3, "Ar20Ne11", seed=1)
+    (rdf,) = observables_from(f"rdf:{pair},r_max=4.2,bin_width=0.1", Setting(frames, 300.0))
+    edges = np.linspace(0.0, 4.2, 43)
+    shells = 4 / 3 * np.pi * np.diff(edges**3)
+    for atoms, values in zip(frames, rdf(AtomsBatch.from_atoms(frames))):
+        i, j, d = neighbour_list("ijd", atoms, 4.2)
+        symbols = np.array(atoms.get_chemical_symbols())
+        a, b = pair.split("-")
+        chosen = (symbols[i] == a) & (symbols[j] == b)
+        n_a, n_b = (symbols == a).sum(), (symbols == b).sum() - (a == b)
+        expected = np.histogram(d[chosen], edges)[0] / shells * atoms.get_volume() / (n_a * n_b)
+        np.testing.assert_allclose(values.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_coordination_numbers_of_a_crystal():
+    """N_b/V ∫ 4π r² g(r) dr counts 12, 6 and 24 neighbours in the shells of fcc."""
+    crystal = bulk("Ar", "fcc", a=5.3, cubic=True).repeat(3)
+    rdf = RadialDistribution((18, 18), r_max=7.0, bin_width=0.05)
+    values = rdf(AtomsBatch.from_atoms(crystal))[0].numpy()
+    edges = 0.05 * np.arange(141)
+    counts = np.cumsum(values * 4 / 3 * np.pi * np.diff(edges**3)) * (len(crystal) - 1) / crystal.get_volume()
+    for r, expected in ((3.9, 12), (5.5, 18), (6.7, 42)):
+        assert counts[round(r / 0.05)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_each_frame_has_its_own_volume():
+    crystals = [bulk("Ar", "fcc", a=a, cubic=True).repeat(2) for a in (5.3, 5.6)]
+    rdf = RadialDistribution((18, 18), r_max=5.0, bin_width=0.1)
+    together = rdf(AtomsBatch.from_atoms(crystals))
+    for k, crystal in enumerate(crystals):
+        assert torch.equal(together[k], rdf(AtomsBatch.from_atoms(crystal))[0])
+
+
+def test_molecules_as_groups():
+    """The mean over groups, each weighted by its atoms, is that of the system; groups that overlap carry weights to atoms."""
+    frames = [water_box(n=2, seed=k) for k in range(2)]
+    batch, topology = AtomsBatch.from_atoms(frames), Topology.from_frames(frames)
+    groups = Groups.molecules(batch, topology)
+    assert groups.n_groups == 16 and groups.system.tolist() == [0] * 8 + [1] * 8
+    rdf = RadialDistribution((8, 1), r_max=3.0, bin_width=0.1)
+    torch.testing.assert_close(rdf(batch, groups).view(2, 8, -1).mean(dim=1), rdf(batch))
+    own = groups.batch(batch)
+    assert own.sizes == [3] * 16 and torch.equal(own.numbers.view(16, 3), torch.tensor([8, 1, 1]).expand(16, 3))
+    single = BondLengths(Topology.from_frames([molecule("H2O")] * 2))
+    whole = BondLengths(topology)(batch).view(16, 2)
+    torch.testing.assert_close(single(batch, groups), whole)
+    weights = torch.arange(16.0)
+    assert torch.equal(groups.spread(weights, batch), weights.repeat_interleave(3))
+    overlapping = Groups(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0]))
+    assert overlapping.spread(torch.tensor([1.0, 10.0]), batch)[:4].tolist() == [1.0, 11.0, 10.0, 0.0]
+    assert torch.equal(Groups.systems(batch).batch(batch).positions, batch.positions)
+
+
+# -- specifications
+
+
+REFUSED = {
+    "h": "unknown observable 'h'; did you mean 'hr'? known: bond-length, hr, rdf, or FILE.py:CLASS",
+    "hr,r_mx=5": "'hr,r_mx=5' has an unknown option 'r_mx'; did you mean 'r_max'?",
+    "hr,r_max=far": "r_max='far', expected a number",
+    "hr:O-O": "'hr' takes no argument",
+    "hr,hr": "observable 'hr' is given twice",
+    "": "no observable is given",
+    "hr,,rdf": "empty part",
+    "r_max=5": "begins with an option",
+    "bond-length:O-X-H": "expected two elements, as O-H",
+    "bond-length:O-Si": "no O-Si bonds|no Si-O bonds",
+    "rdf:O-O": "periodic in all directions",
+    "nowhere.py:Thing": "nowhere.py: no such file",
+    "os.path:Thing": "os.path has no Thing",
+    "no.such.module:Thing": "cannot be imported: ModuleNotFoundError",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_specifications_that_say_nothing(text):
+    with pytest.raises(ValueError, match=REFUSED[text].replace("?", r"\?")):
+        observables_from(text, Setting([molecule("CH3CH2OH")] * 2, 300.0))
+
+
+def test_an_observable_in_a_file_of_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from stabie_ase.observables import Axis, Observable\n"
+        "class Gyration(Observable):\n"
+        "    name, label, axis = 'gyration', 'R (Å)', Axis.of_names('', ['R'])\n"
+        "    def values(self, batch):\n"
+        "        centre = batch.sum_over_atoms(batch.positions) / batch.counts[:, None]\n"
+        "        squares = (batch.positions - centre[batch.system]).square().sum(dim=1)\n"
+        "        return (batch.sum_over_atoms(squares) / batch.counts).sqrt()[:, None]\n"
+    )
+    frames = [molecule("CH3CH2OH"), molecule("CH3CH2OH")]
+    found = observables_from(["hr", f"{tmp_path}/mine.py:Gyration"], Setting(frames, 300.0))
+    assert [observable.name for observable in found] == ["hr", "gyration"]
+    expected = np.sqrt(np.mean(np.sum((frames[0].positions - frames[0].positions.mean(axis=0)) ** 2, axis=1)))
+    torch.testing.assert_close(found[1](AtomsBatch.from_atoms(frames)), torch.full((2, 1), expected).double())
+
+
+def test_a_target_from_frames():
+    frames = molecules(40)
+    hr = DistanceDistribution(r_max=9.0)
+    target = Target.from_frames(hr, frames)
+    torch.testing.assert_close(target.value, target.samples.mean(dim=0))
+    assert target.n_frames == 40 and target.floor == noise_floor(target.samples, hr.measure)

@@ -53,9 +53,9 @@ def density(shift=0.0, width=0.09):
     return peaks / (peaks.sum() * 0.02)
 
 
-def curve(outcome, observable):
+def curve(outcome):
     times, share, low, high = (x.tolist() for x in outcome.survival())
-    return {"times_ps": times, "share": share, "low": low, "high": high, "observable": observable}
+    return {"times_ps": times, "share": share, "low": low, "high": high}
 
 
 def a_result(start_hazard=0.6, end_hazard=0.1, gained=True):
@@ -66,14 +66,18 @@ def a_result(start_hazard=0.6, end_hazard=0.1, gained=True):
             "stabie": summary(end, what_broke={}, held_out_force_mae_eV_per_A=0.1886, hr_error=0.021),
         },
         "curves": {
-            "start": curve(start, density(0.03, 0.11).tolist()),
-            "stabie": curve(end, density(0.01, 0.095).tolist()),
+            "start": curve(start),
+            "stabie": curve(end),
         },
-        "reference": {
-            "grid": GRID.tolist(),
-            "observable": density().tolist(),
-            "grid_label": "r (Å)",
-            "value_label": "h(r) (1/Å)",
+        "observables": {
+            "hr": {
+                "axis": GRID.tolist(),
+                "axis_label": "r (Å)",
+                "names": [],
+                "label": "h(r) (1/Å)",
+                "reference": density().tolist(),
+                "means": {"start": density(0.03, 0.11).tolist(), "stabie": density(0.01, 0.095).tolist()},
+            },
         },
         "gained": gained,
         "message": "The model became more stable: 0.6 -> 0.1." if gained else "No gain that can be told from chance.",
@@ -279,11 +283,11 @@ def test_null_entries_of_a_band_are_gaps():
 
 def test_observable_figure_shows_values_and_residuals():
     result = a_result()
-    upper, lower = observable_figure(result["reference"], result["curves"], result["models"]).axes
-    target = np.array(result["reference"]["observable"])
+    upper, lower = observable_figure("hr", result["observables"]["hr"], result["models"]).axes
+    target = np.array(result["observables"]["hr"]["reference"])
     np.testing.assert_array_equal(upper.lines[0].get_ydata(), target)
     for k, name in enumerate(("start", "stabie"), start=1):
-        values = np.array(result["curves"][name]["observable"])
+        values = np.array(result["observables"]["hr"]["means"][name])
         np.testing.assert_array_equal(upper.lines[k].get_xdata(), GRID)
         np.testing.assert_array_equal(upper.lines[k].get_ydata(), values)
         np.testing.assert_array_equal(lower.lines[k].get_ydata(), values - target)
@@ -293,12 +297,12 @@ def test_observable_figure_shows_values_and_residuals():
 
 def test_observable_figure_leaves_out_models_without_one():
     result = a_result()
-    result["curves"]["start"]["observable"] = None
-    upper, lower = observable_figure(result["reference"], result["curves"]).axes
+    result["observables"]["hr"]["means"]["start"] = None
+    upper, lower = observable_figure("hr", result["observables"]["hr"]).axes
     assert [line.get_label() for line in upper.lines] == ["reference", "StABIE"]
     assert upper.lines[1].get_color() == "#0072B2"
-    result["curves"]["stabie"]["observable"] = None
-    assert observable_figure(result["reference"], result["curves"]) is None
+    result["observables"]["hr"]["means"]["stabie"] = None
+    assert observable_figure("hr", result["observables"]["hr"]) is None
 
 
 def test_phases_figure_shows_every_window():
@@ -377,7 +381,7 @@ def test_report_of_a_finished_run(tmp_path):
     assert_self_contained(page)
     assert len(page.images) == 4
     assert sorted(p.name for p in (run / "figures").iterdir()) == [
-        "learning.png", "observable.png", "phases.png", "stable_time.png"
+        "learning.png", "observable-hr.png", "phases.png", "stable_time.png"
     ]  # fmt: skip
     embedded = {base64.b64decode(source.split(",", 1)[1]) for source in page.images}
     assert embedded == {p.read_bytes() for p in (run / "figures").iterdir()}
@@ -414,8 +418,7 @@ def test_report_when_nothing_failed(tmp_path):
 
 def test_report_of_a_run_without_observable(tmp_path, no_pixels):
     result = a_result()
-    for values in result["curves"].values():
-        values["observable"] = None
+    result["observables"]["hr"]["means"] = {"start": None, "stabie": None}
     for values in result["models"].values():
         values |= {"hr_error": None, "median_stable_ps": None, "median_stable_ps_interval": [None, None]}
     page = Page(write_report(write_run(tmp_path / "run", some_records(), result)))
@@ -513,7 +516,7 @@ def test_drawing_changes_no_global_state():
 def test_the_legend_lies_within_the_figure(n):
     curves = {name: a_result()["curves"]["start"] for name in ("start", "stabie", "control", "b", "c")[:n]}
     models = {name: summary(statistics(0.6)) for name in curves}
-    for figure in (stable_time_figure(curves, models), observable_figure(a_result()["reference"], curves, models)):
+    for figure in (stable_time_figure(curves, models), observable_figure("hr", a_result()["observables"]["hr"], models)):
         figure.draw_without_rendering()
         box, canvas = figure.legends[0].get_window_extent(), figure.bbox
         assert canvas.x0 <= box.x0 and box.x1 <= canvas.x1 and box.y1 <= canvas.y1

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
+from ase.build import molecule
 from ase.io import read
 
 import stabie_ase
@@ -20,6 +21,7 @@ from stabie_ase.stability import (
     stability_statistics,
 )
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.setting import Setting
 
 ASPIRIN = Path(stabie_ase.__file__).parent / "cli" / "data" / "aspirin_xtb_train.xyz"
 
@@ -108,7 +110,6 @@ def test_worst_bond_is_blamed():
     "frames, tolerance, message",
     [
         ([Atoms("H2", [[0, 0, 0], [0, 0, 0.7]])], 0.0, "tolerance must be a positive length, got 0"),
-        ([Atoms("H2", [[0, 0, 0], [0, 0, 0.7]], cell=[5, 5, 5], pbc=True)], 0.5, "the reference is periodic"),
         ([Atoms("H2"), Atoms("H3")], 0.5, "one molecule with its atoms in one order"),
         ([Atoms("H2", [[0, 0, 0], [0, 0, 3.0]])], 0.5, "has no bonds"),
     ],
@@ -118,36 +119,98 @@ def test_refuses_a_reference_without_meaning(frames, tolerance, message):
         BondLengthDeviation.from_reference(frames, tolerance)
 
 
+def test_bonds_across_the_faces_of_a_cell():
+    """A wrapped molecule is whole; the same molecule, unwrapped and stretched, is not sound."""
+    atoms = Atoms("N2", [[0.2, 0, 0], [4.1, 0, 0]], cell=[[5, 0, 0], [2, 5, 0], [0, 0, 5]], pbc=True)  # 1.1 Å by the nearest image
+    bonds = BondLengthDeviation.from_reference([atoms], 0.25)
+    stretched = atoms.copy()
+    stretched.positions[1, 0] -= 0.5
+    moved = atoms.copy()
+    moved.positions[1] += atoms.cell[1] - 2 * atoms.cell[0]
+    verdict = bonds.judge(at_rest([atoms, stretched, moved]))
+    torch.testing.assert_close(verdict.value, torch.tensor([0.0, 0.5, 0.0]).double(), atol=1e-12, rtol=0)
+
+
+def test_contacts_are_for_isolated_molecules():
+    atoms = Atoms("N2", [[0.2, 0, 0], [1.3, 0, 0]], cell=[5, 5, 5], pbc=True)
+    with pytest.raises(ValueError, match="periodic; see intermolecular"):
+        criteria_from("contacts:0.25", Setting([atoms], 300.0))
+
+
+# -- molecules that come close
+
+
+def two_waters(distance, cell=None):
+    """O...O at this distance along x, hydrogens turned away from each other."""
+    first, second = molecule("H2O"), molecule("H2O")
+    first.rotate(90, "y", center=first.positions[0])
+    second.rotate(-90, "y", center=second.positions[0])
+    if first.positions[1:, 0].mean() > first.positions[0, 0]:
+        first, second = second, first
+    second.positions += first.positions[0] - second.positions[0] + [distance, 0, 0]
+    both = first + second
+    if cell:
+        both.set_cell(cell)
+        both.pbc = True
+    return both
+
+
+@pytest.mark.parametrize("cell", [None, [12, 12, 12]])
+def test_the_smallest_distance_of_two_molecules(cell):
+    """Bonds within a molecule do not count; the two atoms are named; the severity is 1 at the distance given."""
+    reference = [two_waters(2.9, cell)] * 3
+    (criterion,) = criteria_from("intermolecular:2.4", Setting(reference, 300.0))
+    frames = [two_waters(d, cell) for d in (2.9, 2.4, 2.0, 9.0 if cell is None else 5.5)]
+    verdict = criterion.judge(at_rest(frames))
+    torch.testing.assert_close(verdict.value[:3], torch.tensor([2.9, 2.4, 2.0]).double())
+    torch.testing.assert_close(verdict.severity[:3], 2.4 / verdict.value[:3])
+    assert verdict.atoms[:3].tolist() == [[0, 3]] * 3 and verdict.atoms[3].tolist() == [-1, -1]
+    assert verdict.unstable.tolist() == [False, False, True, False]
+    (by_itself,) = criteria_from("intermolecular", Setting(reference, 300.0))
+    assert by_itself.smallest == pytest.approx(2.9 - 0.25)
+
+
+def test_molecules_come_close_through_the_faces_of_a_cell():
+    frames = [two_waters(9.5, [12, 12, 12])]
+    (criterion,) = criteria_from("intermolecular:1.2", Setting([two_waters(6.0, [12, 12, 12])], 300.0))
+    expected = min(
+        frames[0].get_distance(i, j, mic=True) for i in range(3) for j in range(3, 6)
+    )
+    assert float(criterion.judge(at_rest(frames)).value[0]) == pytest.approx(expected)
+
+
 def test_refuses_a_batch_of_several_molecules(criterion, aspirin):
     with pytest.raises(ValueError, match=r"got systems of \[20, 21\] atoms"):
         criterion.judge(at_rest([aspirin[0], aspirin[1][:20]]))
 
 
 def test_criteria_by_name(aspirin):
-    (made,) = criteria_from("bonds:0.25", aspirin, 500.0)
+    (made,) = criteria_from("bonds:0.25", Setting(aspirin, 500.0))
     assert made.tolerance == 0.25 and made.bonds.shape[1] == 21
-    names = [c.name for c in criteria_from("contacts:0.3, energy", aspirin, 500.0, others="bonds:0.5,energy,temperature")]
+    names = [c.name for c in criteria_from("contacts:0.3, energy", Setting(aspirin, 500.0), others="bonds:0.5,energy,temperature")]
     assert sorted(names) == ["bonds", "contacts", "energy", "temperature"]
-    assert criteria_from("", aspirin, 500.0) == []
+    assert criteria_from("", Setting(aspirin, 500.0)) == []
 
 
 @pytest.mark.parametrize(
     "spec, message",
     [
         ("angles:3", "unknown criterion 'angles'; known: bonds, contacts"),
-        ("bonds", "has no tolerance that is a number"),
-        ("bonds:", "has no tolerance that is a number"),
-        ("bonds:0.5,contacts:wide", "'contacts:wide' has no tolerance that is a number"),
+        ("bond:3", "did you mean 'bonds'"),
+        ("bonds", "has no tolerance; write it as in bonds:0.25"),
+        ("bonds:", "expected a number"),
+        ("bonds:0.5,contacts:wide", "'contacts:wide' has tolerance='wide', expected a number"),
         ("bonds:-1", "must be a positive length"),
         ("contacts:inf", "must be a positive length"),
-        ("energy:3", "takes no tolerance"),
+        ("energy:3", "takes no argument"),
         ("bonds:0.5,bonds:0.3", "given twice"),
-        ("bonds:0.5,", "unknown criterion ''"),
+        ("bonds:0.5,", "empty part"),
+        ("intermolecular:1.2", "the reference is one molecule"),
     ],
 )
 def test_criteria_that_mean_nothing(aspirin, spec, message):
     with pytest.raises(ValueError, match=message):
-        criteria_from(spec, aspirin, 500.0)
+        criteria_from(spec, Setting(aspirin, 500.0))
 
 
 # -- statistics of failures

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from engine_step import potentials, replicas, seconds
 
-from stabie_ase.boltzmann import accumulate_gradient, estimate
-from stabie_ase.observables import DistanceDistribution
+from stabie_ase.boltzmann import Estimator, Samples, StatePoint, accumulate_gradient
+from stabie_ase.observables import DistanceDistribution, Target
+from stabie_ase.structures.topology import Groups
 
 
 def peak_MB():
@@ -41,14 +42,16 @@ def measure(n_frames, n_bins, args):
     ones, r_max = torch.ones(n_frames, dtype=torch.float64), 11.0
     observable = DistanceDistribution(r_max, bin_width=r_max / n_bins, smearing=max(0.02, r_max / n_bins))
     values = observable(frames)
-    reference = values[: n_frames // 2].mean(dim=0)
+    target = Target(observable, values[: n_frames // 2].mean(dim=0))
+    nothing, index = torch.zeros(n_frames, dtype=torch.float64), torch.arange(n_frames)
+    samples = Samples(frames, Groups.systems(frames), {"hr": values}, nothing, nothing, 0 * index, index)
 
     def energy():
-        accumulate_gradient(potential, frames, ones, args.chunk)
+        accumulate_gradient(potential, frames, ones, chunk_size=args.chunk)
 
     def estimator():
-        result = estimate(values, reference, observable.weights, 500.0)
-        accumulate_gradient(potential, frames, result.sample_weights, args.chunk)
+        result = Estimator(StatePoint(500.0))(samples, [target])
+        accumulate_gradient(potential, frames, result.weights, chunk_size=args.chunk)
 
     energy(), energy()
     before = peak_MB()

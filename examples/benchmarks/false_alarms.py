@@ -27,7 +27,7 @@ from stabie_ase.stability import EnergyRange, criteria_from
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import read_reference
-from stabie_ase.structures.topology import Topology
+from stabie_ase.structures.setting import Setting
 
 DATA = Path(stabie_ase.__file__).parent / "cli" / "data"
 WINDOW_FS = 1000 * StabilityTest.slice_ps
@@ -50,16 +50,16 @@ def examine(name, few, dynamics, temperature, every_fs):
     temperature = temperature or reference.temperature_K
     if temperature is None:
         raise ValueError("the frames tell no temperature: give --temperature")
-    batch, topology = AtomsBatch.from_atoms(frames), Topology.from_frames(reference.frames)
+    batch, setting = AtomsBatch.from_atoms(frames), Setting(reference.frames, temperature, reference.temperature_K)
     energies = torch.tensor([atoms.get_potential_energy() for atoms in frames], dtype=torch.float64)
     state = SimpleNamespace(batch=batch, n_systems=len(frames), step=torch.zeros(len(frames), dtype=torch.int64),
                             potential_energy=energies)  # fmt: skip
     print(f"{name}: {len(reference.frames)} frames against {len(frames)} of dynamics, {temperature:g} K")
     for when, spec in (("training", FinetuneConfig.criterion), ("comparison", CHECKS)):
-        for criterion in criteria_from(spec, reference.frames, temperature, reference.temperature_K, topology=topology):
+        for criterion in criteria_from(spec, setting):
             if criterion.name != "temperature":  # frames without momenta
                 tell(f"{criterion.name}, {when}", judged(criterion, state, reference.energies))
-    distribution = DistanceShift.from_reference(reference.frames, topology)
+    distribution = DistanceShift.from_reference(reference.frames, setting.topology)
     length = min(round(WINDOW_FS / every_fs), len(frames))
     windows = distribution.cumulative(batch)[: len(frames) // length * length].unflatten(0, (-1, length)).mean(dim=1)
     tell(f"distribution, {len(windows)} windows of {length}", distribution.severity(windows)[0])

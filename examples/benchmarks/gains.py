@@ -8,7 +8,7 @@
 A row takes three steps, each left out where its files are there already:
 
 1. `stabie-ase finetune MODEL --ref TRAIN`, with the options behind `--`, into OUTPUT/stabie;
-2. the control, OUTPUT/control: the same with `--observable-weight 0`, energies and forces alone, for as many updates. Its last
+2. the control, OUTPUT/control: the same with `--update labels-only`, energies and forces alone, for as many updates. Its last
    weights count, in OUTPUT/control.pt, however accurate;
 3. `independent_judge.py` on the start, the control and the result, from the frames of TEST: OUTPUT/judge.json.
 
@@ -36,7 +36,7 @@ from stabie_ase.training.labels import LabelledFrames, qm_errors
 DATA = Path(stabie_ase.__file__).parent / "cli" / "data"
 JUDGE = Path(__file__).with_name("independent_judge.py")
 QUICK = "--max-time 0.5 --max-cycles 1 --replicas 4 --window 25 --qm-steps 1 --check-replicas 2 --check-time 0.02 --check-rounds 1"
-LABELS_ONLY = {"--observable-weight": 0, "--max-time": 60, "--check-replicas": 2, "--check-time": 0.02, "--check-rounds": 1}
+LABELS_ONLY = {"--update": "labels-only", "--max-time": 60, "--check-replicas": 2, "--check-time": 0.02, "--check-rounds": 1}
 
 
 def run(*command):

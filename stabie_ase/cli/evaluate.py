@@ -32,23 +32,22 @@ def evaluate(
         check_new_file(output)
 
     from stabie_ase.dynamics.compilation import compile_where_wanted
-    from stabie_ase.observables import OBSERVABLES
+    from stabie_ase.observables import observables_from
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.runs.checks import check_labels
     from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failures_p_value, summarize
     from stabie_ase.runs.report.table import format_table
     from stabie_ase.structures.reference import read_reference
+    from stabie_ase.structures.setting import Setting
     from stabie_ase.training.labels import LabelledFrames, qm_errors
 
     check_device(device)
-    if config.observable not in OBSERVABLES:
-        raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
     frames = read_reference(reference, energy_key, forces_key)
     config = with_temperature(config, frames.temperature_K, "the reference")
     potentials = {name: load_potential(name, device, dtype, trust_checkpoint, head) for name in (model, *compare)}
     frames = frames.isolated(max(potential.cutoff for potential in potentials.values()))
-    observable = OBSERVABLES[config.observable].from_reference(frames.frames)
-    yardstick = Yardstick.from_reference(config.criterion, frames, observable, config.temperature_K)
+    setting = Setting(frames.frames, config.temperature_K, frames.temperature_K)
+    yardstick = Yardstick.from_reference(config.criterion, setting, observables_from(config.observable, setting))
     test = StabilityTest(
         temperature_K=config.temperature_K,
         replicas=config.replicas,

@@ -16,7 +16,7 @@ from stabie_ase.config import FinetuneConfig
 
 SECTIONS = {
     "Files": ("reference", "validation", "output", "resume", "config_file", "energy_key", "forces_key"),
-    "What to match and how long": ("observable", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed"),
+    "What to match and how long": ("observable", "update", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed"),
     "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (
         "temperature_K", "timestep_fs", "thermostat", "friction_per_fs", "damping_fs", "replicas", "window_fs", "sample_every_fs",
@@ -127,16 +127,16 @@ def _loop(finetuning, quiet: bool) -> None:
         def on_look(steps, state, failures):
             share = failures.share
             if live.phase == "simulation":  # those that failed in earlier windows are not in this one
-                n_before = int(training.failed.sum())
-                share = (n_before + int(failures.failed.sum())) / config.replicas
-            speed = rate.update(live.md_steps + steps * len(failures.step))
+                share = training.unstable_fraction + int(failures.failed.sum()) / training.n_replicas
+            speed = rate.update(training.md_steps + steps * len(failures.step))
             progress.show(_used(training), f"cycle {live.cycle + 1} {live.phase}, unstable {100 * share:.0f} %, {speed}")
 
         def on_qm_step(k):
             what = f"cycle {live.cycle + 1}, update {live.updates + 1}"
             progress.show(_used(training), f"{what}, energies and forces {k} of {config.qm_steps}")
 
-        training.on_look, training.on_qm_step = on_look, on_qm_step
+        training.on_look(on_look)
+        training.work.on_label_step = on_qm_step
         finetuning.train(lambda record: log.info("%s", _window_line(record)))
         progress.done = progress.total
 

@@ -129,6 +129,7 @@ def _set_up(inputs, config: MDConfig):
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.stability import criteria_from
     from stabie_ase.structures.reference import common_temperature, read_frames
+    from stabie_ase.structures.setting import Setting
 
     frames = read_frames(inputs["start"])
     found = common_temperature(frames)
@@ -146,7 +147,7 @@ def _set_up(inputs, config: MDConfig):
             "a time step of %g fs is long for atoms of %.3g amu; up to %.2g fs is usual", config.timestep_fs, lightest, safe
         )
     # Frames that tell no temperature may be relaxed ones.
-    criteria = criteria_from(config.criterion or "", frames, config.temperature_K, common_temperature(frames) or 0.0)
+    criteria = criteria_from(config.criterion or "", Setting(frames, config.temperature_K, common_temperature(frames) or 0.0))
     return config, potential, frames, [criterion.for_model(potential) for criterion in criteria]
 
 

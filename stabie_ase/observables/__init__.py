@@ -1,9 +1,47 @@
 """Observables: vectors computed from frames and compared with a reference."""
 
-from stabie_ase.observables.base import Observable
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stabie_ase.observables.base import Axis, Observable, Target
+from stabie_ase.observables.bonds import BondLengths
 from stabie_ase.observables.distances import DistanceDistribution
+from stabie_ase.observables.rdf import RadialDistribution
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system import plugins, spec
 
-OBSERVABLES: dict[str, type] = {DistanceDistribution.name: DistanceDistribution}
-"""By their names on the command line."""
+OBSERVABLES = {
+    "hr": "stabie_ase.observables.distances:DistanceDistribution",
+    "bond-length": "stabie_ase.observables.bonds:BondLengths",
+    "rdf": "stabie_ase.observables.rdf:RadialDistribution",
+}
+"""By their names; those of other packages are entry points of the group "stabie_ase.observables"."""
 
-__all__ = ["OBSERVABLES", "DistanceDistribution", "Observable"]
+__all__ = ["OBSERVABLES", "Axis", "BondLengths", "DistanceDistribution", "Observable", "RadialDistribution", "Target", "observables_from"]
+
+
+def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observable]:
+    """Observables from words, as on the command line.
+
+    Parameters
+    ----------
+    text : str or sequence of str
+        As "hr", "rdf:O-O,r_max=6" or "mine.py:Gyration"; several in a sequence, or separated by commas.
+    setting : Setting
+
+    Raises
+    ------
+    BadSpec, ValueError
+        Unknown names or options, two of one name, or a system for which one has no meaning.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    found = []
+    for wanted in (wanted for part in texts for wanted in spec.parse(part)):
+        cls = plugins.find(wanted, "observable", "stabie_ase.observables", OBSERVABLES)
+        found.append(cls.from_spec(wanted, setting))
+        if found[-1].name in [other.name for other in found[:-1]]:
+            raise spec.BadSpec(f"observable {found[-1].name!r} is given twice in {', '.join(texts)!r}; name each once")
+    if not found:
+        raise spec.BadSpec(f"no observable is given; known: {', '.join(OBSERVABLES)}")
+    return found

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
+from stabie_ase.observables.base import Axis, Observable
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.geometry import in_parts, pair_distances
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system.spec import Spec
 
 
 @dataclass(frozen=True)
-class DistanceDistribution:
+class DistanceDistribution(Observable):
     """Distribution of all interatomic distances of a molecule, h(r), normalised to one.
 
     h(r) = 1/(N(N-1)) Σ_{i≠j} δ(r - r_ij) (Raja et al., arXiv 2402.13984), every distance smeared by a normalised
@@ -34,9 +39,7 @@ class DistanceDistribution:
     r_max: float
     bin_width: float = 0.02
     smearing: float = 0.02
-    name = "hr"
-    grid_label = "r (Å)"
-    value_label = "h(r) (1/Å)"
+    name, label = "hr", "h(r) (1/Å)"
 
     def __post_init__(self):
         if not (self.bin_width > 0 and self.smearing > 0 and self.r_max > self.bin_width):
@@ -59,29 +62,38 @@ class DistanceDistribution:
             raise ValueError("h(r) is for isolated molecules, but the reference is periodic")
         if not batch.same_composition or batch.sizes[0] < 2:
             raise ValueError("h(r) needs reference frames of one molecule of two atoms or more, in one atom order")
-        longest = max(float(_distances(part).max()) for part in _chunks(batch))
+        pairs = _all_pairs(batch)
+        longest = max(float(pair_distances(part, pairs).max()) for part in in_parts(batch, pairs.shape[1]))
         return cls(r_max=math.ceil(longest + margin), **settings)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, setting: Setting) -> DistanceDistribution:
+        """`hr`, with `r_max`, `bin_width` and `smearing` in Å."""
+        given = spec.read({"r_max": float, "bin_width": float, "smearing": float})
+        laid_out = cls.from_reference(setting.frames)  # refuses what has no h(r)
+        return replace(laid_out, **given)
 
     @property
     def n_bins(self) -> int:
         return round(self.r_max / self.bin_width)
 
-    @property
-    def grid(self) -> Tensor:
+    @cached_property
+    def axis(self) -> Axis:
         """Centres of the bins, in Å."""
-        return (torch.arange(self.n_bins, dtype=torch.float64) + 0.5) * self.bin_width
+        return Axis((torch.arange(self.n_bins, dtype=torch.float64) + 0.5) * self.bin_width, "r (Å)")
 
     @property
-    def weights(self) -> Tensor:
+    def measure(self) -> Tensor:
         """The bin width each, so that the loss does not depend on the number of bins."""
         return torch.full((self.n_bins,), self.bin_width, dtype=torch.float64)
 
-    def __call__(self, batch: AtomsBatch) -> Tensor:
+    def values(self, batch: AtomsBatch) -> Tensor:
         """h(r) of every frame of one molecule, float64, shape (n_systems, n_bins), in 1/Å."""
         if len(set(batch.sizes)) > 1:
             raise ValueError(f"h(r) is for frames of one molecule, got systems of {sorted(set(batch.sizes))} atoms")
-        parts = _chunks(batch, 2**21 // (2 * self._reach + 1))
-        return torch.cat([self._histogram(_distances(part)) for part in parts])
+        pairs = _all_pairs(batch)
+        parts = in_parts(batch, pairs.shape[1], 2**21 // (2 * self._reach + 1))
+        return torch.cat([self._histogram(pair_distances(part, pairs)) for part in parts])
 
     @property
     def _reach(self) -> int:
@@ -102,16 +114,7 @@ class DistanceDistribution:
         return histogram.scatter_add_(1, bins.clamp(0, self.n_bins - 1).view(n_systems, -1), share.view(n_systems, -1))
 
 
-def _distances(batch: AtomsBatch) -> Tensor:
-    """All distances i < j of every molecule, float64, shape (n_systems, N (N - 1) / 2), in Å."""
-    positions = batch.positions.double().view(batch.n_systems, -1, 3)
-    i, j = torch.triu_indices(positions.shape[1], positions.shape[1], offset=1, device=batch.device)
-    return (positions[:, j] - positions[:, i]).norm(dim=2)
-
-
-def _chunks(batch: AtomsBatch, n_distances: int = 2**17) -> list[AtomsBatch]:
-    """Parts of a batch with up to so many distances each, or a single system."""
-    n_atoms = batch.n_atoms // batch.n_systems
-    size = max(1, n_distances // max(1, n_atoms * (n_atoms - 1) // 2))
-    systems = torch.arange(batch.n_systems, device=batch.device)
-    return [batch.select(part) for part in systems.split(size)]
+def _all_pairs(batch: AtomsBatch) -> Tensor:
+    """All pairs i < j of a system, shape (2, N (N - 1) / 2)."""
+    n = batch.n_atoms // batch.n_systems
+    return torch.triu_indices(n, n, offset=1, device=batch.device)

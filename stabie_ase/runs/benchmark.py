@@ -9,8 +9,8 @@ from ase import Atoms, units
 
 from stabie_ase.dynamics import Langevin, PotentialForces
 from stabie_ase.dynamics.graphs import PLAIN, blocks, timed
+from stabie_ase.dynamics.starts import start
 from stabie_ase.potentials.base import Potential
-from stabie_ase.runs.evaluation import start
 from stabie_ase.system.memory import most_used_bytes, out_of_memory
 
 ENOUGH = 0.9

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState
+from stabie_ase.observables import Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test
 from stabie_ase.stability import Failures
@@ -113,21 +114,21 @@ class Comparison:
         return run_stability_test(self.potential, self.reference.frames, self.yardstick, test, on_look)
 
 
-def worse_stretch(outcome: Outcome, yardstick: Yardstick) -> str | None:
+def worse_stretch(outcome: Outcome, target: Target) -> str | None:
     """Where in time the observable's error has grown beyond the start's and the floor, in words; None if nowhere.
 
     Where nobody of the starting model is left, its error over all of its time stands for it.
     """
-    target, weights = yardstick.target, yardstick.observable.weights
-    start_error, start_spread = outcome.start.observed.distance(target, weights)
+    name, value, measure = target.observable.name, target.value, target.observable.measure
+    start_error, start_spread = outcome.start.observed[name].distance(value, measure)
     for part in range(STRETCHES):
-        end, start = (result.observed.keep(result.stretch(part, STRETCHES)) for result in (outcome.end, outcome.start))
-        (error, spread), (before, spread_before) = (observed.distance(target, weights) for observed in (end, start))
+        end, start = (result.observed[name].keep(result.stretch(part, STRETCHES)) for result in (outcome.end, outcome.start))
+        (error, spread), (before, spread_before) = (observed.distance(value, measure) for observed in (end, start))
         if before is None or spread_before is None:
             before, spread_before = start_error, start_spread
         if error is None or spread is None:
             continue
-        floor = yardstick.floor_of(int((end.counts.sum(dim=1) > 0).sum()))
+        floor = target.floor_of(int((end.counts.sum(dim=1) > 0).sum()))
         allowed = max(before or 0.0, floor) + STANDARD_ERRORS * (spread**2 + (spread_before or 0.0) ** 2) ** 0.5
         if error > allowed:
             return f"in part {part + 1} of {STRETCHES} of the time it is {error:.3g}, at most {allowed:.3g} can be chance"
@@ -155,9 +156,10 @@ def verdict(outcome: Outcome, yardstick: Yardstick, listened: Iterable[str]) -> 
             else "a longer --max-time may help, or a longer comparison (--check-max-time)"
         )
         return False, f"No gain that can be told from chance: {rates}; the starting model is kept: {why}."
-    worse = worse_stretch(outcome, yardstick)
-    if worse:
-        return False, f"Fewer failures, {rates}, but the {yardstick.observable.name} error grew: {worse}; the starting model is kept."
+    for target in yardstick.targets:
+        worse = worse_stretch(outcome, target)
+        if worse:
+            return False, f"Fewer failures, {rates}, but the {target.observable.name} error grew: {worse}; the starting model is kept."
     return True, f"The model became more stable: {rates}.{_unheard(outcome, set(listened))}"
 
 

@@ -7,24 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from ase import Atoms, units
 from scipy.stats import binomtest
 from torch import Tensor
 
 from stabie_ase.config import CHECKS, HasTimestep
-from stabie_ase.dynamics import (
-    Integrator,
-    Langevin,
-    MDState,
-    PotentialForces,
-    Trajectory,
-    initial_state,
-    mobile_atoms,
-)
-from stabie_ase.observables import Observable
-from stabie_ase.observables.averages import SlicedMeans, noise_floor
+from stabie_ase.dynamics import Integrator, Langevin, PotentialForces, Trajectory, initial_state
+from stabie_ase.dynamics.starts import start
+from stabie_ase.observables import Observable, Target
+from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import (
     Criterion,
@@ -40,8 +32,8 @@ from stabie_ase.stability import (
 from stabie_ase.stability.causes import broken
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.reference import Reference, spread
-from stabie_ase.structures.topology import Topology
+from stabie_ase.structures.reference import spread
+from stabie_ase.structures.setting import Setting
 from stabie_ase.training.labels import QMErrors
 
 logger = logging.getLogger(__name__)
@@ -104,35 +96,24 @@ FRAMES_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What models are held against: criteria, and the observable with its reference.
+    """What models are held against: criteria, and what is known of observables.
 
     Attributes
     ----------
     criteria : sequence of Criterion
         Of a single state; a replica stops at the first that it fails.
-    observable : Observable
-    target : Tensor of float64, shape (d,)
-        g^ref.
-    floor : float or None
-        Error of g that a perfect model would show (`noise_floor`).
-    n_frames : int
-        Reference frames.
+    targets : sequence of Target
     distribution : DistanceShift or None
-        Judges windows after the run; None where the reference is of another temperature.
+        Judges windows after the run; None where the reference is periodic or of another temperature.
     """
 
     criteria: Sequence[Criterion]
-    observable: Observable
-    target: Tensor
-    floor: float | None
-    n_frames: int
+    targets: Sequence[Target]
     distribution: DistanceShift | None = None
 
     @classmethod
-    def from_reference(
-        cls, spec: str, reference: Reference, observable: Observable, temperature_K: float, topology: Topology | None = None
-    ) -> Yardstick:
-        """All criteria, those that `spec` names with its tolerances, and the observable's mean over the reference.
+    def from_reference(cls, text: str, setting: Setting, observables: Sequence[Observable], others: str = CHECKS) -> Yardstick:
+        """All criteria, those that `text` names with its tolerances, and the observables' means over the reference.
 
         A reference that tells another temperature is warned of.
 
@@ -141,16 +122,11 @@ class Yardstick:
         ValueError
             See `criteria_from`.
         """
-        frames, topology = reference.frames, topology or Topology.from_frames(reference.frames)
-        criteria = criteria_from(spec, frames, temperature_K, reference.temperature_K, CHECKS, topology)
-        values = observable(AtomsBatch.from_atoms(frames))
-        floor = noise_floor(values, observable.weights)
-        distribution = DistanceShift.from_reference(frames, topology) if _same_temperature(reference, temperature_K) else None
-        return cls(criteria, observable, values.mean(dim=0), floor, len(frames), distribution)
-
-    def floor_of(self, n_replicas: int) -> float:
-        """The floor of a mean over so few replicas as well, each of which may tell no more than one reference frame does."""
-        return (self.floor or 0.0) * (1.0 + self.n_frames / max(n_replicas, 1)) ** 0.5
+        frames = setting.frames
+        criteria = criteria_from(text, setting, others)
+        targets = [Target.from_frames(observable, frames) for observable in observables]
+        comparable = _same_temperature(setting) and not any(atoms.pbc.any() for atoms in frames)
+        return cls(criteria, targets, DistanceShift.from_reference(frames, setting.topology) if comparable else None)
 
     def describe(self) -> list[str]:
         """All criteria, in words."""
@@ -162,9 +138,9 @@ SAME_TEMPERATURE = 0.05
 """Fraction by which the temperature of the dynamics may be off that of the reference: distances do not tell them apart."""
 
 
-def _same_temperature(reference: Reference, temperature_K: float) -> bool:
+def _same_temperature(setting: Setting) -> bool:
     """Whether the reference is of the temperature of the dynamics, as far as it tells; else that is said."""
-    told = reference.temperature_K
+    told, temperature_K = setting.reference_temperature_K, setting.temperature_K
     if told is None or abs(temperature_K - told) <= SAME_TEMPERATURE * told:
         return True
     logger.warning(
@@ -201,8 +177,8 @@ class StabilityResult:
         Failures by criterion.
     unstable : list of Atoms
         The frames at the failures (see `Failures.to_atoms`); those of a window that was off are not among them.
-    observed : SlicedMeans
-        Of the observable, over the frames before each replica's failure.
+    observed : dict of str to SlicedMeans
+        Of each observable by its name, over the frames before each replica's failure.
     whole : Tensor of bool, shape (n_replicas, n_slices)
         Slices that ended before the replica's failure.
     """
@@ -210,7 +186,7 @@ class StabilityResult:
     statistics: StabilityStatistics
     causes: Counter[str]
     unstable: list[Atoms]
-    observed: SlicedMeans
+    observed: dict[str, SlicedMeans]
     whole: Tensor
 
     @classmethod
@@ -220,7 +196,7 @@ class StabilityResult:
             StabilityStatistics.pool([r.statistics for r in results]),
             sum((r.causes for r in results), Counter()),
             [atoms for r in results for atoms in r.unstable],
-            SlicedMeans.pool([r.observed for r in results]),
+            {name: SlicedMeans.pool([r.observed[name] for r in results]) for name in results[0].observed},
             torch.cat([r.whole for r in results]),
         )
 
@@ -228,40 +204,6 @@ class StabilityResult:
         """Cells of `observed` that belong to one of some equal parts of the time, shape (n_replicas, n_slices)."""
         chosen = torch.arange(self.whole.shape[1]) * parts // self.whole.shape[1] == part
         return chosen.expand_as(self.whole)
-
-
-
-
-def starting_frames(frames: Sequence[Atoms], n: int, seed: int) -> list[Atoms]:
-    """n frames in random order, each used about equally often."""
-    rng = np.random.default_rng([seed, 1])
-    rounds = -(-n // len(frames))
-    order = np.concatenate([rng.permutation(len(frames)) for _ in range(rounds)])[:n]
-    return [frames[k] for k in order]
-
-
-def start(
-    potential: Potential,
-    frames: Sequence[Atoms],
-    n: int,
-    temperature_K: float,
-    integrator: Integrator,
-    seed: int,
-    pressure_GPa: float = 0.0,
-) -> MDState:
-    """Replicas at random reference frames with Maxwell-Boltzmann momenta."""
-    chosen = starting_frames(frames, n, seed)
-    batch = AtomsBatch.from_atoms(chosen, device=potential.device)
-    state = initial_state(
-        batch,
-        PotentialForces.driving(potential, integrator),
-        temperature_K,
-        seed=seed,
-        fix_com=integrator.fix_com,
-        pressure_GPa=pressure_GPa,
-        mobile=mobile_atoms(chosen).to(batch.device),
-    )
-    return integrator.prepare(state)
 
 
 def run_stability_test(
@@ -286,7 +228,8 @@ def run_stability_test(
     unstable = _with_times(failures, test.timestep_fs)
     if yardstick.distribution:
         failures = _judge_windows(trajectory, failures, yardstick.distribution, test)
-    observed, whole = _sliced(trajectory, failures, yardstick.observable, len(yardstick.target), test)
+    observed = {t.observable.name: _sliced(trajectory, failures, t.observable, len(t.value), test) for t in yardstick.targets}
+    whole = _whole_slices(failures, test)
     return StabilityResult(
         stability_statistics(failures, test.n_steps, integrator.timestep), failures.causes, unstable, observed, whole
     )
@@ -298,26 +241,36 @@ def _with_times(failures: Failures, timestep_fs: float) -> list[Atoms]:
 
 def _sliced(
     trajectory: Trajectory, failures: Failures, function: Callable[[AtomsBatch], Tensor], width: int, test: StabilityTest
-) -> tuple[SlicedMeans, Tensor]:
-    """Means of a function of frames, shape (n_frames, width), before each replica's failure, and the slices that ended before it."""
+) -> SlicedMeans:
+    """Means of a function of frames, shape (n_frames, width), before each replica's failure."""
     n_replicas, n_slices = len(failures.step), test.n_slices
-    first = torch.where(failures.failed, failures.step, torch.iinfo(torch.int64).max)
-    before = trajectory.valid & (trajectory.steps[:, None] < first)
+    before = trajectory.valid & (trajectory.steps[:, None] < _first(failures))
     frames, frame, replica = trajectory.keep(before).frames()
     # The frame after the last step of a slice belongs to it.
     time_slice = (trajectory.steps[frame] - 1) * n_slices // test.n_steps
     means = SlicedMeans.none(n_replicas, n_slices, width)
     for part in torch.arange(len(frame), device=frame.device).split(FRAMES_AT_ONCE) if len(frame) else ():  # all may fail at once
         means = means + SlicedMeans.collect(function(frames.select(part)), replica[part], time_slice[part], n_replicas, n_slices)
-    ends = torch.arange(1, n_slices + 1, device=first.device) * test.n_steps // n_slices
-    return means, (ends < first[:, None]).cpu()
+    return means
+
+
+def _first(failures: Failures) -> Tensor:
+    """Steps to each replica's failure; of one that did not fail more than there are, shape (n_replicas,)."""
+    return torch.where(failures.failed, failures.step, torch.iinfo(torch.int64).max)
+
+
+def _whole_slices(failures: Failures, test: StabilityTest) -> Tensor:
+    """Slices of time that ended before each replica's failure, shape (n_replicas, n_slices), bool."""
+    ends = torch.arange(1, test.n_slices + 1, device=failures.step.device) * test.n_steps // test.n_slices
+    return (ends < _first(failures)[:, None]).cpu()
 
 
 def _judge_windows(
     trajectory: Trajectory, failures: Failures, criterion: DistanceShift, test: StabilityTest
 ) -> Failures:
     """The failures, and those of replicas that outlived a window over which they were not like the reference."""
-    means, whole = _sliced(trajectory, failures, criterion.cumulative, criterion.target.numel(), test)
+    means = _sliced(trajectory, failures, criterion.cumulative, criterion.target.numel(), test)
+    whole = _whole_slices(failures, test)
     severity, worst = criterion.severity(torch.nan_to_num(means.means))
     off = whole & (means.counts > 0) & (severity > 1.0)
     step, value, names, atoms = failures.step.clone(), failures.value.clone(), list(failures.criterion), list(failures.atoms)
@@ -326,6 +279,17 @@ def _judge_windows(
         step[k] = (window + 1) * test.n_steps // test.n_slices
         value[k], names[k], atoms[k] = severity[k, window] * criterion.tolerances[worst[k, window]], criterion.name, []
     return replace(failures, step=step, value=value, criterion=names, atoms=atoms)
+
+
+def _observable_errors(target: Target, result: StabilityResult, other: StabilityResult | None) -> dict[str, float | None]:
+    """Distance of an observable from its target, its standard error and its floor, by their keys in a summary."""
+    name, observed = f"{target.observable.name}_error", result.observed[target.observable.name]
+    error, standard_error = observed.distance(target.value, target.observable.measure)
+    found = {name: error, f"{name}_standard_error": standard_error, f"{name}_floor": target.floor}
+    if other is not None:
+        common, common_error = observed.keep(result.whole & other.whole).distance(target.value, target.observable.measure)
+        found |= {f"{name}_while_both_stable": common, f"{name}_while_both_stable_standard_error": common_error}
+    return found
 
 
 def summarize(
@@ -340,12 +304,10 @@ def summarize(
     held_out, reference : QMErrors
         On frames that the model has not seen, if there are any that it surely has not, and on the reference.
     other : StabilityResult, optional
-        Of another model from the same starts: the observable is also given over the time in which both are stable.
+        Of another model from the same starts: observables are also given over the time in which both are stable.
     """
-    statistics, name = result.statistics, yardstick.observable.name
+    statistics = result.statistics
     median, low, high = statistics.median_ps()
-    target, weights = yardstick.target, yardstick.observable.weights
-    error, standard_error = result.observed.distance(target, weights)
     summary = {
         "n_replicas": len(statistics.failed),
         "n_failed": statistics.n_failed,
@@ -356,14 +318,9 @@ def summarize(
         "hazard_per_ps_interval": list(statistics.hazard_interval()),
         "median_stable_ps": median,
         "median_stable_ps_interval": [low, high],
-        f"{name}_error": error,
-        f"{name}_error_standard_error": standard_error,
-        f"{name}_error_floor": yardstick.floor,
     }
-    if other is not None:
-        both = result.whole & other.whole
-        common, common_error = result.observed.keep(both).distance(target, weights)
-        summary |= {f"{name}_error_while_both_stable": common, f"{name}_error_while_both_stable_standard_error": common_error}
+    for target in yardstick.targets:
+        summary |= _observable_errors(target, result, other)
     for where, errors in (("held_out", held_out), ("reference", reference)):
         if errors is not None:
             summary |= {

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 import stabie_ase
-from stabie_ase.config import BadOption, FinetuneConfig, from_dict, with_temperature
+from stabie_ase.config import FinetuneConfig, from_dict, with_temperature
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import OBSERVABLES
+from stabie_ase.observables import Target, observables_from
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.checks import check_inputs
@@ -27,9 +27,10 @@ from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.stability import Criterion, Failures, criteria_from
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference, absolute, digest, files_of, read_reference
-from stabie_ase.structures.topology import Topology
+from stabie_ase.structures.setting import Setting
 from stabie_ase.training.labels import LabelledFrames, qm_errors
-from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, StabieTraining
+from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
+from stabie_ase.training.updates import rule_class
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,10 @@ LONGEST_CHECK = 4.0
 
 TIGHT = 0.05
 """Fraction of the reference frames that criteria may call unstable before that is said."""
+
+
+OnCheck = Callable[[str, int, int, MDState, Failures], None]
+"""Told model, round, steps done, replicas and failures while a model is tested."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,13 @@ class Finetuning:
     config: FinetuneConfig
     reference: Reference
     yardstick: Yardstick
-    training: StabieTraining
+    training: TrainingLoop
+    held_out_source: str
+
+    @property
+    def criteria(self) -> Sequence[Criterion]:
+        """Those of training."""
+        return self.training.pools[0].condition.criteria
 
     @property
     def model_path(self) -> Path:
@@ -109,7 +120,7 @@ class Finetuning:
         config = self.config
         if config.check_ps is not None:
             return config.check_ps
-        if not self.training.progress.md_steps:
+        if not self.training.md_steps:
             return LONGEST_CHECK
         runs = config.check_replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
         time = max(self.check_seconds * self._replica_ps_per_second / runs, config.check_every_fs / 1000.0)
@@ -118,8 +129,8 @@ class Finetuning:
     @property
     def _replica_ps_per_second(self) -> float:
         """How fast the dynamics of the loop have been."""
-        progress = self.training.progress
-        return progress.md_steps * self.config.timestep_fs / 1000.0 / progress.md_seconds
+        training = self.training
+        return training.md_steps * self.config.timestep_fs / 1000.0 / training.md_seconds
 
     def train(self, on_window: Callable[[dict], None] | None = None) -> None:
         """The loop, saved after every window."""
@@ -146,10 +157,10 @@ class Finetuning:
                 "missed; see --check-max-time and --check-rounds", hazard_per_ps, needed, 2.0 * needed / rate / 60.0, seen,
             )  # fmt: skip
 
-    def finish(self, on_check: Callable[[str, int, int, MDState, Failures], None] | None = None) -> dict:
+    def finish(self, on_check: OnCheck | None = None) -> dict:
         """Final comparison, model and result; returns what result.json holds.
 
-        `on_check(model, round, steps_done, state, failures)` is called while a model is tested.
+        `on_check` is called while a model is tested.
         """
         result = self._compare(on_check)
         self.directory.save_model(self.training.potential, self.model_path.name)
@@ -176,7 +187,7 @@ class Finetuning:
         self.train()
         return self.finish()
 
-    def _compare(self, on_check: Callable | None) -> dict:
+    def _compare(self, on_check: OnCheck | None) -> dict:
         """Hold the candidates against the starting model from equal fresh starts; the winner stays in the potential."""
         config, training = self.config, self.training
         test = StabilityTest(
@@ -193,7 +204,7 @@ class Finetuning:
             training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check_rounds, on_check
         )
         outcome = comparison.run(candidates)
-        gained, message = verdict(outcome, self.yardstick, [criterion.name for criterion in training.criteria])
+        gained, message = verdict(outcome, self.yardstick, [criterion.name for criterion in self.criteria])
         if training.unchanged and training.progress.updates:
             message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
         models = self._summaries(outcome, candidates)
@@ -205,13 +216,8 @@ class Finetuning:
         return {
             "models": models,
             "curves": {name: _curves(result) for name, result in shown.items()},
-            "reference": {
-                "grid": yardstick.observable.grid.tolist(),
-                "observable": yardstick.target.tolist(),
-                "grid_label": yardstick.observable.grid_label,
-                "value_label": yardstick.observable.value_label,
-            },
-            "frames": {"reference": self.reference.source, "held_out": training.held_out_source},
+            "observables": {target.observable.name: _observed(target, shown) for target in yardstick.targets},
+            "frames": {"reference": self.reference.source, "held_out": self.held_out_source},
             "gained": gained,
             "message": message,
             "p_value": outcome.evidence.p_value,
@@ -245,13 +251,20 @@ def _price(models: dict[str, dict]) -> str:
 
 def _curves(result: StabilityResult) -> dict[str, list | None]:
     times, share, low, high = (x.tolist() for x in result.statistics.survival())
-    mean = result.observed.mean()
+    return {"times_ps": times, "share": share, "low": low, "high": high}
+
+
+def _observed(target: Target, results: dict[str, StabilityResult]) -> dict[str, object]:
+    """An observable's reference and its means in some models, for figures; units in the labels."""
+    observable, axis = target.observable, target.observable.axis
+    means = {name: result.observed[observable.name].mean() for name, result in results.items()}
     return {
-        "times_ps": times,
-        "share": share,
-        "low": low,
-        "high": high,
-        "observable": None if mean is None else mean.tolist(),
+        "axis": axis.values.tolist(),
+        "axis_label": axis.label,
+        "names": list(axis.names),
+        "label": observable.label,
+        "reference": target.value.tolist(),
+        "means": {name: None if mean is None else mean.tolist() for name, mean in means.items()},
     }
 
 
@@ -317,8 +330,7 @@ def _warn_of_other_versions(then: dict[str, str]) -> None:
 
 
 def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None) -> Finetuning:
-    if config.observable not in OBSERVABLES:
-        raise BadOption(f"unknown observable {config.observable!r}; known: {', '.join(OBSERVABLES)}")
+    rule_class(config.update)
     reference, validation = inputs.read_reference(), inputs.read_validation()
     config = with_temperature(config, reference.temperature_K, "the reference")
     potential = inputs.load_potential()
@@ -328,14 +340,15 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
     for part in (reference, validation) if validation else (reference,):
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     check_inputs(potential, Path(inputs.model).name, reference, validation)
-    observable = OBSERVABLES[config.observable].from_reference(reference.frames)
-    topology, temperature_K = Topology.from_frames(reference.frames), config.temperature_K
-    criteria = criteria_from(config.criterion, reference.frames, temperature_K, reference.temperature_K, topology=topology)
-    yardstick = Yardstick.from_reference(config.check_criterion, reference, observable, temperature_K, topology)
+    setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
+    observables = observables_from(config.observable, setting)
+    criteria = criteria_from(config.criterion, setting)
+    yardstick = Yardstick.from_reference(config.check_criterion, setting, observables)
     _warn_of_tight_criteria(potential, reference, criteria)
     torch.manual_seed(config.seed)
-    training = StabieTraining(potential, reference, observable, criteria, config, validation)
-    return Finetuning(None, inputs, config, reference, yardstick, training)
+    training = TrainingLoop.from_reference(potential, reference, observables, criteria, config, validation)
+    held_out = f"{len(training.accuracy.frames)} frames of the reference that are held out" if validation is None else validation.source
+    return Finetuning(None, inputs, config, reference, yardstick, training, held_out)
 
 
 def _warn_of_tight_criteria(potential: Potential, reference: Reference, criteria: Sequence[Criterion]) -> None:
@@ -359,7 +372,7 @@ def _describe(setup: Finetuning) -> dict:
         "digests": inputs.digests(),
         "model": inputs.model,
         "reference": setup.reference.source,
-        "criterion": [criterion.describe() for criterion in setup.training.criteria],
+        "criterion": [criterion.describe() for criterion in setup.criteria],
         "check_criterion": setup.yardstick.describe(),
         "start_force_mae_eV_per_A": setup.training.accuracy.start_mae,
         "versions": _versions(),

@@ -1,4 +1,4 @@
-"""The bonds of one molecule, from frames of it, and what follows from them."""
+"""The bonds of a system, from frames of it, its molecules, and groups of atoms."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import covalent_radii
+from matscipy.neighbours import neighbour_list
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import shortest_path
+from scipy.sparse.csgraph import connected_components, shortest_path
 from torch import Tensor
 
-from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.batch import AtomsBatch, rows_of
+from stabie_ase.structures.geometry import in_parts, pair_distances
 
 BOND_FACTOR = 1.25
 """Two atoms are bonded when their mean distance is below this factor times the sum of their covalent radii."""
@@ -28,15 +30,15 @@ OFTEN = 0.1
 
 @dataclass(frozen=True)
 class Topology:
-    """Bonds of a molecule and the shortest distance of every pair of its atoms in the frames it was taken from.
+    """Bonds of a system and distances of pairs of its atoms in the frames it was taken from.
 
     Attributes
     ----------
     numbers : Tensor of int64, shape (n_atoms,)
     pairs : Tensor of int64, shape (2, n_pairs)
-        All pairs i < j.
+        i < j: of an isolated molecule all pairs, of a periodic system those that are near enough for a bond in some frames.
     mean, shortest : Tensor of float64, shape (n_pairs,)
-        Distances over the frames, in Å.
+        Distances by the nearest image over the frames, in Å.
     bonded : Tensor of bool, shape (n_pairs,)
     """
 
@@ -55,19 +57,17 @@ class Topology:
         Raises
         ------
         ValueError
-            Periodic frames, several compositions, or frames whose bonds are not those of the others.
+            Several compositions, or frames whose bonds are not those of the others.
         """
         batch = AtomsBatch.from_atoms(frames)
         if not batch.same_composition:
             raise ValueError("bonds need reference frames of one molecule with its atoms in one order")
-        if batch.pbc.any():
-            raise ValueError("bonds are those of isolated molecules, but the reference is periodic")
         numbers = batch.numbers[: batch.n_atoms // batch.n_systems]
-        pairs = torch.triu_indices(len(numbers), len(numbers), offset=1)
+        pairs = _near_pairs(frames) if batch.pbc.any() else torch.triu_indices(len(numbers), len(numbers), offset=1)
         reach = BOND_FACTOR * covalent_sums(numbers, pairs)
         total, near = torch.zeros_like(reach), torch.zeros_like(reach)
         shortest, longest = torch.full_like(reach, torch.inf), torch.zeros_like(reach)
-        for distances in _distances(batch, pairs):  # never all frames at once: pairs grow with the square of the atoms
+        for distances in _distances(batch, pairs):
             total += distances.sum(dim=0)
             near += (distances < reach).sum(dim=0)
             shortest = torch.minimum(shortest, distances.amin(dim=0))
@@ -78,13 +78,42 @@ class Topology:
         mean = total / batch.n_systems
         return cls(numbers, pairs, mean, shortest, mean < reach)
 
+    @property
+    def bonds(self) -> Tensor:
+        """The pairs that are bonded, shape (2, n_bonds)."""
+        return self.pairs[:, self.bonded]
+
+    @cached_property
+    def _graph(self) -> coo_array:
+        n, bonds = len(self.numbers), self.bonds.numpy()
+        return coo_array((np.ones(bonds.shape[1]), (bonds[0], bonds[1])), shape=(n, n)).tocsr()
+
     @cached_property
     def separation(self) -> Tensor:
         """Bonds on the shortest path between the two atoms of each pair, shape (n_pairs,), infinite between molecules."""
-        n, bonds = len(self.numbers), self.pairs[:, self.bonded].numpy()
-        graph = coo_array((np.ones(bonds.shape[1]), (bonds[0], bonds[1])), shape=(n, n)).tocsr()
-        paths = shortest_path(graph, directed=False, unweighted=True)
+        paths = shortest_path(self._graph, directed=False, unweighted=True)
         return torch.as_tensor(paths[self.pairs[0].numpy(), self.pairs[1].numpy()])
+
+    @cached_property
+    def molecule(self) -> Tensor:
+        """The molecule that each atom belongs to, shape (n_atoms,), numbered from 0 in the order of their first atoms.
+
+        Molecules are what bonds hold together: the connected components of the graph of bonds.
+        """
+        _, labels = connected_components(self._graph, directed=False)
+        _, first, label = np.unique(labels, return_index=True, return_inverse=True)
+        return torch.as_tensor(np.argsort(np.argsort(first))[label], dtype=torch.int64)
+
+
+def _near_pairs(frames: Sequence[Atoms]) -> Tensor:
+    """Pairs i < j that are within a bond's length in some frame, by whichever image, shape (2, n_pairs)."""
+    radii = covalent_radii * BOND_FACTOR
+    found = set()
+    for atoms in frames:
+        i, j, d = neighbour_list("ijd", atoms, 2.0 * float(radii[atoms.numbers].max()))
+        near = (i < j) & (d < radii[atoms.numbers[i]] + radii[atoms.numbers[j]])
+        found.update(zip(i[near].tolist(), j[near].tolist()))
+    return torch.as_tensor(sorted(found), dtype=torch.int64).reshape(-1, 2).T.contiguous()
 
 
 def covalent_sums(numbers: Tensor, pairs: Tensor) -> Tensor:
@@ -92,11 +121,68 @@ def covalent_sums(numbers: Tensor, pairs: Tensor) -> Tensor:
     return torch.as_tensor(covalent_radii)[numbers.cpu()][pairs.cpu()].sum(dim=0)
 
 
-def _distances(batch: AtomsBatch, pairs: Tensor, at_once: int = 2**17) -> Iterator[Tensor]:
+def _distances(batch: AtomsBatch, pairs: Tensor) -> Iterator[Tensor]:
     """Distances of the pairs in some frames at a time, shape (n_frames, n_pairs)."""
-    positions = batch.positions.view(batch.n_systems, -1, 3)
-    for part in positions.split(max(1, at_once // max(1, pairs.shape[1]))):
-        yield (part[:, pairs[1]] - part[:, pairs[0]]).norm(dim=2)
+    for part in in_parts(batch, pairs.shape[1]):
+        yield pair_distances(part, pairs)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """What one sample is: a whole system, a molecule, a neighbourhood. Groups may overlap.
+
+    Attributes
+    ----------
+    atoms : Tensor of int64, shape (n_members,)
+        Atoms of a batch, group by group.
+    group : Tensor of int64, shape (n_members,)
+        The group that each of them is a member of, sorted.
+    system : Tensor of int64, shape (n_groups,)
+        The system that each group is part of.
+    """
+
+    atoms: Tensor
+    group: Tensor
+    system: Tensor
+
+    @property
+    def n_groups(self) -> int:
+        return len(self.system)
+
+    @classmethod
+    def systems(cls, batch: AtomsBatch) -> Groups:
+        """Each system is one group."""
+        return cls(torch.arange(batch.n_atoms, device=batch.device), batch.system, torch.arange(batch.n_systems, device=batch.device))
+
+    @classmethod
+    def molecules(cls, batch: AtomsBatch, topology: Topology) -> Groups:
+        """The molecules of systems that all have this topology; those of the first system come first."""
+        molecule = topology.molecule.to(batch.device)
+        n = int(molecule.max()) + 1
+        order = torch.argsort(molecule, stable=True)
+        offset = torch.arange(batch.n_systems, device=batch.device)[:, None]
+        atoms, group = order + len(molecule) * offset, molecule[order] + n * offset
+        return cls(atoms.flatten(), group.flatten(), torch.arange(batch.n_systems, device=batch.device).repeat_interleave(n))
+
+    def of_systems(self, systems: Tensor, batch: AtomsBatch) -> Groups:
+        """Those of some systems of their batch, in increasing order, for the batch of these systems alone."""
+        atoms = batch.atom_index(systems)
+        new_atom = atoms.new_full((batch.n_atoms,), -1).index_copy(0, atoms, torch.arange(len(atoms), device=atoms.device))
+        new_system = systems.new_full((batch.n_systems,), -1).index_copy(0, systems, torch.arange(len(systems), device=systems.device))
+        kept = new_system[self.system] >= 0
+        new_group = torch.cumsum(kept, 0) - 1
+        members = kept[self.group]
+        return Groups(new_atom[self.atoms[members]], new_group[self.group[members]], new_system[self.system[kept]])
+
+    def batch(self, batch: AtomsBatch) -> AtomsBatch:
+        """Each group as a system of its own, in the cell that it was in, shape (n_groups,) systems."""
+        rows = {"atom": self.atoms, "system": self.system}
+        fields = {name: getattr(batch, name)[rows[per]] for name, per in rows_of(AtomsBatch).items()}
+        return AtomsBatch(**fields, system=self.group, n_systems=self.n_groups)
+
+    def spread(self, weights: Tensor, batch: AtomsBatch) -> Tensor:
+        """Weights of atoms from weights of groups, W_a = Σ_{j∋a} w_j, shape (n_atoms,)."""
+        return weights.new_zeros(batch.n_atoms).index_add(0, self.atoms, weights[self.group])
 
 
 def _refuse(batch: AtomsBatch, pairs: Tensor, reach: Tensor) -> None:

@@ -70,31 +70,49 @@ def stable_time_figure(
     return figure
 
 
-def observable_figure(
-    reference: Mapping, curves: Mapping[str, Mapping], models: Mapping[str, Mapping] | None = None
-) -> Figure | None:
-    """The observable before failure against its reference, and the differences below; None if no model has one."""
-    shown = {name: curve for name, curve in curves.items() if curve.get("observable") is not None}
+def observable_figure(name: str, observed: Mapping, models: Mapping[str, Mapping] | None = None) -> Figure | None:
+    """An observable before failure against its reference, and the differences below; None if no model has one.
+
+    Parameters
+    ----------
+    name : str
+        Of the observable: summaries call its error "{name}_error".
+    observed : dict
+        As result.json has it under "observables".
+    models : dict of str to summary, optional
+    """
+    shown = {model: mean for model, mean in observed["means"].items() if mean is not None}
     if not shown:
         return None
     figure = _figure(4.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    grid, target = _numbers(reference["grid"]), _numbers(reference["observable"])
-    upper.plot(grid, target, color="black", linewidth=1.2, label="reference")
-    upper.fill_between(grid, 0.0, target, color="0.88", linewidth=0)
+    x, target, names = _numbers(observed["axis"]), _numbers(observed["reference"]), observed["names"]
+    if names:
+        upper.plot(x, target, "_", color="black", markersize=14, markeredgewidth=2, label="reference")
+    else:
+        upper.plot(x, target, color="black", linewidth=1.2, label="reference")
+        upper.fill_between(x, 0.0, target, color="0.88", linewidth=0)
     lower.axhline(0.0, color="black", linewidth=0.8)
-    for name, style in _styles(shown):
-        values = _numbers(shown[name]["observable"])
-        error = ((models or {}).get(name) or {}).get("hr_error")
-        label = _shown_name(name) + ("" if error is None else f" (error {number(error)})")
-        upper.plot(grid, values, label=label, linewidth=1.3, **style)
-        lower.plot(grid, values - target, linewidth=1.3, **style)
-    upper.set(ylabel=reference["value_label"], xlim=(0, grid[-1]))
-    upper.set_ylim(bottom=0 if target.min() >= 0 else None)
-    lower.set(xlabel=reference["grid_label"], ylabel="minus reference")
+    for k, (model, style) in enumerate(_styles(shown)):
+        values = _numbers(shown[model])
+        error = ((models or {}).get(model) or {}).get(f"{name}_error")
+        label = _shown_name(model) + ("" if error is None else f" (error {number(error)})")
+        drawn = {"linestyle": "none", "marker": "os^Dv"[k % 5], "color": style["color"]} if names else {"linewidth": 1.3, **style}
+        upper.plot(x, values, label=label, **drawn)
+        lower.plot(x, values - target, **drawn)
+    upper.set(ylabel=observed["label"], xlim=(x[0] - 0.5, x[-1] + 0.5) if names else (0, x[-1]))
+    if not names:
+        upper.set_ylim(bottom=0 if target.min() >= 0 else None)
+    if 0 < len(names) <= MOST_NAMES:
+        lower.set_xticks(x, names, rotation=90 if len(names) > 4 else 0)
+    lower.set(xlabel=observed["axis_label"], ylabel="minus reference")
     figure.align_ylabels()
     _legend_above(figure, upper)
     return figure
+
+
+MOST_NAMES = 40
+"""Components whose names find room below a figure; of more only their numbers are shown."""
 
 
 def phases_figure(records: Sequence[Mapping], config: Mapping | None = None) -> Figure | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,6 @@ from stabie_ase.runs.report.table import number, table_rows
 from stabie_ase.runs.report.view import TRAJECTORY, gui_argument, read_frames
 from stabie_ase.stability.causes import broken
 from stabie_ase.system.files import replaced
-
-FIGURES = ("stable_time", "observable", "phases", "learning")
-"""Names of the PNG files."""
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
@@ -36,12 +34,12 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     figures = {name: png(figure) for name, figure in _draw(run).items() if figure is not None}
     folder = run.path / "figures"
     folder.mkdir(exist_ok=True)
-    for name in FIGURES:
-        if name in figures:
-            with replaced(folder / f"{name}.png") as temporary:
-                temporary.write_bytes(figures[name])
-        else:
-            (folder / f"{name}.png").unlink(missing_ok=True)
+    for name, drawn in figures.items():
+        with replaced(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(drawn)
+    for path in folder.glob("*.png"):  # of an earlier report, with what there was to draw then
+        if path.stem not in figures:
+            path.unlink()
     path = run.path / "report.html"
     with replaced(path) as temporary:  # a file name need not be valid Unicode
         temporary.write_bytes(_page(run, figures).encode("utf-8", "backslashreplace"))
@@ -108,8 +106,14 @@ def _draw(run: RunFiles) -> dict:
     if run.result is not None:
         curves, models = run.result["curves"], run.result["models"]
         figures["stable_time"] = stable_time_figure(curves, models, run.result["test"].get("time_ps"))
-        figures["observable"] = observable_figure(run.result["reference"], curves, models)
+        for name, observed in run.result["observables"].items():
+            figures[_file_of(name)] = observable_figure(name, observed, models)
     return figures
+
+
+def _file_of(observable: str) -> str:
+    """Name of an observable's figure: that of the observable where it can be one of a file."""
+    return "observable-" + re.sub(r"[^A-Za-z0-9]+", "-", observable)
 
 
 # -- the page
@@ -198,16 +202,24 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
 </table></div>
 {f"<p>What broke first: {escape(broke)}.</p>" if broke else ""}
 <p class="note">Stable replica-ps: time that all replicas together spent before their first failure; replicas that
-outlived the test count with its whole length. The rows below the number of failures tell what was seen first. h(r) error:
-&int;|h(r) &minus; h<sub>ref</sub>(r)|dr over the frames before failure; its noise floor is what a perfect model would show,
+outlived the test count with its whole length. The rows below the number of failures tell what was seen first. Errors of
+observables: of h(r) &int;|h(r) &minus; h<sub>ref</sub>(r)|dr, of others the mean deviation of their components, over the
+frames before failure; the noise floor is what a perfect model would show,
 since so few reference frames do not know their own mean; while both are stable: over the time before either model failed
 from the same start. MAE: mean absolute error, of energies per frame with the constant offset taken out. {escape(frames)}.</p>
 {_figure("stable_time", figures, "Share of the replicas that have not failed yet (Kaplan-Meier) with 95 % bands. "
          "A bar at the end of a line stands for replicas that outlived the test; where a line crosses the dotted one, "
          "half of the replicas have failed.")}
-{_figure("observable", figures, "The observable, averaged over the frames before failure, against the reference "
-         "(grey), and the differences from it.", "No model had a frame before its first failure, so there is no "
-         "observable to show.")}"""
+{_observables(result, figures)}"""
+
+
+def _observables(result: Mapping, figures: Mapping[str, bytes]) -> str:
+    return "\n".join(
+        _figure(_file_of(name), figures, f"{observed['label']}, averaged over the frames before failure, against the reference "
+                "(grey or bars), and the differences from it.", "No model had a frame before its first failure, so there is no "
+                f"{name} to show.")
+        for name, observed in result["observables"].items()
+    )  # fmt: skip
 
 
 def _titled(name: str) -> str:

@@ -68,6 +68,16 @@ def table_rows(
     def by(cause):
         return lambda summary: str((summary.get("failures_by_cause") or {}).get(cause, 0))
 
+    def observable(name):
+        key, called = f"{name}_error", CALLED.get(name, name)
+        return [
+            row(f"{called} error", single(key)),
+            row("  standard error", single(f"{key}_standard_error", digits=2)),
+            told("  noise floor of the reference", single(f"{key}_floor", digits=2)),
+            told(f"{called} error while both are stable", single(f"{key}_while_both_stable")),
+            told("  standard error", single(f"{key}_while_both_stable_standard_error", digits=2)),
+        ]
+
     rows = [
         row("replicas failed", failures),
         *(row(f"  {cause}", by(cause)) for cause in causes),
@@ -76,11 +86,7 @@ def table_rows(
         row("  95 % interval", hazard_interval),
         row("median stable time (ps)", median),
         row("  95 % band", median_band),
-        row("h(r) error", single("hr_error")),
-        row("  standard error", single("hr_error_standard_error", digits=2)),
-        told("  noise floor of the reference", single("hr_error_floor", digits=2)),
-        told("h(r) error while both are stable", single("hr_error_while_both_stable")),
-        told("  standard error", single("hr_error_while_both_stable_standard_error", digits=2)),
+        *(line for name in _observables(summaries) for line in observable(name)),
         told("force MAE, held-out (meV/Å)", single("held_out_force_mae_eV_per_A", 1000.0)),
         told("force MAE, reference (meV/Å)", single("reference_force_mae_eV_per_A", 1000.0)),
         told("energy MAE, held-out (meV)", single("held_out_energy_mae_eV", 1000.0)),
@@ -89,6 +95,16 @@ def table_rows(
         told("  with its offset", single("reference_energy_mae_with_offset_eV", 1000.0)),
     ]
     return [one for part in rows for one in part]
+
+
+CALLED = {"hr": "h(r)"}
+"""Observables that have a better name for readers."""
+
+
+def _observables(summaries: Sequence[Mapping[str, object]]) -> list[str]:
+    """Names of the observables whose errors are told, in the order in which they are."""
+    keys = dict.fromkeys(key for summary in summaries for key in summary)
+    return [key.removesuffix("_error") for key in keys if key.endswith("_error") and not key.endswith("_standard_error")]
 
 
 def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:

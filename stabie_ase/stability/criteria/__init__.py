@@ -6,10 +6,13 @@ from stabie_ase.stability.criteria.base import Criterion, Verdict
 from stabie_ase.stability.criteria.bonds import BondLengthDeviation
 from stabie_ase.stability.criteria.contacts import Contacts
 from stabie_ase.stability.criteria.energy import EnergyRange
-from stabie_ase.stability.criteria.make import criteria_from
+from stabie_ase.stability.criteria.intermolecular import IntermolecularDistance
+from stabie_ase.stability.criteria.make import CRITERIA, criteria_from
 from stabie_ase.stability.criteria.temperature import KineticTemperature
 
 __all__ = [
+    "CRITERIA",
+    "IntermolecularDistance",
     "BondLengthDeviation",
     "Contacts",
     "Criterion",

@@ -12,6 +12,9 @@ from torch import Tensor
 from stabie_ase.dynamics import MDState
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.geometry import pair_distances
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system.spec import BadSpec, Spec
 
 
 class Verdict(NamedTuple):
@@ -52,6 +55,11 @@ class Criterion(Protocol):
     name: str
     unit: str
 
+    @classmethod
+    def from_spec(cls, spec: Spec, setting: Setting) -> Criterion:
+        """The criterion for a system like the reference; BadSpec or ValueError for what cannot be made."""
+        ...
+
     def memory(self, batch: AtomsBatch) -> dict[str, Tensor]:
         """What is known of systems before the first look, shape (n_systems, ...) each; {} where one frame is enough."""
         ...
@@ -87,9 +95,22 @@ def check_tolerance(tolerance: float, what: str) -> None:
         raise ValueError(f"{what} must be a positive length, got {tolerance} Å")
 
 
-def one_molecule(state: MDState, what: str) -> Tensor:
-    """Positions of replicas of one molecule, float64, shape (n_systems, n_atoms, 3); ValueError for different sizes."""
-    batch = state.batch
-    if len(set(batch.sizes)) > 1:
-        raise ValueError(f"{what} is for one molecule, got systems of {sorted(set(batch.sizes))} atoms")
-    return batch.positions.double().view(batch.n_systems, -1, 3)
+def tolerance_of(spec: Spec) -> float:
+    """The one number that a criterion is given, in Å, as in bonds:0.25.
+
+    Raises
+    ------
+    BadSpec
+        None, or something else.
+    """
+    tolerance = spec.read({"tolerance": float}, "tolerance").get("tolerance")
+    if tolerance is None:
+        raise BadSpec(f"criterion {spec.name!r} has no tolerance; write it as in {spec.name}:0.25")
+    return tolerance
+
+
+def distances_in(state: MDState, pairs: Tensor, what: str) -> Tensor:
+    """Distances of pairs in replicas of one system, float64, shape (n_systems, n_pairs), in Å; ValueError for different sizes."""
+    if len(set(state.batch.sizes)) > 1:
+        raise ValueError(f"{what} is for one molecule, got systems of {sorted(set(state.batch.sizes))} atoms")
+    return pair_distances(state.batch, pairs)

@@ -9,8 +9,10 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState
-from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, one_molecule
+from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, distances_in, tolerance_of
+from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology
+from stabie_ase.system.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ class BondLengthDeviation(OneFrame):
         return cls.from_topology(Topology.from_frames(frames), tolerance)
 
     @classmethod
+    def from_spec(cls, spec: Spec, setting: Setting) -> BondLengthDeviation:
+        """`bonds:TOLERANCE`, in Å."""
+        return cls.from_topology(setting.topology, tolerance_of(spec))
+
+    @classmethod
     def from_topology(cls, topology: Topology, tolerance: float) -> BondLengthDeviation:
-        """All bonds of a molecule.
+        """All bonds of a system.
 
         Raises
         ------
@@ -49,15 +56,13 @@ class BondLengthDeviation(OneFrame):
         check_tolerance(tolerance, "the bond tolerance")
         if not topology.bonded.any():
             raise ValueError("the reference has no bonds, so the bond criterion cannot tell when it breaks")
-        return cls(topology.pairs[:, topology.bonded], topology.mean[topology.bonded], tolerance)
+        return cls(topology.bonds, topology.mean[topology.bonded], tolerance)
 
     def judge(self, state: MDState) -> Verdict:
         """The bond that is farthest off its length."""
-        positions = one_molecule(state, "the bond criterion")
-        bonds, lengths = self.bonds.to(positions.device), self.lengths.to(positions)
-        deviations = ((positions[:, bonds[1]] - positions[:, bonds[0]]).norm(dim=2) - lengths).abs()
-        value, worst = deviations.max(dim=1)
-        return Verdict(value / self.tolerance, value, bonds.T[worst])
+        distances = distances_in(state, self.bonds, "the bond criterion")
+        value, worst = (distances - self.lengths.to(distances)).abs().max(dim=1)
+        return Verdict(value / self.tolerance, value, self.bonds.T.to(worst.device)[worst])
 
     def describe(self) -> str:
         return f"a bond off its mean length by more than {self.tolerance:g} Å ({self.bonds.shape[1]} bonds)"

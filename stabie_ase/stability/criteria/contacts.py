@@ -10,8 +10,10 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState
-from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, one_molecule
+from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, distances_in, tolerance_of
+from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology, covalent_sums
+from stabie_ase.system.spec import Spec
 
 NEW_BOND = 1.15
 """Times the sum of the covalent radii: two atoms that were not bonded are so now."""
@@ -55,6 +57,19 @@ class Contacts(OneFrame):
         return cls.from_topology(Topology.from_frames(frames), tolerance)
 
     @classmethod
+    def from_spec(cls, spec: Spec, setting: Setting) -> Contacts:
+        """`contacts:TOLERANCE`, in Å.
+
+        Raises
+        ------
+        ValueError
+            The reference is periodic.
+        """
+        if any(atoms.pbc.any() for atoms in setting.frames):
+            raise ValueError("contacts are for an isolated molecule, but the reference is periodic; see intermolecular")
+        return cls.from_topology(setting.topology, tolerance_of(spec))
+
+    @classmethod
     def from_topology(cls, topology: Topology, tolerance: float) -> Contacts:
         """All pairs of a molecule that are never a bond; ValueError if the tolerance is no positive length."""
         check_tolerance(tolerance, "the tolerance of contacts")
@@ -73,13 +88,12 @@ class Contacts(OneFrame):
 
     def judge(self, state: MDState) -> Verdict:
         """The pair that is closest, measured by its tolerance."""
-        positions = one_molecule(state, "the contact criterion")
-        n = len(positions)
+        distances = distances_in(state, self.pairs, "the contact criterion")
         if not self.pairs.shape[1]:
-            nothing = positions.new_zeros(n)
-            return Verdict(nothing, nothing, state.step.new_zeros((n, 0)))
-        pairs, shortest, tolerances = (x.to(positions.device) for x in (self.pairs, self.shortest, self.tolerances))
-        closer = shortest - (positions[:, pairs[1]] - positions[:, pairs[0]]).norm(dim=2)
+            nothing = distances.new_zeros(state.n_systems)
+            return Verdict(nothing, nothing, state.step.new_zeros((state.n_systems, 0)))
+        pairs, shortest, tolerances = (x.to(distances.device) for x in (self.pairs, self.shortest, self.tolerances))
+        closer = shortest - distances
         severity, worst = (closer / tolerances).max(dim=1)
         value = closer.gather(1, worst[:, None])[:, 0]
         return Verdict(severity.clamp(min=0.0), value.clamp(min=0.0), pairs.T[worst])

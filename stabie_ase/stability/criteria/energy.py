@@ -9,12 +9,14 @@ import torch
 from ase import Atoms, units
 from scipy import stats
 
-from stabie_ase.boltzmann import potential_energies
 from stabie_ase.dynamics import MDState
 from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.stability.criteria.base import OneFrame, Verdict
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import spread
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system.spec import Spec
 
 CHANCE = 1e-12
 """Of an energy beyond the limit at any one look, were the energy harmonic."""
@@ -63,6 +65,12 @@ class EnergyRange(OneFrame):
         below = half_kT * (n_f - stats.chi2.ppf(CHANCE, n_f)) + max(0.0, -shift)
         above = half_kT * (stats.chi2.isf(CHANCE, n_f) - n_f) + max(0.0, shift)
         return cls(AtomsBatch.from_atoms(chosen), float(below), float(above))
+
+    @classmethod
+    def from_spec(cls, spec: Spec, setting: Setting) -> EnergyRange:
+        """`energy`."""
+        spec.read({})
+        return cls.from_reference(setting.frames, setting.temperature_K, setting.reference_temperature_K)
 
     def for_model(self, potential: Potential) -> EnergyRange:
         """With the limits of a model as it is now."""

@@ -2,94 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-from ase import Atoms
-
 from stabie_ase.stability.criteria.base import Criterion
-from stabie_ase.stability.criteria.bonds import BondLengthDeviation
-from stabie_ase.stability.criteria.contacts import Contacts
-from stabie_ase.stability.criteria.energy import EnergyRange
-from stabie_ase.stability.criteria.temperature import KineticTemperature
-from stabie_ase.structures.topology import Topology
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system import plugins
+from stabie_ase.system.spec import BadSpec, parse
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What a criterion is made of: the frames of one molecule, their topology, and the temperatures of dynamics and frames."""
-
-    frames: Sequence[Atoms]
-    topology: Topology
-    temperature_K: float
-    reference_temperature_K: float | None
-
-
-WITH_TOLERANCE: dict[str, Callable[[Setting, float], Criterion]] = {
-    "bonds": lambda setting, tolerance: BondLengthDeviation.from_topology(setting.topology, tolerance),
-    "contacts": lambda setting, tolerance: Contacts.from_topology(setting.topology, tolerance),
+CRITERIA = {
+    "bonds": "stabie_ase.stability.criteria.bonds:BondLengthDeviation",
+    "contacts": "stabie_ase.stability.criteria.contacts:Contacts",
+    "energy": "stabie_ase.stability.criteria.energy:EnergyRange",
+    "temperature": "stabie_ase.stability.criteria.temperature:KineticTemperature",
+    "intermolecular": "stabie_ase.stability.criteria.intermolecular:IntermolecularDistance",
 }
-WITHOUT: dict[str, Callable[[Setting], Criterion]] = {
-    "energy": lambda s: EnergyRange.from_reference(s.frames, s.temperature_K, s.reference_temperature_K),
-    "temperature": lambda s: KineticTemperature.for_atoms(len(s.frames[0]), s.reference_temperature_K),
-}
+"""By their names; those of other packages are entry points of the group "stabie_ase.criteria"."""
 
 
-def criteria_from(
-    spec: str,
-    frames: Sequence[Atoms],
-    temperature_K: float,
-    reference_temperature_K: float | None = None,
-    others: str = "",
-    topology: Topology | None = None,
-) -> list[Criterion]:
-    """Criteria from NAME or NAME:TOLERANCE, several separated by commas, and the reference frames of one molecule.
+def criteria_from(text: str, setting: Setting, others: str = "") -> list[Criterion]:
+    """Criteria from NAME, NAME:TOLERANCE or FILE.py:CLASS, several separated by commas.
 
     Parameters
     ----------
-    spec : str
+    text : str
         As in "bonds:0.25,contacts:0.25,energy,temperature".
-    frames : sequence of Atoms
-    temperature_K : float
-        Of the dynamics to be judged.
-    reference_temperature_K : float, optional
-        Of the frames.
+    setting : Setting
     others : str
-        Such a list again: criteria that are added where `spec` does not name them.
-    topology : Topology, optional
-        That of the frames, where it is known already.
+        Such a list again: criteria that are added where `text` does not name them.
 
     Raises
     ------
-    ValueError
+    BadSpec, ValueError
         Unknown or repeated names, a tolerance that is no positive number, or a reference without meaning for one.
     """
-    wanted = _parse(others) | _parse(spec)
-    if not wanted:
-        return []
-    setting = Setting(frames, topology or Topology.from_frames(frames), temperature_K, reference_temperature_K)
-    return [
-        WITHOUT[name](setting) if name in WITHOUT else WITH_TOLERANCE[name](setting, tolerance)
-        for name, tolerance in wanted.items()
-    ]
-
-
-def _parse(spec: str) -> dict[str, float | None]:
-    """Names with their tolerances."""
-    found = {}
-    for part in spec.split(",") if spec else ():
-        name, colon, text = part.strip().partition(":")
-        known = ", ".join((*WITH_TOLERANCE, *WITHOUT))
-        if name not in WITH_TOLERANCE and name not in WITHOUT:
-            raise ValueError(f"unknown criterion {name!r}; known: {known} (as in bonds:0.25,energy)")
-        if name in found:
-            raise ValueError(f"criterion {name!r} is given twice in {spec!r}; name each once")
-        if name in WITHOUT and colon:
-            raise ValueError(f"criterion {name!r} takes no tolerance, got {part.strip()!r}; write {name}")
-        try:
-            found[name] = float(text) if name in WITH_TOLERANCE else None
-        except ValueError:
-            raise ValueError(
-                f"criterion {part.strip()!r} has no tolerance that is a number; write it as in {name}:0.25"
-            ) from None
+    wanted = parse(text)
+    named = [spec.name for spec in wanted]
+    wanted = [spec for spec in parse(others) if spec.name not in named] + wanted
+    order = {spec.name: k for k, spec in enumerate(parse(others))}
+    wanted.sort(key=lambda spec: order.get(spec.name, len(order)))
+    found: list[Criterion] = []
+    for spec in wanted:
+        criterion = plugins.find(spec, "criterion", "stabie_ase.criteria", CRITERIA).from_spec(spec, setting)
+        if criterion.name in [other.name for other in found]:
+            raise BadSpec(f"criterion {criterion.name!r} is given twice in {text!r}; name each once")
+        found.append(criterion)
     return found

@@ -10,6 +10,8 @@ from scipy import stats
 
 from stabie_ase.dynamics import MDState
 from stabie_ase.stability.criteria.base import OneFrame, Verdict
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system.spec import Spec
 
 CHANCE = 1e-12
 """Of a kinetic energy beyond the limit at any one look, in equilibrium with the bath."""
@@ -40,6 +42,12 @@ class KineticTemperature(OneFrame):
         """For systems of so many atoms, from frames of a temperature if that is known."""
         n_f = 3 * n_atoms
         return cls(float(stats.chi2.isf(CHANCE, n_f)) / n_f, reference_temperature_K or 0.0)
+
+    @classmethod
+    def from_spec(cls, spec: Spec, setting: Setting) -> KineticTemperature:
+        """`temperature`."""
+        spec.read({})
+        return cls.for_atoms(len(setting.frames[0]), setting.reference_temperature_K)
 
     def judge(self, state: MDState) -> Verdict:
         """The excess of the kinetic temperature over the bath's, as a part of what is allowed."""

@@ -1,0 +1,8 @@
+"""Boltzmann estimators: the gradient of an observable's mean with respect to a potential's parameters, from samples."""
+
+from stabie_ase.boltzmann.estimate import Estimate, Estimator, fluctuation_weights
+from stabie_ase.boltzmann.gradient import accumulate_gradient, group_energies
+from stabie_ase.boltzmann.samples import Samples
+from stabie_ase.boltzmann.state_point import StatePoint
+
+__all__ = ["Estimate", "Estimator", "Samples", "StatePoint", "accumulate_gradient", "fluctuation_weights", "group_energies"]

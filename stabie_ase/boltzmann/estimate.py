@@ -1,0 +1,232 @@
+"""The Boltzmann estimator: how the mean of an observable depends on a potential's parameters, from samples.
+
+For a g that does not itself contain θ, ∂⟨g⟩/∂θ = -β Cov(g, ∂U/∂θ). Contracted with the gradient of a loss in ⟨g⟩ this
+is a weighted sum of ∂U/∂θ over the samples, so it costs one backward pass and no backpropagation through dynamics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stabie_ase.boltzmann.samples import Samples
+from stabie_ase.boltzmann.state_point import StatePoint
+from stabie_ase.observables import Target
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Means of observables, their losses, and the weights whose ∇_θ Σ_i w_i U_θ(γ_i) is the gradient of the sum of losses.
+
+    Attributes
+    ----------
+    means : dict of str to Tensor of float64, shape (d,)
+        ḡ under the present potential, by the observable's name.
+    losses : dict of str to float
+        L = w Σ_k c_k (ḡ_k - g_k^ref)².
+    samples : Samples
+        Those whose energies are changed.
+    weights : Tensor of float64, shape (n_groups,)
+        w_i of these, in units of the loss per eV.
+    effective_samples : float
+        Kish's effective number of these, 1 / Σ p_i².
+    residuals : list of (int or None, Tensor of shape (Σ d,))
+        ∂L/∂ḡ of all targets in a row, and the half of the replicas whose covariance it meets.
+    """
+
+    means: dict[str, Tensor]
+    losses: dict[str, float]
+    samples: Samples
+    weights: Tensor
+    effective_samples: float
+    residuals: list[tuple[int | None, Tensor]]
+
+    @property
+    def loss(self) -> float:
+        """Of all targets."""
+        return sum(self.losses.values())
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """The estimator of Raja et al. (arXiv 2402.13984, eq. 3 to 5), reweighted if the potential has changed since samples were drawn.
+
+    With groups γ_i of atoms and their energies U(γ_i), ḡ = Σ_i p_i g_i and p_i ∝ exp(-β [U_θ(γ_i) - U_θ0(γ_i)]) (Zwanzig,
+    J. Chem. Phys. 22, 1420, 1954; Thaler & Zavadlav, Nat. Commun. 12, 6884, 2021),
+
+        ∇_θ L = Σ_i w_i ∇_θ U_θ(γ_i),    w_i = -β p_i Σ_k 2 c_k (ḡ_k - g_k^ref) (g_k(γ_i) - ḡ_k) · B.
+
+    B = N_eff / (N_eff - 1) is Bessel's correction with Kish's N_eff; without a change of energies it is N / (N - 1). β is
+    written, never absorbed: the gradient may be added to another loss's. Where a group is the whole system this is exact; that a
+    molecule is Boltzmann distributed in its own local energy is the paper's approximation.
+
+    Parameters
+    ----------
+    point : StatePoint
+    cross_fit : bool
+        The residual and the covariance from the same samples leave a bias of O(1/N). So each half of the replicas has its residual
+        met by the covariance of the other half, and the mean of the two has no bias where replicas are independent. To first
+        order the variance stays the same; that of the product of both noises, of order 1/N², doubles.
+    half_width : int
+        Frames to either side over which a g is averaged along its own trajectory where it stands in the covariance.
+    near : float
+        Frames of a higher severity say what is off, and their energies are not changed.
+    """
+
+    point: StatePoint
+    cross_fit: bool = False
+    half_width: int = 0
+    near: float = math.inf
+
+    def __call__(self, samples: Samples, targets: Sequence[Target], energy_change: Tensor | None = None) -> Estimate:
+        """Means, losses and weights.
+
+        Parameters
+        ----------
+        samples : Samples
+        targets : sequence of Target
+            Of observables that the samples hold.
+        energy_change : Tensor, shape (n_groups,), optional
+            U_θ - U_θ0 in eV.
+
+        Raises
+        ------
+        ValueError
+            Fewer than two samples, in a half where there are halves.
+        """
+        values = _in_a_row(samples, targets)
+        mean = self._mean(samples, values, energy_change)
+        pairs = [(0, 1), (1, 0)] if self.cross_fit else [(None, None)]
+        residuals = [(own, _residual(self._mean(samples, values, energy_change, other), targets)) for own, other in pairs]
+        widths = [len(target.value) for target in targets]
+        means = {target.observable.name: part for target, part in zip(targets, mean.split(widths))}
+        losses = {t.observable.name: float(t.weight * (t.metric * (means[t.observable.name] - t.value).square()).sum()) for t in targets}
+        near = samples.averaged(self.half_width)
+        change = energy_change
+        if self.near < math.inf:
+            change = None if change is None else change[(samples.severity <= self.near)[samples.groups.system]]
+            near = near.within(self.near)
+        return self.reweighted(Estimate(means, losses, near, mean.new_zeros(0), math.nan, residuals), targets, change)
+
+    def _mean(self, samples: Samples, values: Tensor, energy_change: Tensor | None, half: int | None = None) -> Tensor:
+        """ḡ of all samples, or of those of half of the replicas, shape (Σ d,)."""
+        chosen = samples.half(half)
+        if energy_change is None:
+            return values[chosen].mean(dim=0)
+        return weighted_mean(values, self.point, energy_change, chosen)[0]
+
+    def reweighted(self, estimate: Estimate, targets: Sequence[Target], energy_change: Tensor | None) -> Estimate:
+        """The same residuals with the covariance under other parameters.
+
+        Parameters
+        ----------
+        energy_change : Tensor, shape (n_groups,), optional
+            Of the estimate's samples, U_θ - U_θ0 in eV.
+        """
+        near, parts = estimate.samples, []
+        values = _in_a_row(near, targets)
+        for half, residual in estimate.residuals:
+            chosen = None if half is None else near.half(half)
+            parts.append(response_weights(values, residual, self.point, energy_change, chosen))
+        weights, effective = sum(w for w, _ in parts) / len(parts), sum(n for _, n in parts)
+        return Estimate(estimate.means, estimate.losses, near, weights, effective, estimate.residuals)
+
+
+def _in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
+    """Values of all targets' observables, shape (n_groups, Σ d)."""
+    values = [samples.values[target.observable.name].double() for target in targets]
+    return values[0] if len(values) == 1 else torch.cat(values, dim=1)
+
+
+def _residual(mean: Tensor, targets: Sequence[Target]) -> Tensor:
+    """∂L/∂ḡ of L = Σ w Σ_k c_k (ḡ_k - g_k^ref)², shape (Σ d,)."""
+    parts = mean.split([len(target.value) for target in targets])
+    return torch.cat([2.0 * t.weight * t.metric * (part - t.value) for t, part in zip(targets, parts)])
+
+
+def response_weights(
+    values: Tensor, residual: Tensor, point: StatePoint, energy_change: Tensor | None = None, chosen: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """Weights w_i of samples with Σ_i w_i ∇_θ U_θ(γ_i) = Σ_k λ_k ∂ḡ_k/∂θ for a residual λ.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n_samples, d)
+        g of every sample.
+    residual : Tensor, shape (d,)
+        λ = ∂L/∂ḡ.
+    point : StatePoint
+    energy_change : Tensor, shape (n_samples,), optional
+        U_θ - U_θ0 in eV.
+    chosen : Tensor of bool, shape (n_samples,), optional
+        Samples that count; the weights of the others are zero.
+
+    Returns
+    -------
+    weights : Tensor of float64, shape (n_samples,)
+    effective_samples : float
+        Kish's effective sample size of the chosen.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two samples.
+    """
+    values, residual = values.double(), residual.double()
+    mean, p, ess = weighted_mean(values, point, energy_change, chosen)
+    bessel = ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0
+    return -point.beta * bessel * p * (values @ residual - mean @ residual), ess  # no copy of the values
+
+
+def weighted_mean(
+    values: Tensor, point: StatePoint, energy_change: Tensor | None = None, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor, float]:
+    """Mean over the chosen samples, their normalised probabilities (zero elsewhere), and Kish's sample size.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two samples.
+    """
+    n = len(values) if chosen is None else int(chosen.sum())
+    if n < 2:
+        raise ValueError(f"a covariance needs two samples or more, got {n}")
+    # Volumes do not change with the parameters: P V cancels.
+    log_p = values.new_zeros(len(values)) if energy_change is None else -point.beta * energy_change.double()
+    if chosen is not None:
+        log_p = torch.where(chosen, log_p, -torch.inf)
+    p = torch.softmax(log_p, dim=0)
+    return p @ values, p, float(1.0 / p.square().sum())
+
+
+def fluctuation_weights(values: Tensor, weights: Tensor, floor: float) -> Tensor:
+    """Weights c_k of the loss that count a deviation in units of how much the reference itself fluctuates there.
+
+    c_k ∝ weights_k / (v_k/v̄ + floor), v_k the variance of g_k over the reference frames and v̄ its mean: the diagonal
+    of the efficient weight matrix of the generalized method of moments (Hansen, Econometrica 50, 1029, 1982). With equal
+    weights the few bins in which a stretched bond shows, empty in the reference, drown in the noise of the others.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n_frames, d)
+        g of the reference frames.
+    weights : Tensor, shape (d,)
+        The observable's own: the bin width, or 1/d.
+    floor : float
+        Share of v̄ added to every variance; far above one all components count by `weights` alone.
+
+    Returns
+    -------
+    Tensor, shape (d,)
+        With the same sum as `weights`.
+    """
+    variance = values.double().var(dim=0, correction=0)
+    mean, weights = variance.mean(), weights.to(values.device, torch.float64)
+    if not mean > 0:
+        return weights
+    scaled = weights / (variance / mean + floor)
+    return scaled * (weights.sum() / scaled.sum())

@@ -1,0 +1,68 @@
+"""The one backward pass of the estimator: a weighted sum of energies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.topology import Groups
+
+
+def accumulate_gradient(
+    potential: Potential, frames: AtomsBatch, weights: Tensor, groups: Groups | None = None, chunk_size: int = 64
+) -> Tensor:
+    """Add ∇_θ Σ_j w_j U_θ(γ_j) to the parameters' `.grad`, chunk by chunk; returns U_θ of every frame.
+
+    Memory is that of one chunk, whatever the number of samples, and the observable does not occur in it. With groups of
+    atoms U_θ(γ_j) is the sum of the per-atom energies of the group's atoms, and each atom a counts by W_a = Σ_{j∋a} w_j.
+
+    Parameters
+    ----------
+    potential : Potential
+        With per-atom energies where groups are given.
+    frames : AtomsBatch
+    weights : Tensor, shape (n_systems,) or (n_groups,)
+    groups : Groups, optional
+        Each frame is one if none are given.
+    chunk_size : int
+        Frames in one backward pass.
+
+    Returns
+    -------
+    Tensor of float64, shape (n_systems,), in eV
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        Groups, and a potential without per-atom energies.
+    """
+    energies, parameters = [], [p for p in potential.parameters() if p.requires_grad]
+    of_atoms = None if groups is None else groups.spread(weights.double(), frames)
+    for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
+        part = frames.select(systems)
+        neighbors = neighbor_list(part, potential.cutoff)
+        if of_atoms is None:
+            energy = potential(part, neighbors)
+            weighted = (weights[systems] * energy).sum()
+        else:
+            atomic = potential.atomic_energies(part.to(dtype=potential.dtype), neighbors).double()
+            energy = part.sum_over_atoms(atomic)
+            weighted = (of_atoms[frames.atom_index(systems)] * atomic).sum()
+        # Some families ask for position gradients whenever they are called; here they would only cost time.
+        weighted.backward(inputs=parameters)
+        energies.append(energy.detach())
+    return torch.cat(energies)
+
+
+def group_energies(potential: Potential, frames: AtomsBatch, groups: Groups, chunk_size: int = 64) -> Tensor:
+    """U_θ(γ_j) of every group without a graph, float64, shape (n_groups,), in eV; see `accumulate_gradient`."""
+    parts = []
+    with torch.no_grad():
+        for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
+            part = frames.select(systems)
+            parts.append(potential.atomic_energies(part.to(dtype=potential.dtype), neighbor_list(part, potential.cutoff)).double())
+    atomic = torch.cat(parts)
+    return atomic.new_zeros(groups.n_groups).index_add(0, groups.group, atomic[groups.atoms])

@@ -1,0 +1,119 @@
+"""Radial distribution functions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from stabie_ase.observables.base import Axis, Observable
+from stabie_ase.observables.bonds import check_known, element_pair
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.setting import Setting
+from stabie_ase.structures.topology import Groups
+from stabie_ase.system.spec import Spec
+
+LONGEST = 8.0
+"""Å; up to here, or half the width of the smallest reference cell, a function reaches that nobody has asked to be longer."""
+
+
+@dataclass(frozen=True)
+class RadialDistribution(Observable):
+    """Radial distribution function g_ab(r) of two elements under periodic boundary conditions.
+
+    g_ab(r) = V / (N_a N_b) Σ_{i∈a} Σ_{j∈b, j≠i} δ(r - r_ij) / (4π r²), over all images (Allen & Tildesley, Computer
+    Simulation of Liquids, 2nd ed., section 2.6), with N_b the possible partners of one atom: N_a - 1 where a = b, so
+    that g = 1 in an ideal gas. A bin holds the mean over its shell; each frame counts with its own volume V.
+
+    Parameters
+    ----------
+    elements : tuple of int
+        Atomic numbers of a and b.
+    r_max : float
+        In Å.
+    bin_width : float
+        In Å.
+    """
+
+    elements: tuple[int, int]
+    r_max: float
+    bin_width: float = 0.05
+
+    def __post_init__(self):
+        if not (self.bin_width > 0 and self.r_max > self.bin_width):
+            raise ValueError(f"{self.name} needs r_max > bin_width > 0, got r_max={self.r_max}, bin_width={self.bin_width} Å")
+
+    @classmethod
+    def from_spec(cls, spec: Spec, setting: Setting) -> RadialDistribution:
+        """`rdf:O-O`, with `r_max` and `bin_width` in Å."""
+        given = spec.read({"elements": element_pair, "r_max": float, "bin_width": float}, "elements")
+        batch = AtomsBatch.from_atoms(setting.frames)
+        if not batch.pbc.all():
+            raise ValueError("a radial distribution function needs a reference that is periodic in all directions; hr is for molecules")
+        numbers = sorted(set(batch.numbers.tolist()))
+        elements = given.pop("elements", None) or (numbers * 2 if len(numbers) == 1 else None)
+        if elements is None:
+            symbols = ", ".join(chemical_symbols[z] for z in numbers)
+            raise ValueError(f"{str(spec)!r} names no elements, and the reference has {symbols}; write rdf:A-B")
+        check_known(elements, batch.numbers, spec)
+        half_width = 0.5 / float(torch.linalg.inv(batch.cells.double()).norm(dim=1).max())
+        return cls(tuple(elements), **({"r_max": min(LONGEST, half_width)} | given))
+
+    @property
+    def name(self) -> str:
+        return "rdf:" + "-".join(chemical_symbols[z] for z in self.elements)
+
+    @property
+    def label(self) -> str:
+        return "g(r), " + "-".join(chemical_symbols[z] for z in self.elements)
+
+    @property
+    def n_bins(self) -> int:
+        return math.ceil(self.r_max / self.bin_width - 1e-9)
+
+    @cached_property
+    def axis(self) -> Axis:
+        """Centres of the bins, in Å."""
+        return Axis((torch.arange(self.n_bins, dtype=torch.float64) + 0.5) * self.bin_width, "r (Å)")
+
+    @property
+    def measure(self) -> Tensor:
+        """The bin width over the range: an error is a mean over r."""
+        return torch.full((self.n_bins,), 1.0 / self.n_bins, dtype=torch.float64)
+
+    def __call__(self, frames: AtomsBatch, groups: Groups | None = None) -> Tensor:
+        """g(r) around the atoms a of every group, float64, shape (n_groups, n_bins).
+
+        Weighted by its number of atoms a, the mean over the groups of a frame is that of the whole frame. A group without any has
+        none: zero.
+        """
+        groups = groups or Groups.systems(frames)
+        counts = self._pairs_by_atom(frames)
+        a, b = ((frames.numbers == z).double() for z in self.elements)
+        volume = torch.linalg.det(frames.cells.double()).abs()
+        partners = (frames.sum_over_atoms(b) - float(self.elements[0] == self.elements[1])).clamp(min=0.0)
+        density = (partners / volume)[groups.system]
+        members = a.new_zeros(groups.n_groups).index_add(0, groups.group, a[groups.atoms])
+        summed = counts.new_zeros((groups.n_groups, self.n_bins)).index_add(0, groups.group, counts[groups.atoms])
+        edges = torch.arange(self.n_bins + 1, dtype=torch.float64, device=frames.device) * self.bin_width
+        shells = 4.0 / 3.0 * math.pi * (edges[1:] ** 3 - edges[:-1] ** 3)
+        ideal = (members * density)[:, None] * shells
+        return torch.where(ideal > 0, summed / ideal.clamp(min=1e-300), 0.0)
+
+    def _pairs_by_atom(self, frames: AtomsBatch) -> Tensor:
+        """Neighbours b of every atom a by distance, shape (n_atoms, n_bins); zero for other atoms."""
+        if not bool(frames.pbc.all()):
+            raise ValueError(f"{self.name} needs frames that are periodic in all directions")
+        reach = self.n_bins * self.bin_width
+        near = neighbor_list(frames, reach)
+        i, j = near.pairs
+        a, b = self.elements
+        wanted = (frames.numbers[i] == a) & (frames.numbers[j] == b)
+        bins = (near.vectors(frames).norm(dim=1)[wanted] / self.bin_width).long()
+        flat = (i[wanted] * self.n_bins + bins)[bins < self.n_bins]
+        return torch.bincount(flat, minlength=frames.n_atoms * self.n_bins).view(frames.n_atoms, self.n_bins).double()

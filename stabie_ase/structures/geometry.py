@@ -1,0 +1,66 @@
+"""Vectors between atoms of many systems alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from stabie_ase.structures.batch import AtomsBatch
+
+AT_ONCE = 2**17
+"""Vectors that are worked out before the next: pairs grow with the square of the atoms."""
+
+
+def pair_vectors(batch: AtomsBatch, pairs: Tensor) -> Tensor:
+    """Vectors from the first atom to the second of some pairs in every system, by the nearest image.
+
+    The nearest image is taken in fractions of the cell. That is right for vectors shorter than half the distance of any two
+    opposite faces of the cell, whatever its shape: no fraction of such a vector reaches one half.
+
+    Parameters
+    ----------
+    batch : AtomsBatch
+        Systems of one size.
+    pairs : Tensor of int64, shape (2, n_pairs)
+        Atoms numbered within their system.
+
+    Returns
+    -------
+    Tensor of float64, shape (n_systems, n_pairs, 3), in Å
+    """
+    positions = batch.positions.double().view(batch.n_systems, -1, 3)
+    pairs = pairs.to(batch.device)
+    vectors = positions[:, pairs[1]] - positions[:, pairs[0]]
+    return nearest_images(vectors, batch) if bool(batch.pbc.any()) else vectors
+
+
+def nearest_images(vectors: Tensor, batch: AtomsBatch) -> Tensor:
+    """Vectors of each system, shape (n_systems, n, 3), less the lattice vectors that they hold in periodic directions."""
+    # A direction that is not periodic may have no lattice vector; any one that is independent does.
+    cells = torch.where(batch.pbc[:, :, None], batch.cells.double(), _complement(batch))
+    fractions = torch.linalg.solve(cells.mT, vectors.mT).mT
+    images = torch.where(batch.pbc[:, None, :], fractions.round(), 0.0)
+    return vectors - images @ cells
+
+
+def _complement(batch: AtomsBatch) -> Tensor:
+    """Unit vectors at right angles to all periodic directions, one for each that is not, shape (n_systems, 3, 3)."""
+    periodic = torch.where(batch.pbc[:, :, None], batch.cells.double(), 0.0)
+    # Of the eigenvectors of AᵀA those with the smallest eigenvalues span what is left.
+    _, vectors = torch.linalg.eigh(periodic.mT @ periodic)
+    order = (~batch.pbc).long().cumsum(dim=1) - 1
+    return vectors.mT.gather(1, order.clamp(min=0)[:, :, None].expand(-1, -1, 3))
+
+
+def pair_distances(batch: AtomsBatch, pairs: Tensor) -> Tensor:
+    """Distances of the pairs in every system, float64, shape (n_systems, n_pairs), in Å; see `pair_vectors`."""
+    return pair_vectors(batch, pairs).norm(dim=2)
+
+
+def in_parts(batch: AtomsBatch, n_pairs: int, at_once: int = AT_ONCE) -> Iterator[AtomsBatch]:
+    """Some systems at a time, so many that their pairs are no more than `at_once`."""
+    systems = torch.arange(batch.n_systems, device=batch.device)
+    for part in systems.split(max(1, at_once // max(1, n_pairs))):
+        yield batch.select(part)

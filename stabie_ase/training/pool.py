@@ -1,0 +1,162 @@
+"""The replicas of one condition: run, rewound, restarted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stabie_ase.dynamics import MDState, PotentialForces, Trajectory
+from stabie_ase.dynamics.integrators import update_forces
+from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
+from stabie_ase.dynamics.starts import start
+from stabie_ase.potentials.base import Potential
+from stabie_ase.stability import Failures, watched, with_memory
+from stabie_ase.training.condition import Condition
+
+APART = 7_919
+"""Added to the seed from one pool to the next, so that no two share random streams."""
+
+
+@dataclass
+class Counters:
+    """Of a pool's dynamics; plain numbers, saved with a run.
+
+    Attributes
+    ----------
+    md_steps, md_seconds
+        Steps of all replicas together, and what they took.
+    starts : int
+        Batches of replicas that began at the reference.
+    failures, stable_steps
+        In this simulation phase.
+    """
+
+    md_steps: int = 0
+    md_seconds: float = 0.0
+    starts: int = 0
+    failures: int = 0
+    stable_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Lengths, in steps, and the severity beyond which a replica is stopped though unstable ones run on."""
+
+    n_steps: int
+    check_every: int
+    sample_every: int
+    escape: float
+
+
+class ReplicaPool:
+    """Replicas of a condition under a potential that is being trained.
+
+    Parameters
+    ----------
+    condition : Condition
+    potential : Potential
+    window : Window
+    seed : int
+
+    Attributes
+    ----------
+    replicas : MDState
+        Where they are: those that failed in this simulation phase as they were at the start of the window in which they did.
+    failed : Tensor of bool, shape (replicas,)
+        In this simulation phase.
+    counters : Counters
+    on_look : callable or None
+        Told of every look, see `Watch`.
+    """
+
+    def __init__(self, condition: Condition, potential: Potential, window: Window, seed: int):
+        self.condition, self.potential, self.window, self.seed = condition, potential, window, seed
+        self.counters, self.on_look = Counters(), None
+        self.replicas = self._fresh(condition.replicas)
+        self.failed = torch.zeros(condition.replicas, dtype=torch.bool, device=potential.device)
+
+    def simulate(self) -> tuple[Failures, Tensor]:
+        """One window of those that have not failed; a replica that fails is rewound to the start of it.
+
+        Returns
+        -------
+        failures : Failures
+        going : Tensor of int64, shape (n_running,)
+            The replicas that they are of.
+        """
+        going = (~self.failed).nonzero()[:, 0]
+        ends, _, failures = self._run(self.replicas.select(going), stop_unstable=True)
+        fine = ~failures.failed
+        self.replicas = self.replicas.put(going[fine], ends.select(fine.nonzero()[:, 0]))
+        self.failed[going[~fine]] = True
+        self.counters.failures += int(failures.failed.sum())
+        self.counters.stable_steps += int(torch.where(failures.failed, failures.step, self.window.n_steps).sum())
+        return failures, going
+
+    def learn(self) -> tuple[MDState, Trajectory, Failures]:
+        """One window of all replicas from where they are, unstable ones too; they stay where they were."""
+        return self._run(self.replicas, stop_unstable=False)
+
+    def go_on_from(self, ends: MDState, failures: Failures) -> None:
+        """Go on from the ends of a learning window; replicas that failed in it start afresh."""
+        self.replicas = ends
+        self._restart(failures.failed | ~ends.alive)
+
+    def reset_some(self, fraction: float) -> None:
+        """Put some replicas back to the reference, at random."""
+        self._restart(uniforms(self.replicas.key, self.replicas.step, RESETS) < fraction)
+
+    def forget_failures(self) -> None:
+        """Begin another simulation phase."""
+        self.failed = torch.zeros_like(self.failed)
+        self.counters.failures = self.counters.stable_steps = 0
+
+    def renew_forces(self) -> None:
+        """The replicas carry forces: those of the potential's new weights from here on."""
+        self.replicas = update_forces(self.replicas, PotentialForces.driving(self.potential, self.condition.integrator))
+
+    def _run(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
+        began, integrator, window = time.monotonic(), self.condition.integrator, self.window
+        ends, trajectory, failures = watched(
+            state,
+            integrator,
+            PotentialForces.driving(self.potential, integrator),
+            window.n_steps,
+            [criterion.for_model(self.potential) for criterion in self.condition.criteria],
+            check_every=window.check_every,
+            sample_every=None if stop_unstable else window.sample_every,
+            stop_unstable=stop_unstable,
+            escape=window.escape,
+            on_look=self.on_look,
+        )
+        self.counters.md_steps += int((ends.step - state.step).sum())
+        self.counters.md_seconds += time.monotonic() - began
+        return ends, trajectory, failures
+
+    def _restart(self, chosen: Tensor) -> None:
+        index = chosen.nonzero()[:, 0]
+        if len(index):
+            self.replicas = self.replicas.put(index, self._fresh(len(index)))
+
+    def _fresh(self, n: int) -> MDState:
+        """New replicas from the reference, with random streams used by none before."""
+        condition, seed = self.condition, int(replica_keys(self.seed, 1, first=self.counters.starts)[0] % (1 << 31))
+        self.counters.starts += 1
+        point = condition.point
+        state = start(
+            self.potential, condition.starts, n, point.temperature_K, condition.integrator, seed, point.pressure_GPa or 0.0
+        )
+        return with_memory(state, condition.criteria)
+
+    def state(self) -> dict:
+        """Everything an exact continuation needs; tensors and plain values only."""
+        return {"replicas": self.replicas.tensors(), "failed": self.failed.clone(), "counters": vars(self.counters).copy()}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.replicas = self.replicas.restore(state["replicas"])
+        self.failed = state["failed"].to(self.failed.device)
+        self.counters = Counters(**state["counters"])

@@ -1,0 +1,47 @@
+"""When to find failures and when to learn from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Ends a simulation phase once enough replicas have failed, and a learning phase once few still do.
+
+    Parameters
+    ----------
+    upper_fraction, lower_fraction : float
+        Unstable fractions of the replicas that end a simulation and a learning phase.
+    max_simulation_windows, max_learning_windows : int
+        Windows after which a phase ends anyway.
+    """
+
+    upper_fraction: float
+    lower_fraction: float
+    max_simulation_windows: int
+    max_learning_windows: int
+
+    def after(self, phase: str, window: int, unstable: float) -> str:
+        """The phase of the next window.
+
+        Parameters
+        ----------
+        phase : str
+            Of the window that has just ended.
+        window : int
+            Its number in the phase, from 1.
+        unstable : float
+            Fraction of the replicas that have failed: since the phase began, or in this window of learning.
+        """
+        if phase == SIMULATION:
+            if unstable >= self.upper_fraction or window >= self.max_simulation_windows:
+                return LEARNING if unstable > 0 else FINISHED
+            return SIMULATION
+        return SIMULATION if not self.teaches(unstable) or window >= self.max_learning_windows else LEARNING
+
+    def teaches(self, unstable: float) -> bool:
+        """Whether a window of learning has failures enough to learn from."""
+        return unstable > self.lower_fraction

@@ -1,0 +1,110 @@
+"""The contract of an update rule: how samples become a change of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from stabie_ase.boltzmann import Samples
+from stabie_ase.config import FinetuneConfig
+from stabie_ase.potentials.base import Potential
+from stabie_ase.system.spec import Spec
+from stabie_ase.training.accuracy import Accuracy, Bounds, Growth
+from stabie_ase.training.condition import Condition
+from stabie_ase.training.labels import LabelledFrames, QMLoss
+
+Windows = Sequence[tuple[Condition, Samples]]
+"""What one window of dynamics at each condition has told."""
+
+
+@dataclass
+class Work:
+    """What an update rule works with.
+
+    Attributes
+    ----------
+    potential : Potential
+        Trained in place.
+    labelled : LabelledFrames
+        Energies and forces to train on.
+    loss : QMLoss
+        Of them.
+    accuracy : Accuracy
+        Errors on frames that are held out, beside those of the starting model.
+    bounds : Bounds
+        By how much they may grow in a state that is kept.
+    config : FinetuneConfig
+    out_of_time : callable
+        Whether the run's time is over.
+    on_label_step : callable or None
+        Told the number of each step on energies and forces, so that progress is seen.
+    """
+
+    potential: Potential
+    labelled: LabelledFrames
+    loss: QMLoss
+    accuracy: Accuracy
+    bounds: Bounds
+    config: FinetuneConfig
+    out_of_time: Callable[[], bool] = lambda: False
+    on_label_step: Callable[[int], None] | None = None
+
+    def accurate(self) -> bool:
+        """Whether the potential is within the bounds as it is."""
+        return self.accuracy.measure(self.potential).within(self.bounds)
+
+
+@dataclass
+class UpdateInfo:
+    """What an update rule says of one window.
+
+    Attributes
+    ----------
+    updates, taken_back : int
+        Changes of the parameters, and how many of them were undone again.
+    growth : Growth or None
+        Errors on held-out frames afterwards.
+    figures : dict of str to float
+        For the log and the report, units in the names.
+    """
+
+    updates: int = 0
+    taken_back: int = 0
+    growth: Growth | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class UpdateRule:
+    """Changes the parameters by what windows of dynamics have told.
+
+    Attributes
+    ----------
+    needs_dynamics : bool
+        Without them it is called with no windows, and the run consists of updates alone.
+    """
+
+    needs_dynamics: ClassVar[bool] = True
+
+    def __init__(self, work: Work):
+        self.work = work
+
+    @classmethod
+    def from_spec(cls, spec: Spec, work: Work) -> UpdateRule:
+        """The rule with the options that a specification gives; BadSpec for others."""
+        spec.read({})
+        return cls(work)
+
+    def apply_(self, windows: Windows) -> UpdateInfo:
+        """One or more updates in place."""
+        raise NotImplementedError
+
+    def next_phase(self) -> None:
+        """A learning phase has ended."""
+
+    def state(self) -> dict:
+        """Everything an exact continuation needs; tensors and plain values only."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned."""

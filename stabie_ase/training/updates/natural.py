@@ -1,0 +1,151 @@
+"""The natural gradient: what changes failures most for a given change of energies and forces of sound frames."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate_gradient, fluctuation_weights
+from stabie_ase.observables import Target
+from stabie_ase.potentials.energies import potential_energies
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.training.condition import Condition
+from stabie_ase.training.labels import minibatch
+from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
+from stabie_ase.training.updates.direction import natural_direction
+from stabie_ase.training.updates.label_steps import LabelSteps
+
+logger = logging.getLogger(__name__)
+
+STEP = 0.5
+"""First length of a step for the observables: how much it changes forces, as a share of the starting model's force error.
+
+Most of it is made good by the steps on energies and forces that follow. It adapts.
+"""
+
+SHORTEST, LONGEST = 1.0 / 16, 8.0
+"""Limits of the factor on that length which follows the errors on the held-out frames."""
+
+ROOM = 0.9
+"""Share of the bound on the growth of an error up to which steps grow; beyond it they shrink.
+
+Close to the bound a step is taken back whatever its length, and nothing moves any more.
+"""
+
+
+class NaturalGradient(UpdateRule):
+    """A step down the natural gradient of the estimator, steps on energies and forces, and back if errors have grown too far.
+
+    Of the gradient only the direction is used: its length falls with the square of the unstable fraction, and the last
+    failures would never be learned. How far a step goes is a fraction of the force error (`STEP`) times a balance that follows
+    the errors on the held-out frames.
+    """
+
+    def __init__(self, work: Work):
+        super().__init__(work)
+        self.steps, self.balance = LabelSteps(work), 1.0
+
+    def apply_(self, windows: Windows) -> UpdateInfo:
+        """Updates on one window's samples while their effective number holds.
+
+        All frames tell what is off. Only the energies of those not far outside the criteria are changed for it: where
+        replicas get lost is a matter of the way out, and what they find further on takes no learning, but most of a step.
+        """
+        work, config, info = self.work, self.work.config, UpdateInfo()
+        estimates = [found for found in (self._estimate(*window) for window in windows) if found is not None]
+        if not estimates:
+            return info
+        for _ in range(config.updates_per_window):
+            before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
+            self._update([estimate for _, _, estimate in estimates])
+            info.updates += 1
+            info.growth = work.accuracy.measure(work.potential)
+            if not info.growth.within(work.bounds):
+                # More than energies and forces can make good: take the step back, and go on with shorter ones.
+                work.potential.load_state_dict(before)
+                self.balance = max(0.5 * self.balance, SHORTEST)
+                info.taken_back += 1
+                info.growth = work.accuracy.measure(work.potential)
+                break
+            room = info.growth.within(work.bounds, ROOM)
+            self.balance = min(1.2 * self.balance, LONGEST) if room else max(0.7 * self.balance, SHORTEST)
+            estimates = [self._reweighted(*found) for found in estimates]
+            if not _ess(estimates) >= config.min_ess_share or work.out_of_time():
+                break
+        info.figures = {
+            "observable_loss": sum(estimate.loss for _, _, estimate in estimates),
+            "ess_share": _ess(estimates),
+            "balance": self.balance,
+            "force_mae_eV_per_A": info.growth.force_mae,
+            "force_mae_limit_eV_per_A": (1.0 + info.growth.force_growth) * work.accuracy.start_mae,
+            "energy_mae_eV": info.growth.energy_mae,
+        }
+        return info
+
+    def _estimate(self, condition: Condition, samples: Samples) -> tuple[Estimator, list[Target], Estimate] | None:
+        """The estimate of a window; None where too little of it is near."""
+        config = self.work.config
+        near = samples.within(config.near_factor)
+        if min(int(near.half(k).sum()) for k in ((0, 1) if config.cross_fit else (None,))) < 2:
+            logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
+            return None
+        estimator = Estimator(condition.point, config.cross_fit, config.half_width, config.near_factor)
+        targets = [self._weighted(target, near.within(1.0)) for target in condition.targets]
+        return estimator, targets, estimator(samples, targets)
+
+    def _weighted(self, target: Target, stable: Samples) -> Target:
+        """Deviations count in units of the fluctuations of all frames that are as they should be.
+
+        A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise.
+        """
+        known = [] if target.samples is None else [target.samples]
+        known = torch.cat([*known, stable.values[target.observable.name].to(target.value)])
+        weights = fluctuation_weights(known, target.observable.measure, self.work.config.fluctuation_floor)
+        return replace(target, components=weights.to(target.value))
+
+    def _reweighted(self, estimator: Estimator, targets: list[Target], estimate: Estimate) -> tuple[Estimator, list[Target], Estimate]:
+        samples = estimate.samples
+        change = potential_energies(self.work.potential, samples.frames) - samples.energies
+        return estimator, targets, estimator.reweighted(estimate, targets, change)
+
+    def _update(self, estimates: list[Estimate]) -> None:
+        """One step for the observables, and what energies and forces make of it."""
+        work, config = self.work, self.work.config
+        self.steps.optimizer.zero_grad()
+        for estimate in estimates:
+            accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights)
+        sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for estimate in estimates)]
+        direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.natural_iterations)
+        if math.isfinite(change) and change > 0:
+            self._step(direction, self.balance * config.observable_weight * STEP * work.accuracy.start_rmse / change)
+        self.steps.run()
+
+    def _some(self, pools: list[AtomsBatch]) -> list[AtomsBatch]:
+        """A few frames of each pool that has any, other ones for each update."""
+        config = self.work.config
+        return [
+            pool.select(minibatch(pool.n_systems, config.qm_batch_size, config.seed, self.steps.runs)) for pool in pools if pool.n_systems
+        ]
+
+    @torch.no_grad()
+    def _step(self, direction: list[Tensor], length: float) -> None:
+        for p, part in zip(self.work.potential.parameters(), direction):
+            p -= (length * part).to(p.dtype)
+
+    def state(self) -> dict:
+        """Everything an exact continuation needs."""
+        return self.steps.state() | {"balance": self.balance}
+
+    def restore(self, state: dict) -> None:
+        """Go on from what `state` returned."""
+        self.steps.restore(state)
+        self.balance = state["balance"]
+
+
+def _ess(estimates: list[tuple[Estimator, list[Target], Estimate]]) -> float:
+    """The smallest effective fraction of the samples of any condition."""
+    return min(estimate.effective_samples / len(estimate.samples) for _, _, estimate in estimates)
