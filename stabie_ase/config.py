@@ -14,9 +14,14 @@ class BadOption(ValueError):
     """An option outside of what makes sense."""
 
 
-def knob(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field with its help text and the values it may take, limits included."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+def knob(
+    default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple = (), repeats: bool = False
+) -> Any:
+    """A dataclass field with its help text and the values it may take, limits included.
+
+    What repeats may be given several times on the command line, which is one text with commas.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "repeats": repeats})
 
 
 def check_options(config: Any) -> None:
@@ -99,6 +104,7 @@ class FinetuneConfig(HasTimestep):
         "hr",
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
         "follow, as in rdf:O-O,r_max=6",
+        repeats=True,
     )
     temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
     timestep_fs: float = knob(0.5, "time step of the dynamics", 1e-3, 20.0)
@@ -114,6 +120,7 @@ class FinetuneConfig(HasTimestep):
     criterion: str = knob(
         "bonds:0.25,contacts:0.25,energy,temperature",
         "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough",
+        repeats=True,
     )
     average_fs: float = knob(
         100.0, "time over which the observable of a frame is averaged along its own trajectory for the estimator; 0: none", 0.0, 1e7
@@ -176,7 +183,8 @@ class FinetuneConfig(HasTimestep):
     max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
     max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
     check_criterion: str = knob(
-        CHECKS, "criteria of the final comparison with their tolerances (Å); those that are not named are judged as by default"
+        CHECKS, "criteria of the final comparison with their tolerances (Å); those that are not named are judged as by default",
+        repeats=True,
     )
     check_replicas: int = knob(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
     check_ps: float | None = knob(
@@ -249,9 +257,10 @@ class EvaluationConfig:
     friction_per_fs: float = knob(0.01, "friction of the Langevin dynamics", 0.0, 10.0)
     check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
     criterion: str = knob(
-        CHECKS, "criteria that call a replica unstable with their tolerances (Å); those that are not named are judged as by default"
+        CHECKS, "criteria that call a replica unstable with their tolerances (Å); those that are not named are judged as by default",
+        repeats=True,
     )
-    observable: str = knob("hr", "observables that are compared with the reference's, several separated by commas")
+    observable: str = knob("hr", "observables that are compared with the reference's, several separated by commas", repeats=True)
     seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):
@@ -294,7 +303,9 @@ class MDConfig(HasTimestep):
     compressibility_per_GPa: float = knob(0.46, "estimate of the compressibility, which sets the speed of the cell only", 1e-6, 1e6)
     sample_every_fs: float = knob(50.0, "time between two frames", 1e-3, 1e9)
     check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
-    criterion: str | None = knob(None, "criteria that stop a replica, such as bonds:0.5 or bonds:0.5,contacts:0.5,energy")
+    criterion: str | None = knob(
+        None, "criteria that stop a replica, such as bonds:0.5 or bonds:0.5,contacts:0.5,energy", repeats=True
+    )
     seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):

@@ -214,7 +214,7 @@ BAD_FINETUNE_OPTIONS = [
     (("--window", "500", "--sample-every", "1000"), ("sample_every_fs is 1000", "one window (500 fs)")),
     (("--timestep", "0.5", "--check-every", "0.1"), ("check_every_fs is 0.1", "one step (0.5 fs)")),
     (("--observable-weight", "-1"), ("observable_weight is -1",)),
-    (("--qm-weight", "nan"), ("qm_weight is nan",)),
+    (("--observable-weight", "nan"), ("observable_weight is nan",)),
     (("--upper-share", "1.5"), ("upper_share is 1.5",)),
     (("--lower-share", "0.1", "--upper-share", "0.1"), ("lower_share is 0.1 and upper_share 0.1",)),
     (("--max-time", "-1"), ("max_time_min is -1",)),

@@ -594,7 +594,8 @@ def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
 def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked, seconds, expected):
     finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_ps=asked))
     assert finetuning.check_ps == (asked or 4.0)  # no speed known yet
-    finetuning.training.progress.md_steps, finetuning.training.progress.md_seconds = 1000, seconds
+    counters = finetuning.training.pools[0].counters
+    counters.md_steps, counters.md_seconds = 1000, seconds
     assert finetuning.check_ps == pytest.approx(expected)
 
 
@@ -607,7 +608,8 @@ def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked
 def test_a_comparison_too_short_for_a_rare_failure_is_warned_of_once_that_is_known(here, monkeypatch, caplog, hazard, limits, told):
     finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_rounds=2, **limits))
     progress, phases = finetuning.training.progress, iter(["simulation", "learning", "simulation", "learning", "finished"])
-    progress.md_steps, progress.md_seconds = 1000, 1.0  # one replica-ps a second
+    counters = finetuning.training.pools[0].counters
+    counters.md_steps, counters.md_seconds = 1000, 1.0  # one replica-ps a second
 
     def step():
         record = {"phase": progress.phase, "cycle": progress.cycle, "hazard_per_ps": hazard}

@@ -16,7 +16,7 @@ import stabie_ase.runs.md as production_module
 import stabie_ase.training.pretrain as pretrain_module
 from stabie_ase.cli import log as log_module
 from stabie_ase.cli.progress import Progress
-from stabie_ase.training.loop import StabieTraining
+from stabie_ase.training.loop import TrainingLoop
 
 FINETUNE = ("finetune", "model.pt", "--ref", "ref.xyz", "--output", "run")
 MD = ("md", "model.pt", "--start", "ref.xyz", "--replicas", "2", "--output", "run")
@@ -75,7 +75,7 @@ def test_resumed_work_tells_what_was_used_before(here, monkeypatch):
     assert tiny.run(*PRETRAIN, "--epochs", "6").exit_code == 130 and told["pretrain"] == 0.0
     assert tiny.run(*PRETRAIN, "--epochs", "6").exit_code == 0 and told["pretrain"] == pytest.approx(0.5)
 
-    interrupt_after(monkeypatch, 3, StabieTraining, "step")
+    interrupt_after(monkeypatch, 3, TrainingLoop, "step")
     assert tiny.run(*FINETUNE, *tiny.flags(max_updates=4)).exit_code == 130 and told["stabie"] == 0.0
     assert tiny.run("finetune", "--resume", "run").exit_code == 0 and 0.0 < told["stabie"] < 1.0
 
@@ -197,7 +197,7 @@ def test_quiet_commands_log_warnings_and_progress(here, monkeypatch):
 
 
 def test_the_log_of_finetune_has_every_window_and_the_end(here, monkeypatch):
-    interrupt_after(monkeypatch, 2, StabieTraining, "step")
+    interrupt_after(monkeypatch, 2, TrainingLoop, "step")
     broken = tiny.run(*FINETUNE, *tiny.flags(max_updates=2))
     texts = logged(here / "run")
     assert texts[-1].startswith("interrupted; go on with") and printed(broken)[-1] == texts[-1]

@@ -51,9 +51,16 @@ def _option(option: Field, kind: type):
     name, choices = flag(option.name), option.metadata["choices"]
     if kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", option.name, default=None, help=help)
+    if option.metadata["repeats"]:
+        return click.option(name, option.name, multiple=True, callback=_joined, help=help + "; may be repeated", metavar=METAVARS[kind])
     kind = click.Choice(choices) if choices else kind
     metavar = None if choices else METAVARS.get(unit) or METAVARS[kind]
     return click.option(name, option.name, type=kind, default=None, help=help, metavar=metavar)
+
+
+def _joined(context, parameter, texts: tuple[str, ...]) -> str | None:
+    """Several of them are one text with commas."""
+    return ",".join(texts) if texts else None
 
 
 class Command(click.Command):

@@ -7,26 +7,32 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-import stabie_ase
 from stabie_ase.config import FinetuneConfig, from_dict, with_temperature
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.observables import Target, observables_from
 from stabie_ase.potentials.base import Potential
-from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.checks import check_inputs
 from stabie_ase.runs.comparison import Comparison, Outcome, verdict
 from stabie_ase.runs.directory import UnusableRun, in_words
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failing_frames, summarize
 from stabie_ase.runs.finetune_directory import RunDirectory
+from stabie_ase.runs.inputs import (
+    Inputs,
+    check_unchanged,
+    code_files,
+    digests,
+    versions,
+    warn_of_other_versions,
+    with_absolute_files,
+)
 from stabie_ase.stability import Criterion, Failures, criteria_from
 from stabie_ase.stability.sequential import replica_ps_to_tell
-from stabie_ase.structures.reference import Reference, absolute, digest, files_of, read_reference
+from stabie_ase.structures.reference import Reference
 from stabie_ase.structures.setting import Setting
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
@@ -43,47 +49,6 @@ TIGHT = 0.05
 
 OnCheck = Callable[[str, int, int, MDState, Failures], None]
 """Told model, round, steps done, replicas and failures while a model is tested."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run was asked to work on, as config.json holds it."""
-
-    model: str
-    reference: str | list[str]
-    validation: str | None = None
-    energy_key: str | None = None
-    forces_key: str | None = None
-    device: str = "cpu"
-    dtype: str | None = None
-    head: str | None = None
-    trust_checkpoint: bool = False
-    compilation: str = "off"
-
-    def read_reference(self) -> Reference:
-        """The reference frames."""
-        return read_reference(self.reference, self.energy_key, self.forces_key, min_frames=10)
-
-    def read_validation(self) -> Reference | None:
-        """Frames to judge accuracy by, if a file was given."""
-        return read_reference(self.validation, self.energy_key, self.forces_key) if self.validation else None
-
-    def load_potential(self) -> Potential:
-        """The starting model."""
-        return load_potential(self.model, self.device, self.dtype, self.trust_checkpoint, self.head)
-
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the files, so that a resumed run works on what it began with."""
-        return {name: digest(file) for name, file in self.files().items()}
-
-    def files(self) -> dict[str, str | list[str]]:
-        """What was given as a file, or as several, by the names of the fields."""
-        files = {"model": self.model, "reference": self.reference, "validation": self.validation}
-        return {name: file for name, file in files.items() if file}
-
-    def absolute(self) -> Inputs:
-        """The same with absolute paths, so that a run can be resumed from another folder."""
-        return replace(self, **{name: absolute(file) for name, file in self.files().items()})
 
 
 @dataclass
@@ -276,7 +241,7 @@ def prepare(
     `say` is told in words what was found on the way.
     """
     RunDirectory.check_free(output)
-    setup = _set_up(inputs, config, say).compiled_where_wanted(say)
+    setup = _set_up(inputs, with_absolute_files(config), say).compiled_where_wanted(say)
     directory = RunDirectory.create(output, _describe(setup))
     directory.claim()
     return replace(setup, directory=directory)
@@ -301,16 +266,9 @@ def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneCon
 def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> Finetuning:
     """Take up a run where its last saved state stands."""
     directory, inputs, config, description = open_run(path)
-    for name, file in [(name, file) for name, names in inputs.files().items() for file in files_of(names)]:
-        if not file.is_file():
-            raise UnusableRun(f"the {name} file of {path} is gone: {file}; put it back to go on")
-    for name, now in inputs.digests().items():
-        if now != description["digests"].get(name):
-            raise UnusableRun(
-                f"the {name} file of {path} has changed since the run began: {getattr(inputs, name)}; begin a new run"
-            )
+    check_unchanged(path, inputs, config, description["digests"])
     directory.claim()
-    _warn_of_other_versions(description.get("versions", {}))
+    warn_of_other_versions(description.get("versions", {}))
     finetuning = replace(_set_up(inputs, config, say).compiled_where_wanted(say), directory=directory)
     state = directory.load()
     if state is not None:
@@ -322,14 +280,10 @@ def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) ->
     return finetuning
 
 
-def _warn_of_other_versions(then: dict[str, str]) -> None:
-    now = _versions()
-    different = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
-    if different:
-        logger.warning("versions have changed since the run began, so it will not end in the same bits: %s", ", ".join(different))
-
-
 def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None) -> Finetuning:
+    if say:
+        for file in code_files(config):
+            say(f"Code of yours: {file}")
     rule_class(config.update)
     reference, validation = inputs.read_reference(), inputs.read_validation()
     config = with_temperature(config, reference.temperature_K, "the reference")
@@ -369,26 +323,12 @@ def _describe(setup: Finetuning) -> dict:
     return {
         "config": asdict(setup.config),
         "inputs": asdict(inputs.absolute()),
-        "digests": inputs.digests(),
+        "digests": digests(inputs, setup.config),
         "model": inputs.model,
         "reference": setup.reference.source,
         "criterion": [criterion.describe() for criterion in setup.criteria],
         "check_criterion": setup.yardstick.describe(),
         "start_force_mae_eV_per_A": setup.training.accuracy.start_mae,
-        "versions": _versions(),
+        "versions": versions(),
         "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {inputs.device}",
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("ase", "torch", "torch-geometric", "mace-torch", "numpy", "scipy")
-    found = {name: _version(name) for name in packages}
-    ours = {"stabie_ase": stabie_ase.__version__, "python": platform.python_version()}
-    return {name: number for name, number in found.items() if number} | ours
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -1,0 +1,117 @@
+"""What a run works on: files, code of the user's, versions of packages, so that a resumed run goes on with the same."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import stabie_ase
+from stabie_ase.config import FinetuneConfig
+from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.checkpoint import load_potential
+from stabie_ase.runs.directory import UnusableRun
+from stabie_ase.structures.reference import Reference, absolute, digest, files_of, read_reference
+from stabie_ase.system.plugins import file_of
+from stabie_ase.system.spec import Spec, parse
+
+logger = logging.getLogger(__name__)
+
+SPECIFICATIONS = ("observable", "criterion", "check_criterion", "update")
+"""Options that may name a class in a file."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run was asked to work on, as config.json holds it."""
+
+    model: str
+    reference: str | list[str]
+    validation: str | None = None
+    energy_key: str | None = None
+    forces_key: str | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    head: str | None = None
+    trust_checkpoint: bool = False
+    compilation: str = "off"
+
+    def read_reference(self) -> Reference:
+        """The reference frames."""
+        return read_reference(self.reference, self.energy_key, self.forces_key, min_frames=10)
+
+    def read_validation(self) -> Reference | None:
+        """Frames to judge accuracy by, if a file was given."""
+        return read_reference(self.validation, self.energy_key, self.forces_key) if self.validation else None
+
+    def load_potential(self) -> Potential:
+        """The starting model."""
+        return load_potential(self.model, self.device, self.dtype, self.trust_checkpoint, self.head)
+
+    def files(self) -> dict[str, str | list[str]]:
+        """What was given as a file, or as several, by the names of the fields."""
+        files = {"model": self.model, "reference": self.reference, "validation": self.validation}
+        return {name: file for name, file in files.items() if file}
+
+    def absolute(self) -> Inputs:
+        """The same with absolute paths, so that a run can be resumed from another folder."""
+        return replace(self, **{name: absolute(file) for name, file in self.files().items()})
+
+
+def with_absolute_files(config: FinetuneConfig) -> FinetuneConfig:
+    """The same with absolute paths of the user's files, so that a run can be resumed from another folder."""
+    return replace(config, **{name: ",".join(str(_absolute(spec)) for spec in parse(getattr(config, name))) for name in SPECIFICATIONS})
+
+
+def _absolute(spec: Spec) -> Spec:
+    file = file_of(spec)
+    return spec if file is None else replace(spec, name=f"{Path(file).absolute()}:{spec.name.rpartition(':')[2]}")
+
+
+def code_files(config: FinetuneConfig) -> list[str]:
+    """The user's files that a config names classes in."""
+    found = (file_of(spec) for name in SPECIFICATIONS for spec in parse(getattr(config, name)))
+    return sorted({file for file in found if file})
+
+
+def digests(inputs: Inputs, config: FinetuneConfig) -> dict[str, str]:
+    """SHA-256 of all files, by what they are: "model", "reference", "validation" or the path of code."""
+    return {name: digest(file) for name, file in inputs.files().items()} | {file: digest(file) for file in code_files(config)}
+
+
+def check_unchanged(path: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, then: Mapping[str, str]) -> None:
+    """Raise UnusableRun for a file of the run at `path` that is gone or is not what it was, with its digest `then`."""
+    named = [(name, file) for name, names in inputs.files().items() for file in files_of(names)]
+    for name, file in named + [("code", Path(file)) for file in code_files(config)]:
+        if not file.is_file():
+            raise UnusableRun(f"the {name} file of {path} is gone: {file}; put it back to go on")
+    for name, now in digests(inputs, config).items():
+        if now != then.get(name):
+            known = inputs.files()
+            which = f"the {name} file of {path}" if name in known else f"the code of {path}"
+            raise UnusableRun(f"{which} has changed since the run began: {known.get(name, name)}; begin a new run")
+
+
+def warn_of_other_versions(then: dict[str, str]) -> None:
+    now = versions()
+    different = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
+    if different:
+        logger.warning("versions have changed since the run began, so it will not end in the same bits: %s", ", ".join(different))
+
+
+def versions() -> dict[str, str]:
+    packages = ("ase", "torch", "torch-geometric", "mace-torch", "numpy", "scipy")
+    found = {name: _version(name) for name in packages}
+    ours = {"stabie_ase": stabie_ase.__version__, "python": platform.python_version()}
+    return {name: number for name, number in found.items() if number} | ours
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
