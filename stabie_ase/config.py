@@ -92,18 +92,14 @@ class HasTimestep:
         return max(1, round(time_fs / self.timestep_fs))
 
 
-CHECKS = "bonds:0.5,contacts:0.5,energy,temperature"
-"""Criteria by which models are judged. The distribution over windows of time is added, to which no training listens."""
-
-
 @dataclass(frozen=True)
 class FinetuneConfig(HasTimestep):
     """Every knob of the StABIE loop; each field's metadata tell what it is. Units are in the names."""
 
-    observable: str = knob(
-        "hr",
+    observable: str | None = knob(
+        None,
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
-        "follow, as in rdf:O-O,r_max=6",
+        "follow, as in rdf:O-O,r_max=6; if not given hr of a molecule, rdf of a liquid or solid of one element",
         repeats=True,
     )
     temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
@@ -117,9 +113,10 @@ class FinetuneConfig(HasTimestep):
     window_fs: float = knob(250.0, "length of a window of dynamics", 1e-3, 1e7)
     sample_every_fs: float = knob(5.0, "time between two frames for the estimator", 1e-3, 1e7)
     check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
-    criterion: str = knob(
-        "bonds:0.25,contacts:0.25,energy,temperature",
-        "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough",
+    criterion: str | None = knob(
+        None,
+        "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough; if not "
+        "given, of a molecule bonds:0.25,contacts:0.25,energy,temperature, of a liquid or solid intermolecular in place of contacts",
         repeats=True,
     )
     average_fs: float = knob(
@@ -182,8 +179,8 @@ class FinetuneConfig(HasTimestep):
     max_time_min: float = knob(15.0, "wall time of the loop", 0.0, 1e6)
     max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
     max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
-    check_criterion: str = knob(
-        CHECKS, "criteria of the final comparison with their tolerances (Å); those that are not named are judged as by default",
+    check_criterion: str | None = knob(
+        None, "criteria of the final comparison with their tolerances (Å), 0.5 if not given; those that are not named count too",
         repeats=True,
     )
     check_replicas: int = knob(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
@@ -256,11 +253,13 @@ class EvaluationConfig:
     timestep_fs: float = knob(0.5, "time step of the Langevin dynamics", 1e-3, 20.0)
     friction_per_fs: float = knob(0.01, "friction of the Langevin dynamics", 0.0, 10.0)
     check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
-    criterion: str = knob(
-        CHECKS, "criteria that call a replica unstable with their tolerances (Å); those that are not named are judged as by default",
+    criterion: str | None = knob(
+        None, "criteria that call a replica unstable with their tolerances (Å), 0.5 if not given; those that are not named count too",
         repeats=True,
     )
-    observable: str = knob("hr", "observables that are compared with the reference's, several separated by commas", repeats=True)
+    observable: str | None = knob(
+        None, "observables that are compared with the reference's, several separated by commas; if not given as by finetune", repeats=True
+    )
     seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):

@@ -54,7 +54,8 @@ def test_every_command_of_the_readme_exists():
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: path.stem)
 def test_example_runs(script, tmp_path):
     extra = {"make_aspirin_schnet": ["--epochs", "1", "--output", str(tmp_path / "model.pt")],
-             "make_aspirin_xtb": ["--quick", "--output", str(tmp_path)]}
+             "make_aspirin_xtb": ["--quick", "--output", str(tmp_path)],
+             "make_argon": ["--quick", "--output", str(tmp_path / "argon.xyz")]}
     arguments = extra.get(script.stem, ["--quick"])
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -282,7 +282,7 @@ def test_unknown_and_wrong_options():
     with pytest.raises(BadOption, match="expected a whole number"):
         PretrainConfig(epochs=2.5)
     with pytest.raises(BadOption, match="expected text"):
-        FinetuneConfig(criterion=None)
+        FinetuneConfig(update=None)
     assert FinetuneConfig(timestep_fs=1, temperature_K=np.float64(300.0)).steps(10.0) == 10
 
 

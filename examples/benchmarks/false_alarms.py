@@ -21,9 +21,8 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io import read
 
 import stabie_ase
-from stabie_ase.config import CHECKS, FinetuneConfig
 from stabie_ase.runs.evaluation import StabilityTest
-from stabie_ase.stability import EnergyRange, criteria_from
+from stabie_ase.stability import TRAINING, VERDICT, EnergyRange, criteria_from, default_criteria
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import read_reference
@@ -55,7 +54,7 @@ def examine(name, few, dynamics, temperature, every_fs):
     state = SimpleNamespace(batch=batch, n_systems=len(frames), step=torch.zeros(len(frames), dtype=torch.int64),
                             potential_energy=energies)  # fmt: skip
     print(f"{name}: {len(reference.frames)} frames against {len(frames)} of dynamics, {temperature:g} K")
-    for when, spec in (("training", FinetuneConfig.criterion), ("comparison", CHECKS)):
+    for when, spec in (("training", default_criteria(setting, TRAINING)), ("comparison", default_criteria(setting, VERDICT))):
         for criterion in criteria_from(spec, setting):
             if criterion.name != "temperature":  # frames without momenta
                 tell(f"{criterion.name}, {when}", judged(criterion, state, reference.energies))

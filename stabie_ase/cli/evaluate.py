@@ -32,7 +32,7 @@ def evaluate(
         check_new_file(output)
 
     from stabie_ase.dynamics.compilation import compile_where_wanted
-    from stabie_ase.observables import observables_from
+    from stabie_ase.observables import default_observable, observables_from
     from stabie_ase.potentials.checkpoint import load_potential
     from stabie_ase.runs.checks import check_labels
     from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failures_p_value, summarize
@@ -47,7 +47,8 @@ def evaluate(
     potentials = {name: load_potential(name, device, dtype, trust_checkpoint, head) for name in (model, *compare)}
     frames = frames.isolated(max(potential.cutoff for potential in potentials.values()))
     setting = Setting(frames.frames, config.temperature_K, frames.temperature_K)
-    yardstick = Yardstick.from_reference(config.criterion, setting, observables_from(config.observable, setting))
+    observables = observables_from(config.observable or default_observable(setting), setting)
+    yardstick = Yardstick.from_reference(config.criterion, setting, observables)
     test = StabilityTest(
         temperature_K=config.temperature_K,
         replicas=config.replicas,

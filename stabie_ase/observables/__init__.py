@@ -18,7 +18,22 @@ OBSERVABLES = {
 }
 """By their names; those of other packages are entry points of the group "stabie_ase.observables"."""
 
-__all__ = ["OBSERVABLES", "Axis", "BondLengths", "DistanceDistribution", "Observable", "RadialDistribution", "Target", "observables_from"]
+__all__ = [
+    "OBSERVABLES",
+    "Axis",
+    "BondLengths",
+    "DistanceDistribution",
+    "Observable",
+    "RadialDistribution",
+    "Target",
+    "default_observable",
+    "observables_from",
+]
+
+
+def default_observable(setting: Setting) -> str:
+    """The observable that suits a system, as `observables_from` reads it."""
+    return "rdf" if any(atoms.pbc.any() for atoms in setting.frames) else "hr"
 
 
 def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observable]:

@@ -12,18 +12,20 @@ from ase import Atoms, units
 from scipy.stats import binomtest
 from torch import Tensor
 
-from stabie_ase.config import CHECKS, HasTimestep
+from stabie_ase.config import HasTimestep
 from stabie_ase.dynamics import Integrator, Langevin, PotentialForces, Trajectory, initial_state
 from stabie_ase.dynamics.starts import start
 from stabie_ase.observables import Observable, Target
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import (
+    VERDICT,
     Criterion,
     Failures,
     OnLook,
     StabilityStatistics,
     criteria_from,
+    default_criteria,
     look,
     stability_statistics,
     watched,
@@ -112,8 +114,8 @@ class Yardstick:
     distribution: DistanceShift | None = None
 
     @classmethod
-    def from_reference(cls, text: str, setting: Setting, observables: Sequence[Observable], others: str = CHECKS) -> Yardstick:
-        """All criteria, those that `text` names with its tolerances, and the observables' means over the reference.
+    def from_reference(cls, text: str | None, setting: Setting, observables: Sequence[Observable]) -> Yardstick:
+        """The criteria that suit the system, those that `text` names with its tolerances, and the observables' means over the reference.
 
         A reference that tells another temperature is warned of.
 
@@ -123,7 +125,7 @@ class Yardstick:
             See `criteria_from`.
         """
         frames = setting.frames
-        criteria = criteria_from(text, setting, others)
+        criteria = criteria_from(text or "", setting, default_criteria(setting, VERDICT))
         targets = [Target.from_frames(observable, frames) for observable in observables]
         comparable = _same_temperature(setting) and not any(atoms.pbc.any() for atoms in frames)
         return cls(criteria, targets, DistanceShift.from_reference(frames, setting.topology) if comparable else None)

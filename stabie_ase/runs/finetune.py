@@ -14,7 +14,7 @@ import torch
 from stabie_ase.config import FinetuneConfig, from_dict, with_temperature
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import Target, observables_from
+from stabie_ase.observables import Target, default_observable, observables_from
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
 from stabie_ase.runs.comparison import Comparison, Outcome, verdict
@@ -30,7 +30,7 @@ from stabie_ase.runs.inputs import (
     warn_of_other_versions,
     with_absolute_files,
 )
-from stabie_ase.stability import Criterion, Failures, criteria_from
+from stabie_ase.stability import TRAINING, Criterion, Failures, criteria_from, default_criteria
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
 from stabie_ase.structures.setting import Setting
@@ -295,6 +295,11 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     check_inputs(potential, Path(inputs.model).name, reference, validation)
     setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
+    config = replace(
+        config,
+        observable=config.observable or default_observable(setting),
+        criterion=config.criterion or default_criteria(setting, TRAINING),
+    )
     observables = observables_from(config.observable, setting)
     criteria = criteria_from(config.criterion, setting)
     yardstick = Yardstick.from_reference(config.check_criterion, setting, observables)

@@ -64,7 +64,8 @@ class Inputs:
 
 def with_absolute_files(config: FinetuneConfig) -> FinetuneConfig:
     """The same with absolute paths of the user's files, so that a run can be resumed from another folder."""
-    return replace(config, **{name: ",".join(str(_absolute(spec)) for spec in parse(getattr(config, name))) for name in SPECIFICATIONS})
+    texts = {name: getattr(config, name) for name in SPECIFICATIONS}
+    return replace(config, **{name: text and ",".join(str(_absolute(spec)) for spec in parse(text)) for name, text in texts.items()})
 
 
 def _absolute(spec: Spec) -> Spec:
@@ -74,7 +75,7 @@ def _absolute(spec: Spec) -> Spec:
 
 def code_files(config: FinetuneConfig) -> list[str]:
     """The user's files that a config names classes in."""
-    found = (file_of(spec) for name in SPECIFICATIONS for spec in parse(getattr(config, name)))
+    found = (file_of(spec) for name in SPECIFICATIONS for spec in parse(getattr(config, name) or ""))
     return sorted({file for file in found if file})
 
 

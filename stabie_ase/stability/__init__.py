@@ -1,6 +1,8 @@
 """When a replica counts as unstable, and the statistics of it."""
 
 from stabie_ase.stability.criteria import (
+    TRAINING,
+    VERDICT,
     BondLengthDeviation,
     Contacts,
     Criterion,
@@ -9,6 +11,7 @@ from stabie_ase.stability.criteria import (
     KineticTemperature,
     Verdict,
     criteria_from,
+    default_criteria,
 )
 from stabie_ase.stability.survival import StabilityStatistics, stability_statistics
 from stabie_ase.stability.watch import Failures, Look, OnLook, Watch, look, watched, with_memory
@@ -26,7 +29,10 @@ __all__ = [
     "StabilityStatistics",
     "Verdict",
     "Watch",
+    "TRAINING",
+    "VERDICT",
     "criteria_from",
+    "default_criteria",
     "look",
     "stability_statistics",
     "watched",

@@ -101,7 +101,10 @@ def observable_figure(name: str, observed: Mapping, models: Mapping[str, Mapping
         upper.plot(x, values, label=label, **drawn)
         lower.plot(x, values - target, **drawn)
     upper.set(ylabel=observed["label"], xlim=(x[0] - 0.5, x[-1] + 0.5) if names else (0, x[-1]))
-    if not names:
+    if names:
+        upper.margins(y=0.2)
+        lower.margins(y=0.2)
+    else:
         upper.set_ylim(bottom=0 if target.min() >= 0 else None)
     if 0 < len(names) <= MOST_NAMES:
         lower.set_xticks(x, names, rotation=90 if len(names) > 4 else 0)

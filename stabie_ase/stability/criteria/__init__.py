@@ -7,7 +7,7 @@ from stabie_ase.stability.criteria.bonds import BondLengthDeviation
 from stabie_ase.stability.criteria.contacts import Contacts
 from stabie_ase.stability.criteria.energy import EnergyRange
 from stabie_ase.stability.criteria.intermolecular import IntermolecularDistance
-from stabie_ase.stability.criteria.make import CRITERIA, criteria_from
+from stabie_ase.stability.criteria.make import CRITERIA, TRAINING, VERDICT, criteria_from, default_criteria
 from stabie_ase.stability.criteria.temperature import KineticTemperature
 
 __all__ = [
@@ -19,5 +19,8 @@ __all__ = [
     "EnergyRange",
     "KineticTemperature",
     "Verdict",
+    "TRAINING",
+    "VERDICT",
     "criteria_from",
+    "default_criteria",
 ]

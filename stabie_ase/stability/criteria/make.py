@@ -17,6 +17,25 @@ CRITERIA = {
 """By their names; those of other packages are entry points of the group "stabie_ase.criteria"."""
 
 
+TRAINING, VERDICT = 0.25, 0.5
+"""Tolerances in Å of bonds and contacts: what a loop optimises is not what it may be judged by."""
+
+
+def default_criteria(setting: Setting, tolerance: float) -> str:
+    """The criteria that suit a system, as `criteria_from` reads them.
+
+    Bonds where there are any; contacts in an isolated system, the smallest distance of molecules in a periodic one; the energy
+    and the temperature.
+    """
+    topology, periodic = setting.topology, any(atoms.pbc.any() for atoms in setting.frames)
+    names = [f"bonds:{tolerance:g}"] if bool(topology.bonded.any()) else []
+    if not periodic:
+        names.append(f"contacts:{tolerance:g}")
+    elif int(topology.molecule.max()) > 0:
+        names.append("intermolecular")
+    return ",".join([*names, "energy", "temperature"])
+
+
 def criteria_from(text: str, setting: Setting, others: str = "") -> list[Criterion]:
     """Criteria from NAME, NAME:TOLERANCE or FILE.py:CLASS, several separated by commas.
 
