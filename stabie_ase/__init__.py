@@ -39,6 +39,8 @@ _HOMES = {
     "Setting": "structures.setting",
     "Topology": "structures.topology",
     "read_reference": "structures.reference",
+    "finetune": "runs.live",
+    "evaluate": "runs.live",
 }
 __all__ = sorted(_HOMES)
 

@@ -130,6 +130,11 @@ class Yardstick:
         comparable = _same_temperature(setting) and not any(atoms.pbc.any() for atoms in frames)
         return cls(criteria, targets, DistanceShift.from_reference(frames, setting.topology) if comparable else None)
 
+    def with_criteria(self, criteria: Sequence[Criterion]) -> Yardstick:
+        """With those whose names it does not have yet."""
+        names = [criterion.name for criterion in self.criteria]
+        return replace(self, criteria=[*self.criteria, *(criterion for criterion in criteria if criterion.name not in names)])
+
     def describe(self) -> list[str]:
         """All criteria, in words."""
         known = [*self.criteria, *([self.distribution] if self.distribution else [])]

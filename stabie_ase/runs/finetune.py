@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from stabie_ase.config import FinetuneConfig, from_dict, with_temperature
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import Target, default_observable, observables_from
+from stabie_ase.observables import Observable, Target, default_observable, observables_from
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
 from stabie_ase.runs.comparison import Comparison, Outcome, verdict
@@ -233,6 +233,18 @@ def _observed(target: Target, results: dict[str, StabilityResult]) -> dict[str, 
     }
 
 
+@dataclass(frozen=True)
+class Live:
+    """What was given as objects and is in no file: a run with any of it is resumed from Python only."""
+
+    observables: list[Observable] = field(default_factory=list)
+    criteria: list[Criterion] = field(default_factory=list)
+
+    def names(self) -> list[str]:
+        """Of all objects."""
+        return [x.name for x in (*self.observables, *self.criteria)]
+
+
 def prepare(
     output: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None = None
 ) -> Finetuning:
@@ -241,8 +253,16 @@ def prepare(
     `say` is told in words what was found on the way.
     """
     RunDirectory.check_free(output)
-    setup = _set_up(inputs, with_absolute_files(config), say).compiled_where_wanted(say)
-    directory = RunDirectory.create(output, _describe(setup))
+    return begin(output, inputs, config, say)
+
+
+def begin(
+    output: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None, live: Live | None = None
+) -> Finetuning:
+    """Begin a run in a directory that is known to be free, but for a folder of its inputs."""
+    live = live or Live()
+    setup = _set_up(inputs, with_absolute_files(config), say, live).compiled_where_wanted(say)
+    directory = RunDirectory.create(output, _describe(setup) | {"live": live.names()})
     directory.claim()
     return replace(setup, directory=directory)
 
@@ -263,13 +283,20 @@ def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneCon
     return directory, inputs, config, description
 
 
-def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) -> Finetuning:
-    """Take up a run where its last saved state stands."""
+def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None, live: Live | None = None) -> Finetuning:
+    """Take up a run where its last saved state stands; what was given as objects when it began has to be given again."""
     directory, inputs, config, description = open_run(path)
+    live = live or Live()
+    if live.names() != description.get("live", []):
+        begun = ", ".join(description.get("live", [])) or "none"
+        raise UnusableRun(
+            f"{path} was begun in Python with these objects: {begun}; go on there with the same, "
+            "stabie_ase.finetune(..., resume_run=True)"
+        )
     check_unchanged(path, inputs, config, description["digests"])
     directory.claim()
     warn_of_other_versions(description.get("versions", {}))
-    finetuning = replace(_set_up(inputs, config, say).compiled_where_wanted(say), directory=directory)
+    finetuning = replace(_set_up(inputs, config, say, live).compiled_where_wanted(say), directory=directory)
     state = directory.load()
     if state is not None:
         try:
@@ -280,7 +307,7 @@ def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None) ->
     return finetuning
 
 
-def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None) -> Finetuning:
+def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None, live: Live) -> Finetuning:
     if say:
         for file in code_files(config):
             say(f"Code of yours: {file}")
@@ -295,14 +322,14 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     check_inputs(potential, Path(inputs.model).name, reference, validation)
     setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
-    config = replace(
-        config,
-        observable=config.observable or default_observable(setting),
-        criterion=config.criterion or default_criteria(setting, TRAINING),
-    )
-    observables = observables_from(config.observable, setting)
-    criteria = criteria_from(config.criterion, setting)
-    yardstick = Yardstick.from_reference(config.check_criterion, setting, observables)
+    if not live.observables:
+        config = replace(config, observable=config.observable or default_observable(setting))
+    if not live.criteria:
+        config = replace(config, criterion=config.criterion or default_criteria(setting, TRAINING))
+    observables = live.observables + (observables_from(config.observable, setting) if config.observable else [])
+    criteria = live.criteria + criteria_from(config.criterion or "", setting)
+    # What only the user knows to look for counts in the verdict as it does in training.
+    yardstick = Yardstick.from_reference(config.check_criterion, setting, observables).with_criteria(criteria)
     _warn_of_tight_criteria(potential, reference, criteria)
     torch.manual_seed(config.seed)
     training = TrainingLoop.from_reference(potential, reference, observables, criteria, config, validation)

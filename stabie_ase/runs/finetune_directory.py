@@ -16,6 +16,8 @@ class RunDirectory(WorkDirectory):
     """Metrics of each window, the frames that failed, and in the end the model, the comparison and the report."""
 
     command = "finetune"
+    INPUTS = "inputs"
+    """Folder of what was given as live objects."""
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)

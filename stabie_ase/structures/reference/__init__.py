@@ -2,7 +2,7 @@
 
 from stabie_ase.structures.reference.frames import UnusableReference, absolute, digest, files_of, read_frames, spread
 from stabie_ase.structures.reference.labels import common_temperature
-from stabie_ase.structures.reference.reading import MAX_FORCE, MIN_DISTANCE, Reference, read_reference
+from stabie_ase.structures.reference.reading import MAX_FORCE, MIN_DISTANCE, Reference, read_reference, reference_of
 
 __all__ = [
     "MAX_FORCE",
@@ -15,5 +15,6 @@ __all__ = [
     "files_of",
     "read_frames",
     "read_reference",
+    "reference_of",
     "spread",
 ]

@@ -128,7 +128,36 @@ def read_reference(
         The file is missing, empty or no structure file; energies or forces are missing (the keys found are named), not
         finite or huge; atoms sit on top of each other; too few frames.
     """
-    source, named = ", ".join(each(names)), named_frames(names)
+    reference, keys = _checked(", ".join(each(names)), _shown(names), named_frames(names), energy_key, forces_key, min_frames)
+    check_declared_units(names, *keys)
+    return reference
+
+
+def reference_of(
+    frames: Sequence[Atoms], energy_key: str | None = None, forces_key: str | None = None, min_frames: int = 2
+) -> Reference:
+    """Frames in memory as a reference, checked as `read_reference` checks a file's; they are copied.
+
+    Raises
+    ------
+    UnusableReference
+        See `read_reference`.
+    """
+    named = [(f"frame {k}", _copied(atoms)) for k, atoms in enumerate(frames)]
+    return _checked("the frames given", "memory", named, energy_key, forces_key, min_frames)[0]
+
+
+def _copied(atoms: Atoms) -> Atoms:
+    """With its results, which `Atoms.copy` leaves behind."""
+    copied = atoms.copy()
+    copied.calc = atoms.calc
+    return copied
+
+
+def _checked(
+    source: str, shown: str, named: Sequence[tuple[str, Atoms]], energy_key: str | None, forces_key: str | None, min_frames: int
+) -> tuple[Reference, tuple[str, str]]:
+    """A reference from frames and what to call each of them, and the keys of its labels."""
     is_lone = [is_isolated_atom(atoms) for _, atoms in named]
     lone, named = list(compress(named, is_lone)), list(compress(named, map(not_, is_lone)))
     if len(named) < min_frames:
@@ -136,14 +165,13 @@ def read_reference(
         raise UnusableReference(f"{source}: {len(named)} frames{beside}, at least {min_frames} are needed")
     where, frames = map(list, zip(*named))
     energy_key, forces_key = choose_keys(source, frames, energy_key, forces_key)
-    check_declared_units(names, energy_key, forces_key)
     energies, forces = zip(*(_labels(at, atoms, energy_key, forces_key) for at, atoms in named))
     temperature = common_temperature(frames, where)
     keys = f"energies from {energy_key!r}, forces from {forces_key!r}"
     at = f"{temperature:g} K" if temperature is not None else "no single temperature given"
-    found = f"{len(frames)} frames of {_compositions(frames)} from {_shown(names)} ({keys}, {at})"
+    found = f"{len(frames)} frames of {_compositions(frames)} from {shown} ({keys}, {at})"
     notes = [_lone_in_words(lone), _free_energies(frames, energy_key), _unused(frames), _left_out_constraints(frames)]
-    return Reference(
+    reference = Reference(
         frames,
         np.array(energies),
         list(forces),
@@ -151,6 +179,7 @@ def read_reference(
         "; ".join([found, *filter(None, notes)]),
         _atom_energies(lone, energy_key),
     )
+    return reference, (energy_key, forces_key)
 
 
 def _labels(where: str, atoms: Atoms, energy_key: str, forces_key: str) -> tuple[float, np.ndarray]:

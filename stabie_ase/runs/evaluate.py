@@ -1,0 +1,144 @@
+"""Models measured from equal starts."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stabie_ase.config import BadOption, EvaluationConfig, with_temperature
+from stabie_ase.dynamics.compilation import compile_where_wanted
+from stabie_ase.observables import default_observable, observables_from
+from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.checkpoint import load_potential
+from stabie_ase.potentials.module import as_potential
+from stabie_ase.runs.checks import check_labels
+from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
+from stabie_ase.runs.finetune import Live
+from stabie_ase.stability import OnLook
+from stabie_ase.structures.reference import Reference, read_reference, reference_of
+from stabie_ase.structures.setting import Setting
+from stabie_ase.training.labels import LabelledFrames, qm_errors
+
+
+@dataclass
+class Evaluation:
+    """Models, the first of which the others are compared with, and what they are held against.
+
+    Attributes
+    ----------
+    potentials : dict of str to Potential
+    reference : Reference
+    yardstick : Yardstick
+    test : StabilityTest
+    results : dict of str to StabilityResult
+        Of the models that have been tested.
+    seconds_per_ps : dict of str to float
+        What a stable replica-ps took of them.
+    """
+
+    potentials: dict[str, Potential]
+    reference: Reference
+    yardstick: Yardstick
+    test: StabilityTest
+    results: dict[str, StabilityResult]
+    seconds_per_ps: dict[str, float]
+
+    @classmethod
+    def set_up(
+        cls,
+        models: Mapping[str, str | os.PathLike | nn.Module],
+        frames: Any,
+        config: EvaluationConfig,
+        keys: Mapping[str, str | None],
+        about: Mapping[str, Any],
+        live: Live | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> Evaluation:
+        """Check everything that can be checked before any dynamics.
+
+        Parameters
+        ----------
+        models : mapping of str to path or module
+            By the names that summaries will have.
+        frames : names of frames, or frames in memory
+        config : EvaluationConfig
+        keys : mapping
+            energy_key and forces_key of the frames.
+        about : mapping
+            device, dtype, head and trust of models that are loaded.
+        live : Live, optional
+            Observables and criteria that have been made already.
+        say : callable, optional
+        """
+        live = live or Live()
+        in_memory = not isinstance(frames, (str, os.PathLike)) and not all(isinstance(x, (str, os.PathLike)) for x in frames)
+        reference = (reference_of if in_memory else read_reference)(frames, **keys)
+        config = with_temperature(config, reference.temperature_K, "the reference")
+        potentials = {name: _opened(model, about) for name, model in models.items()}
+        reference = reference.isolated(max(potential.cutoff for potential in potentials.values()))
+        setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
+        observables = live.observables + (
+            observables_from(config.observable or default_observable(setting), setting)
+            if config.observable or not live.observables
+            else []
+        )
+        yardstick = Yardstick.from_reference(config.criterion, setting, observables).with_criteria(live.criteria)
+        test = StabilityTest(
+            temperature_K=config.temperature_K,
+            replicas=config.replicas,
+            time_ps=config.time_ps,
+            timestep_fs=config.timestep_fs,
+            friction_per_fs=config.friction_per_fs,
+            check_every_fs=config.check_every_fs,
+            seed=config.seed,
+        )
+        for name, potential in potentials.items():
+            try:
+                potential.check_numbers(z for atoms in reference.frames for z in set(atoms.numbers))
+            except ValueError as error:
+                raise BadOption(f"{name}: {error}") from error
+            check_labels(potential, reference, Path(name).name, "the reference")
+        if say:
+            say(f"Reference: {reference.source}")
+            say(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
+            say("\n".join(f"  - {line}" for line in yardstick.describe()))
+        return cls(potentials, reference, yardstick, test, {}, {})
+
+    def compile(self, name: str, compilation: str, say: Callable[[str], None] | None = None) -> None:
+        """Make the network of a model faster as it is asked for (`compile_where_wanted`)."""
+        test, frames = self.test, self.reference.frames
+        compile_where_wanted(compilation, self.potentials[name], frames, test.replicas, steps=test.n_steps, say=say)
+
+    def measure(self, name: str, on_look: OnLook | None = None) -> None:
+        """Run the replicas of one model."""
+        began = time.monotonic()
+        result = run_stability_test(self.potentials[name], self.reference.frames, self.yardstick, self.test, on_look)
+        self.results[name] = result
+        self.seconds_per_ps[name] = (time.monotonic() - began) / max(result.statistics.stable_replica_ps, 1e-9)
+
+    def summaries(self) -> dict[str, dict]:
+        """Of all models that have been measured; those after the first with the p value of failing less often than it."""
+        found, first = {}, next(iter(self.results))
+        for name, result in self.results.items():
+            potential = self.potentials[name]
+            errors = qm_errors(potential, LabelledFrames.from_reference(self.reference, potential.device))
+            found[name] = summarize(result, self.yardstick, None, errors, None if name == first else self.results[first])
+            if name != first:
+                found[name]["p_value"] = failures_p_value(self.results[first], result)
+        return found
+
+    def run(self) -> dict[str, dict]:
+        """All of it."""
+        for name in self.potentials:
+            self.measure(name)
+        return self.summaries()
+
+
+def _opened(model: str | os.PathLike | nn.Module, about: Mapping[str, Any]) -> Potential:
+    return as_potential(model) if isinstance(model, nn.Module) else load_potential(model, **about)

@@ -1,0 +1,237 @@
+"""The commands as functions of Python: `finetune` and `evaluate`, on paths or on live objects."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from torch import nn
+
+from stabie_ase.config import BadOption, EvaluationConfig, FinetuneConfig, from_dict
+from stabie_ase.observables import Observable
+from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.potentials.module import as_potential
+from stabie_ase.runs.evaluate import Evaluation
+from stabie_ase.runs.finetune import Live, begin, resume
+from stabie_ase.runs.finetune_directory import RunDirectory
+from stabie_ase.runs.inputs import Inputs
+from stabie_ase.runs.report.html import write_report
+from stabie_ase.stability import Criterion
+from stabie_ase.structures.reference import Reference, reference_of
+
+Frames = str | os.PathLike | Sequence[Atoms] | Sequence[str]
+"""One name of frames, as ASE knows them, or several, or frames in memory with energies and forces."""
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a run has come to.
+
+    Attributes
+    ----------
+    potential : Potential
+        With the weights of the result: those of the start if no gain could be told from chance.
+    gained : bool
+    message : str
+        The verdict in a sentence.
+    models : dict of str to dict
+        Summaries of "start" and "stabie", as in result.json; units are in the names.
+    path : Path or None
+        The run directory, if one was asked for.
+    """
+
+    potential: Potential
+    gained: bool
+    message: str
+    models: dict[str, dict]
+    path: Path | None
+
+
+def finetune(
+    model: str | os.PathLike | nn.Module,
+    frames: Frames,
+    *,
+    observables: str | Sequence[str | Observable] | None = None,
+    criteria: str | Sequence[str | Criterion] | None = None,
+    validation: Frames | None = None,
+    output: str | os.PathLike | None = None,
+    resume_run: bool = False,
+    say: Callable[[str], None] | None = None,
+    on_window: Callable[[dict], None] | None = None,
+    **options: Any,
+) -> FinetuneResult:
+    """Make a model stable without new quantum calculations, as `stabie-ase finetune` does.
+
+    Parameters
+    ----------
+    model : path, Potential or torch module
+        A checkpoint, or a model in memory, which is copied and left as it is.
+    frames : path, several, or frames in memory
+        With energies (eV) and forces (eV/Å).
+    observables, criteria : str, or sequence of str or of objects, optional
+        As on the command line, or made already; what suits the system if not given.
+    validation : as `frames`, optional
+        Unseen frames to judge accuracy by.
+    output : path, optional
+        Run directory; live objects are saved there too, so that the run can be resumed. None is kept without it.
+    resume_run : bool
+        Go on with the run in `output`, with the same observables and criteria.
+    say, on_window : callable, optional
+        Told in words what is found on the way, and the record of each window.
+    **options
+        Any of `FinetuneConfig`, and of `Inputs`: device, dtype, head, energy_key, forces_key, trust_checkpoint, compilation.
+
+    Returns
+    -------
+    FinetuneResult
+
+    Raises
+    ------
+    ValueError
+        In one line, what was given, what was expected and what to try; nothing has been written.
+    """
+    texts, live = _texts_and_objects(observables=observables, criteria=criteria)
+    if resume_run:
+        finetuning = resume(output, say, live)
+    else:
+        about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
+        config = from_dict(FinetuneConfig, options | texts)
+        kept = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="stabie-run-"))
+        RunDirectory.check_free(kept)
+        keys = (about_inputs.get("energy_key"), about_inputs.get("forces_key"))
+        with _inputs_of(kept, model, frames, validation, keys) as files:
+            finetuning = begin(kept, Inputs(**files, **about_inputs), config, say, live)
+    try:
+        finetuning.train(on_window)
+        result = finetuning.finish()
+        path = finetuning.directory.path
+        if output is not None:
+            write_report(path)
+        return FinetuneResult(
+            finetuning.training.potential, result["gained"], result["message"], result["models"], path if output is not None else None
+        )
+    finally:
+        if output is None:
+            shutil.rmtree(finetuning.directory.path, ignore_errors=True)
+
+
+def evaluate(
+    model: str | os.PathLike | nn.Module,
+    frames: Frames,
+    *,
+    compare: Mapping[str, str | os.PathLike | nn.Module] | Sequence[str | os.PathLike] = (),
+    observables: str | Sequence[str | Observable] | None = None,
+    criteria: str | Sequence[str | Criterion] | None = None,
+    say: Callable[[str], None] | None = None,
+    energy_key: str | None = None,
+    forces_key: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    head: str | None = None,
+    trust_checkpoint: bool = False,
+    **options: Any,
+) -> dict[str, dict]:
+    """Measure stability, observables and errors of models, as `stabie-ase evaluate` does.
+
+    Parameters
+    ----------
+    model : path, Potential or torch module
+    frames : path, several, or frames in memory
+    compare : paths, or mapping of names to paths or models, optional
+        From the same starts, with the same seeds.
+    observables, criteria, say
+        See `finetune`.
+    **options
+        Any of `EvaluationConfig`.
+
+    Returns
+    -------
+    dict of str to dict
+        A summary of each model by its name ("model" for one in memory), units in the names.
+    """
+    texts, live = _texts_and_objects(observables=observables, criteria=criteria)
+    config = from_dict(EvaluationConfig, options | texts)
+    others = compare if isinstance(compare, Mapping) else {os.fspath(path): path for path in compare}
+    name = "model" if isinstance(model, nn.Module) else os.fspath(model)
+    if name in others:
+        raise BadOption(f"two models are called {name!r}; give those of compare other names")
+    models = {name: model, **others}
+    keys = {"energy_key": energy_key, "forces_key": forces_key}
+    about = {"device": device, "dtype": dtype, "head": head, "trust": trust_checkpoint}
+    return Evaluation.set_up(models, frames, config, keys, about, live, say).run()
+
+
+def _texts_and_objects(**given: str | Sequence | None) -> tuple[dict[str, str], Live]:
+    """Options as text, and what was made already."""
+    texts, objects = {}, {}
+    for name, value in given.items():
+        option = {"observables": "observable", "criteria": "criterion"}[name]
+        parts = [value] if isinstance(value, str) else list(value or ())
+        objects[name] = [part for part in parts if not isinstance(part, str)]
+        words = ",".join(part for part in parts if isinstance(part, str))
+        if words:
+            texts[option] = words
+    return texts, Live(**objects)
+
+
+class _inputs_of:
+    """The files of a run: paths as they are, live objects saved in a folder of the run's, which goes again on an error."""
+
+    def __init__(self, output: Path, model, frames, validation, keys):
+        self.output, self.made, self.keys = output, not output.exists(), keys
+        self.model, self.frames = model, {"reference": frames, "validation": validation}
+
+    def __enter__(self) -> dict[str, str | list[str]]:
+        try:
+            return self._files()
+        except BaseException:
+            self._remove()
+            raise
+
+    def __exit__(self, kind, *_) -> None:
+        if kind is not None:
+            self._remove()
+
+    def _remove(self) -> None:
+        shutil.rmtree(self.output if self.made else self.output / RunDirectory.INPUTS, ignore_errors=True)
+
+    def _files(self) -> dict[str, str | list[str]]:
+        folder, files = self.output / RunDirectory.INPUTS, {}
+        if isinstance(self.model, nn.Module):
+            folder.mkdir(parents=True, exist_ok=True)
+            potential = as_potential(self.model)
+            files["model"] = str(folder / ("start.model" if potential.family == "mace" else "start.pt"))
+            save_potential(potential, files["model"])
+        else:
+            files["model"] = os.fspath(self.model)
+        for name, frames in self.frames.items():
+            if frames is None:
+                continue
+            if isinstance(frames, (str, os.PathLike)):
+                files[name] = os.fspath(frames)
+            elif frames and all(isinstance(atoms, Atoms) for atoms in frames):
+                labelled = _with_results(reference_of(frames, *self.keys))
+                folder.mkdir(parents=True, exist_ok=True)
+                files[name] = str(folder / f"{name}.traj")
+                write(files[name], labelled)
+            else:
+                files[name] = [os.fspath(path) for path in frames]
+        return files
+
+
+def _with_results(reference: Reference) -> list[Atoms]:
+    """The frames with their labels where every format of ASE keeps them."""
+    frames = []
+    for atoms, energy, forces in zip(reference.frames, reference.energies, reference.forces):
+        frames.append(atoms.copy())
+        frames[-1].calc = SinglePointCalculator(frames[-1], energy=float(energy), forces=forces)
+    return frames

@@ -1,0 +1,112 @@
+"""The commands as functions: paths, frames in memory, potentials and bare modules, observables and criteria that are objects."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import stabie_ase
+from stabie_ase import BondLengthDeviation, DistanceDistribution, Topology
+from stabie_ase.observables import BondLengths
+from stabie_ase.potentials.schnet import SchNetPotential
+
+OPTIONS = {**tiny.FAST, "temperature_K": tiny.TEMPERATURE, "max_cycles": 1, "seed": 3}
+
+
+@pytest.fixture()
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_paths_give_what_the_command_line_gives(here):
+    found = stabie_ase.finetune(tiny.model_path(), tiny.reference_path(), output="by-python", **OPTIONS)
+    typed = tiny.run(
+        "finetune", str(tiny.model_path()), "--ref", str(tiny.reference_path()), "--output", "typed", *tiny.flags(max_cycles=1, seed=3)
+    )
+    assert typed.exit_code == 0, typed.output
+    expected = json.loads((here / "typed" / "result.json").read_text())
+    assert json.loads(json.dumps(found.models)) == expected["models"] and found.message == expected["message"]
+    assert found.path.name == "by-python" and (found.path / "report.html").exists()
+    after = stabie_ase.load_potential(found.path / "model.pt").state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in found.potential.state_dict().items())
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["potential", "module"])
+def test_live_objects_give_the_same_and_are_left_alone(here, bare):
+    potential, frames = tiny.model(), tiny.reference().frames
+    before = {name: x.clone() for name, x in potential.state_dict().items()}
+    positions = frames[0].positions.copy()
+    hr = DistanceDistribution.from_reference(frames)
+    bonds = BondLengthDeviation.from_reference(frames, 0.3)
+    options = {name: value for name, value in OPTIONS.items() if name != "criterion"}
+    found = stabie_ase.finetune(
+        potential.network if bare else potential, frames, observables=[hr, BondLengths(Topology.from_frames(frames))], criteria=[bonds],
+        output="live", **options,
+    )  # fmt: skip
+    assert {"hr_error", "bond-length_error"} <= found.models["start"].keys()
+    assert all(torch.equal(x, before[name]) for name, x in potential.state_dict().items())
+    assert np.array_equal(frames[0].positions, positions) and isinstance(found.potential, SchNetPotential)
+    assert (here / "live" / "inputs" / "start.pt").exists() and (here / "live" / "inputs" / "reference.traj").exists()
+
+
+def test_a_run_of_live_objects_is_resumed_with_the_same(here):
+    frames, bonds = tiny.reference().frames, BondLengthDeviation.from_reference(tiny.reference().frames, 0.3)
+    options = {name: value for name, value in OPTIONS.items() if name != "criterion"} | {"max_cycles": 2}
+    whole = stabie_ase.finetune(tiny.model(), frames, criteria=[bonds], output="whole", **options)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record):
+        raise Stop
+
+    with pytest.raises(Stop):
+        stabie_ase.finetune(tiny.model(), frames, criteria=[bonds], output="broken", on_window=stop, **options)
+    refused = tiny.run("finetune", "--resume", "broken")
+    assert refused.exit_code != 0 and "begun in Python with these objects: bonds" in refused.output
+    resumed = stabie_ase.finetune(tiny.model(), frames, criteria=[bonds], output="broken", resume_run=True)
+    assert resumed.models == whole.models
+
+
+def test_without_an_output_nothing_is_left(here):
+    found = stabie_ase.finetune(tiny.model(), tiny.reference().frames, **OPTIONS)
+    assert found.path is None and list(here.iterdir()) == [] and "start" in found.models
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"criteria": "bond:0.3"}, "did you mean 'bonds'"),
+        ({"max_tme_min": 3.0}, "unknown option 'max_tme_min'"),
+        ({"observables": ["hr", "hr"]}, "given twice"),
+        ({"frames": []}, "0 frames"),
+        ({"model": "none.pt"}, "none.pt: no such file"),
+    ],
+)
+def test_what_is_wrong_is_told_and_leaves_nothing(here, changes, words):
+    given = {"model": tiny.model(), "frames": tiny.reference().frames, "output": "run", **OPTIONS} | changes
+    if "criteria" in changes:
+        given.pop("criterion")
+    with pytest.raises(ValueError, match=words):
+        stabie_ase.finetune(given.pop("model"), given.pop("frames"), **given)
+    assert list(here.iterdir()) == []
+
+
+def test_evaluate_paths_and_objects(here):
+    options = {"time_ps": 0.03, "replicas": 6, "timestep_fs": 1.0, "temperature_K": tiny.TEMPERATURE, "criterion": "bonds:0.3"}
+    by_path = stabie_ase.evaluate(tiny.model_path(), tiny.reference_path(), **options)
+    live = stabie_ase.evaluate(tiny.model(), tiny.reference().frames, compare={"truth": tiny.truth()}, **options)
+    (summary,) = by_path.values()
+    assert live["model"] == summary
+    assert live["truth"]["n_failed"] == 0 and live["truth"]["p_value"] <= 1.0
+    typed = tiny.run(
+        "evaluate", str(tiny.model_path()), "--ref", str(tiny.reference_path()), "--time", "0.03", "--replicas", "6", "--timestep", "1",
+        "--temperature", str(tiny.TEMPERATURE), "--criterion", "bonds:0.3", "--output", "found.json",
+    )  # fmt: skip
+    assert typed.exit_code == 0, typed.output
+    assert list(json.loads((here / "found.json").read_text()).values()) == [json.loads(json.dumps(summary))]
+    with pytest.raises(ValueError, match="two models are called 'model'"):
+        stabie_ase.evaluate(tiny.model(), tiny.reference().frames, compare={"model": tiny.truth()}, **options)
