@@ -180,7 +180,7 @@ def test_checkpoint_that_cannot_be_used(here, case):
 
 
 def test_compared_checkpoint_is_checked_before_anything_runs(here, monkeypatch):
-    monkeypatch.setattr("stabie_ase.runs.evaluation.run_stability_test", None)
+    monkeypatch.setattr("stabie_ase.runs.evaluate.run_stability_test", None)
     told(refused(*EVALUATE, "--compare", "other.pt", folder=here), "other.pt: no such file")
 
 
@@ -190,13 +190,13 @@ BAD_FINETUNE_OPTIONS = [
     (("--device", "gpu"), ("unknown device 'gpu'", "cpu, cuda")),
     (("--device", "meta"), ("unknown device 'meta'",)),
     (("--dtype", "float16"), ("float32",)),
-    (("--observable", "rdf"), ("unknown observable 'rdf'", "known: hr")),
+    (("--observable", "rfd"), ("unknown observable 'rfd'", "did you mean 'rdf'")),
     (("--criterion", "angles:0.3"), ("unknown criterion 'angles'", "known: bonds")),
     (("--criterion", "bonds"), ("no tolerance", "bonds:0.25")),
     (("--criterion", "bonds:-0.5"), ("positive", "-0.5")),
     (("--criterion", "bonds:nan"), ("positive", "nan")),
     (("--criterion", "bonds:inf"), ("positive", "inf")),
-    (("--check-criterion", "bonds:zero"), ("no tolerance",)),
+    (("--check-criterion", "bonds:zero"), ("expected a number",)),
     (("--timestep", "-1"), ("timestep_fs is -1", "0.001")),
     (("--timestep", "0"), ("timestep_fs is 0",)),
     (("--timestep", "1e6"), ("timestep_fs", "20")),
@@ -242,7 +242,7 @@ def test_bad_option_of_finetune(here, arguments, words):
         (("--replicas", "99999999999"), ("replicas",)),
         (("--temperature", "nan"), ("temperature_K is nan",)),
         (("--timestep", "inf"), ("timestep_fs is inf",)),
-        (("--observable", "rdf"), ("unknown observable 'rdf'", "known: hr")),
+        (("--observable", "rfd"), ("unknown observable 'rfd'", "did you mean 'rdf'")),
         (("--criterion", "x"), ("unknown criterion",)),
         (("--device", "gpu"), ("unknown device",)),
         (("--seed", "-1"), ("seed is -1",)),
@@ -552,7 +552,7 @@ def test_ctrl_c_before_anything_was_written(here, monkeypatch):
     def interrupted(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stabie_ase.runs.finetune.read_reference", interrupted)
+    monkeypatch.setattr("stabie_ase.runs.inputs.read_reference", interrupted)
     before = contents(here)
     result = tiny.run(*FINETUNE)
     assert result.exit_code == 130 and result.stderr.strip() == "interrupted"
@@ -606,7 +606,7 @@ def test_unexpected_errors_are_one_line_unless_asked(here, monkeypatch):
     def broken(*arguments, **settings):
         raise KeyError("a bug")
 
-    monkeypatch.setattr("stabie_ase.structures.reference.read_reference", broken)
+    monkeypatch.setattr("stabie_ase.runs.evaluate.read_reference", broken)
     told(refused(*EVALUATE), "KeyError: 'a bug'", "-vv")
     assert isinstance(tiny.run("-vv", *EVALUATE).exception, KeyError)
 

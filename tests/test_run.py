@@ -535,7 +535,7 @@ def stability(n_failed, ps=100.0, n=50):
     failed = np.arange(n) < n_failed
     observed = SlicedMeans(torch.zeros((n, 1, 1), dtype=torch.float64), torch.ones((n, 1), dtype=torch.int64))
     statistics = StabilityStatistics(np.full(n, ps / n), failed)
-    return StabilityResult(statistics, Counter(bonds=n_failed), [], observed, torch.ones((n, 1), dtype=torch.bool))
+    return StabilityResult(statistics, Counter(bonds=n_failed), [], {"hr": observed}, torch.ones((n, 1), dtype=torch.bool))
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_the_first_sigterm_waits_for_files_and_a_second_for_nothing(inside, afte
 
 def test_an_interrupted_md_keeps_all_its_frames(here, monkeypatch):
     """Also those since the state was saved last."""
-    interrupt_after(monkeypatch, 4, production_module, "simulate")
+    interrupt_after(monkeypatch, 4, production_module, "watched")
     assert tiny.run(*MD, "--time", "0.1", "--sample-every", "10").exit_code == 130
     assert torch.load(here / "run" / "state.pt", weights_only=True)["state"]["done"] == 80
     lines = (here / "run" / "thermo.csv").read_text()
@@ -214,7 +214,7 @@ def test_an_error_is_logged(here, monkeypatch):
     def broken(*arguments, **settings):
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(production_module, "simulate", broken)
+    monkeypatch.setattr(production_module, "watched", broken)
     result = tiny.run(*MD)
     assert result.exit_code == 1 and logged(here / "run")[-1] == printed(result)[-1] and "no more" in result.output
 
