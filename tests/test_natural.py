@@ -8,7 +8,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.labels import LabelledFrames, QMLoss
-from stabie_ase.training.natural import natural_direction
+from stabie_ase.training.updates.direction import natural_direction
 
 LOSS = QMLoss()
 

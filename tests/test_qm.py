@@ -10,11 +10,12 @@ import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from stabie_ase.config import BadOption, FinetuneConfig, PretrainConfig, from_dict
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference
+from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.labels import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
+from stabie_ase.training.options import FinetuneConfig, PretrainConfig
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain, reference_energies
 
 

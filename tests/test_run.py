@@ -18,12 +18,12 @@ import stabie_ase.runs.comparison as comparison
 import stabie_ase.runs.directory as directory_module
 import stabie_ase.runs.finetune as run_module
 import stabie_ase.runs.finetune_directory as run_directory_module
-from stabie_ase.config import FinetuneConfig
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.evaluation import StabilityResult
 from stabie_ase.runs.finetune import Inputs, prepare, resume
 from stabie_ase.stability import BondLengthDeviation, StabilityStatistics
+from stabie_ase.training.options import FinetuneConfig
 
 OPTIONS = tiny.flags(
     max_cycles=3, learning_rate=3e-3, updates_per_window=5, check_replicas=32, check_ps=0.06, random_resets=0.1

@@ -21,7 +21,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from click.testing import CliRunner
 
-from stabie_ase.config import FinetuneConfig, PretrainConfig
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
@@ -29,6 +28,7 @@ from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, read_reference
+from stabie_ase.training.options import FinetuneConfig, PretrainConfig
 from stabie_ase.training.pretrain import Pretraining, pretrain, reference_energies
 
 TEMPERATURE = 600.0

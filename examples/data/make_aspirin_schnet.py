@@ -10,10 +10,10 @@ from importlib.resources import files
 
 import torch
 
-from stabie_ase.config import PretrainConfig
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.structures.reference import read_reference
 from stabie_ase.training.labels import LabelledFrames, qm_errors
+from stabie_ase.training.options import PretrainConfig
 from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain
 
 

@@ -47,7 +47,7 @@ class Estimate:
 
     @property
     def loss(self) -> float:
-        """Of all targets."""
+        """Of all targets together, a scalar."""
         return sum(self.losses.values())
 
 

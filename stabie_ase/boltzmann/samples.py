@@ -62,7 +62,7 @@ class Samples:
         return self.groups.n_groups
 
     def select(self, index: Tensor) -> Samples:
-        """Some of the frames, in increasing order, with their groups."""
+        """Some of the frames by index, shape (n,), in increasing order, with their groups."""
         chosen = torch.zeros(self.frames.n_systems, dtype=torch.bool, device=index.device)
         chosen[index] = True
         kept = chosen[self.groups.system].nonzero()[:, 0]
@@ -75,7 +75,7 @@ class Samples:
         )
 
     def within(self, severity: float) -> Samples:
-        """Those of frames that no criterion finds worse than this; within 1 they are stable."""
+        """Those of frames of at most this severity (dimensionless), by every criterion; within 1 they are stable."""
         return self.select((self.severity <= severity).nonzero()[:, 0])
 
     def half(self, half: int | None) -> Tensor:

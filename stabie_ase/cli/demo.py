@@ -7,7 +7,7 @@ import click
 from stabie_ase.cli.finetune import run_to_end
 from stabie_ase.cli.main import main, packaged
 from stabie_ase.cli.options import build
-from stabie_ase.config import FinetuneConfig
+from stabie_ase.training.options import FinetuneConfig
 
 
 @main.command(short_help="Fine-tune a packaged SchNet and compare.")

@@ -10,7 +10,7 @@ import click
 from stabie_ase.cli.main import check_device, check_new_file, common_options, main
 from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Progress, Rate
-from stabie_ase.config import EvaluationConfig
+from stabie_ase.runs.options import EvaluationConfig
 from stabie_ase.system.files import replaced
 
 

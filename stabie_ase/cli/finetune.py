@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
+from stabie_ase.cli.config_file import META
 from stabie_ase.cli.log import keep_log, tell
 from stabie_ase.cli.main import check_device, common_options, explain, main, told_how_to_go_on
-from stabie_ase.cli.options import Sectioned, build, changed, options_from, read_config, reference_option
+from stabie_ase.cli.options import Sectioned, build, changed, options_from, reference_option
 from stabie_ase.cli.progress import Progress, Rate
-from stabie_ase.config import FinetuneConfig
+from stabie_ase.training.options import FinetuneConfig
 
 SECTIONS = {
-    "Files": ("reference", "validation", "output", "resume", "config_file", "energy_key", "forces_key"),
+    "Files": ("reference", "validation", "output", "resume", "config", "energy_key", "forces_key"),
     "What to match and how long": ("observable", "update", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed"),
     "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (
@@ -33,32 +34,28 @@ SECTIONS = {
 @click.option("--valid", "validation", metavar="FILE", help="Unseen frames to judge accuracy by")
 @click.option("--output", metavar="RUN", help="Run directory [default: MODEL's name with -stabie]")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run")
-@click.option("--config", "config_file", metavar="FILE", help="Options as JSON, such as a run's config.json; flags win")
 @common_options
 @options_from(FinetuneConfig)
 @click.pass_context
-def finetune(context, model, reference, validation, output, resume, config_file, **given):
+def finetune(context, model, reference, validation, output, resume, **given):
     """Make MODEL stable without new quantum calculations.
 
     Give MODEL and --ref FILE to begin a run, or --resume RUN to go on with one.
     """
     names = {"device", "dtype", "energy_key", "forces_key", "head", "compilation", "trust_checkpoint"}
     inputs = {name: given.pop(name) for name in names} | {"validation": validation}
-    typed = {name for name in inputs if context.get_parameter_source(name).name == "COMMANDLINE"}
     if resume:
-        files = {"MODEL": model, "--ref": reference, "--output": output, "--config": config_file, "--valid": validation}
+        typed = {name for name in inputs if context.get_parameter_source(name).name == "COMMANDLINE"}
+        files = {"MODEL": model, "--ref": reference, "--output": output, "--config": context.meta.get(META), "--valid": validation}
         _go_on(context, resume, files, {name: inputs[name] for name in typed if name != "validation"}, given)
     else:
-        _begin(context, model, reference, output, config_file, inputs, typed, given)
+        _begin(context, model, reference, output, inputs, given)
 
 
-def _begin(context, model, reference, output, config_file, inputs, typed, given) -> None:
+def _begin(context, model, reference, output, inputs, given) -> None:
     if not model or not reference:
         raise click.UsageError("give MODEL and --ref FILE, or --resume RUN", context)
-    options, saved_inputs = read_config(config_file) if config_file else ({}, {})
-    # Another run's files are not this one's, and trust is given anew each time.
-    inputs |= {name: saved_inputs[name] for name in inputs.keys() - typed - {"validation", "trust_checkpoint"} if name in saved_inputs}
-    config = build(FinetuneConfig, given, options)
+    config = build(FinetuneConfig, given)
 
     from stabie_ase.runs.finetune import Inputs, prepare
 

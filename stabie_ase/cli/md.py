@@ -9,16 +9,18 @@ from pathlib import Path
 
 import click
 
+from stabie_ase.cli.config_file import META
 from stabie_ase.cli.log import keep_log, tell
 from stabie_ase.cli.main import check_device, main, model_options, told_how_to_go_on
 from stabie_ase.cli.options import Sectioned, build, changed, flag, options_from
 from stabie_ase.cli.progress import Progress, Rate
-from stabie_ase.config import BadOption, MDConfig, from_dict, with_temperature
+from stabie_ase.runs.options import MDConfig
+from stabie_ase.system.options import BadOption, from_dict, with_temperature
 
 logger = logging.getLogger(__name__)
 
 SECTIONS = {
-    "Files": ("start", "output", "resume", "one_file"),
+    "Files": ("start", "output", "resume", "config", "one_file"),
     "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (),
 }
@@ -50,7 +52,7 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, com
         "one_file": one_file,
     }
     if resume:
-        files = {"MODEL": model, "--start": start, "--output": output, "--one-file": one_file}
+        files = {"MODEL": model, "--start": start, "--output": output, "--one-file": one_file, "--config": context.meta.get(META)}
         _refuse([name for name, value in files.items() if value])
         typed = {name: value for name, value in inputs.items() if context.get_parameter_source(name).name == "COMMANDLINE"}
         _go_on(context, resume, typed, given)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields
-from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import click
 
-from stabie_ase.config import BadOption, from_dict
+from stabie_ase.cli.config_file import config_option
+from stabie_ase.system.options import from_dict
 
 FLAGS = {"check_ps": "--check-time", "compilation": "--compile"}
 """Flags that are not the field's name without its unit."""
@@ -64,7 +63,12 @@ def _joined(context, parameter, texts: tuple[str, ...]) -> str | None:
 
 
 class Command(click.Command):
-    """A command that refuses an option given twice of which only the last would count."""
+    """A command that takes options from a file, and refuses one given twice of which only the last would count."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        if any(isinstance(parameter, click.Option) for parameter in self.params):
+            self.params.append(config_option())
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         for option, n in Counter(self.make_parser(context).parse_args(args=list(args))[2]).items():
@@ -117,32 +121,12 @@ class Sectioned(Command):
                 formatter.write_dl(records)
 
 
-def build(cls: type, given: Mapping[str, Any], saved: Mapping[str, Any] | None = None):
-    """A dataclass from the options of a config file and the flags that were given, which win."""
-    return from_dict(cls, dict(saved or {}) | {name: value for name, value in given.items() if value is not None})
+def build(cls: type, given: Mapping[str, Any], instead: Mapping[str, Any] | None = None):
+    """A dataclass from the options that were given, and other defaults than its own for some of the rest."""
+    return from_dict(cls, dict(instead or {}) | {name: value for name, value in given.items() if value is not None})
 
 
 def changed(saved: Any, given: Mapping[str, Any]) -> list[str]:
     """Flags that were given with another value than a dataclass holds."""
     values = asdict(saved)
     return [flag(name) for name, value in given.items() if value is not None and values.get(name) != value]
-
-
-def read_config(path: str) -> tuple[dict, dict]:
-    """The options of a JSON file and, if it is a run's config.json, what else that run was given.
-
-    Raises
-    ------
-    BadOption
-        Not a file of options.
-    """
-    try:
-        data = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {error}"
-        raise BadOption(f"--config {path}: {reason}") from error
-    whole = isinstance(data, dict) and "config" in data
-    options, inputs = (data["config"], data.get("inputs", {})) if whole else (data, {})
-    if not isinstance(options, dict) or not isinstance(inputs, dict):
-        raise BadOption(f"--config {path}: expected an object of options, as the \"config\" in a run's config.json")
-    return options, inputs

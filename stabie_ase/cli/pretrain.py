@@ -11,7 +11,7 @@ import click
 from stabie_ase.cli.main import check_device, check_new_file, main, told_how_to_go_on
 from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Progress
-from stabie_ase.config import PretrainConfig
+from stabie_ase.training.options import PretrainConfig
 
 SAVE_EVERY = 5.0
 """Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""

@@ -64,7 +64,7 @@ class StochasticCellRescaling(Langevin):
         return self.rescale(super().heat_bath(state, dt, noise), dt)
 
     def rescale(self, state: MDState, dt: float) -> MDState:
-        """Strain each replica by ε."""
+        """Strain each replica by ε over dt, in ASE time units; momenta shrink as positions stretch."""
         batch = state.batch
         stretch = torch.matrix_exp(self._strain(state, dt))
         shrink = torch.linalg.inv_ex(stretch).inverse

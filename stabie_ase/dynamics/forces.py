@@ -80,7 +80,7 @@ class PotentialForces:
             logger.warning("out of memory; from here on at most %d atoms at once", self.at_once(batch))
 
     def at_once(self, batch: AtomsBatch) -> float:
-        """The most atoms of such a batch in one call; measured on the first question."""
+        """The most atoms of such a batch in one call, infinite if all fit; measured on the first question."""
         if self._kind not in self._limits:
             if batch.n_atoms <= SMALL or batch.n_systems == 1:
                 return math.inf

@@ -60,12 +60,12 @@ def check_motion(state: MDState, fix_com: bool) -> None:
 
 
 def kick(state: MDState, dt: float) -> MDState:
-    """p += F dt."""
+    """p += F dt, momenta of shape (n_atoms, 3); dt in ASE time units."""
     return state.replace(momenta=state.momenta.add(state.forces, alpha=dt))
 
 
 def drift(state: MDState, dt: float) -> MDState:
-    """r += p dt / m."""
+    """r += p dt / m, positions of shape (n_atoms, 3) in Å; dt in ASE time units."""
     return state.move(positions=state.batch.positions.addcdiv(state.momenta, state.batch.masses[:, None], value=dt))
 
 
@@ -83,7 +83,7 @@ def count(state: MDState) -> MDState:
 def baoab(
     state: MDState, force_function: ForceFunction, dt: float, heat_bath: Callable[[MDState, float], MDState]
 ) -> MDState:
-    """One step with the heat bath in its middle, between two halves of the drift."""
+    """One step with the heat bath in its middle, between two halves of the drift; dt in ASE time units, positions in Å."""
     state = kick(state, dt / 2)
     state = drift(state, dt / 2)
     state = heat_bath(state, dt)
@@ -301,6 +301,7 @@ class TemperatureRamp(Integrator):
 
     @property
     def timestep(self) -> float:
+        """Of the integrator, in ASE time units (a multiple of fs)."""
         return self.integrator.timestep
 
     @property

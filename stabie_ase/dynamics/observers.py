@@ -28,7 +28,7 @@ class Observer(Protocol):
     every: int
 
     def look(self, steps_done: int, running: MDState, active: Tensor) -> Tensor | None:
-        """Look at the replicas that run.
+        """Record a frame if it is time for one; `active`, shape (n_running,), says of which replicas.
 
         Parameters
         ----------

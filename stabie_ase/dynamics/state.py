@@ -61,6 +61,7 @@ class MDState:
 
     @property
     def n_systems(self) -> int:
+        """Number of replicas."""
         return self.batch.n_systems
 
     def replace(self, **changes) -> MDState:
@@ -76,13 +77,13 @@ class MDState:
         return self.replace(extra={**self.extra, **extra})
 
     def select(self, systems: Tensor | Sequence[int]) -> MDState:
-        """Pick replicas by index."""
+        """Pick replicas by index, shape (n,)."""
         systems = torch.as_tensor(systems, dtype=torch.int64, device=self.batch.device)
         index = {"atom": self.batch.atom_index(systems), "system": systems}
         return self._with(self.batch.select(systems), {n: x[index[_rows(n)]] for n, x in self._own().items()})
 
     def put(self, systems: Tensor | Sequence[int], other: MDState) -> MDState:
-        """Copy in which the replicas `systems` are those of `other`, in order; they must have the same atoms."""
+        """Copy in which the replicas `systems`, shape (n,), are those of `other`, in order; they must have the same atoms."""
         systems = torch.as_tensor(systems, dtype=torch.int64, device=self.batch.device)
         index, new = {"atom": self.batch.atom_index(systems), "system": systems}, other.tensors()
         return self._of({n: x.index_copy(0, index[_rows(n)], new[n]) for n, x in self.tensors().items()})

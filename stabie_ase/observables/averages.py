@@ -63,7 +63,7 @@ class SlicedMeans:
         return self.sums.sum(dim=(0, 1)) / n if n else None
 
     def distance(self, target: Tensor, weights: Tensor) -> tuple[float | None, float | None]:
-        """Σ_k c_k |ḡ_k - g_k| from a target g, and the standard error of that by leaving out one replica at a time."""
+        """Σ_k c_k |ḡ_k - g_k| from a target g, shape (d,), and the standard error of that by leaving out one replica at a time."""
         mean = self.mean()
         if mean is None:
             return None, None

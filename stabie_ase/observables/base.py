@@ -126,7 +126,10 @@ class Target:
         return (self.observable.measure if self.components is None else self.components).to(self.value)
 
     def floor_of(self, n_replicas: int) -> float:
-        """The floor of a mean over so few replicas as well, each of which may tell no more than one reference frame does."""
+        """The floor of a mean over so few replicas as well, each of which may tell no more than one reference frame does.
+
+        A scalar in the unit of the error; zero where there is no floor.
+        """
         return (self.floor or 0.0) * (1.0 + self.n_frames / max(n_replicas, 1)) ** 0.5
 
     def to(self, device: str | torch.device) -> Target:

@@ -46,6 +46,7 @@ class BondLengths(Observable):
 
     @property
     def name(self) -> str:
+        """"bond-length", or with its two elements."""
         return "bond-length" if self.elements is None else f"bond-length:{self._of()}"
 
     def _of(self, after: str = "") -> str:
@@ -82,7 +83,7 @@ def element_pair(text: str) -> tuple[int, int]:
 
 
 def check_known(elements: tuple[int, ...], numbers: Tensor, spec: Spec) -> None:
-    """Raise BadSpec for elements that a system does not hold."""
+    """Raise BadSpec for elements that a system does not hold; `numbers` has the shape (n_atoms,)."""
     missing = [chemical_symbols[z] for z in elements if z not in numbers.tolist()]
     if missing:
         here = ", ".join(chemical_symbols[z] for z in sorted(set(numbers.tolist())))

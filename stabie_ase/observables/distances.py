@@ -50,7 +50,7 @@ class DistanceDistribution(Observable):
 
     @classmethod
     def from_reference(cls, frames: Sequence[Atoms], margin: float = 2.0, **settings) -> DistanceDistribution:
-        """A grid that reaches `margin` beyond the longest distance of the reference.
+        """A grid that reaches `margin` (Å) beyond the longest distance of the reference.
 
         Raises
         ------
@@ -75,6 +75,7 @@ class DistanceDistribution(Observable):
 
     @property
     def n_bins(self) -> int:
+        """Bins up to `r_max`."""
         return round(self.r_max / self.bin_width)
 
     @cached_property
@@ -84,7 +85,7 @@ class DistanceDistribution(Observable):
 
     @property
     def measure(self) -> Tensor:
-        """The bin width each, so that the loss does not depend on the number of bins."""
+        """The bin width each, in Å, shape (n_bins,): the loss does not depend on the number of bins."""
         return torch.full((self.n_bins,), self.bin_width, dtype=torch.float64)
 
     def values(self, batch: AtomsBatch) -> Tensor:

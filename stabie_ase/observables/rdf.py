@@ -66,14 +66,17 @@ class RadialDistribution(Observable):
 
     @property
     def name(self) -> str:
+        """"rdf:" and the two elements."""
         return "rdf:" + "-".join(chemical_symbols[z] for z in self.elements)
 
     @property
     def label(self) -> str:
+        """Of the values, which have no unit."""
         return "g(r), " + "-".join(chemical_symbols[z] for z in self.elements)
 
     @property
     def n_bins(self) -> int:
+        """Bins up to `r_max`."""
         return math.ceil(self.r_max / self.bin_width - 1e-9)
 
     @cached_property
@@ -83,7 +86,7 @@ class RadialDistribution(Observable):
 
     @property
     def measure(self) -> Tensor:
-        """The bin width over the range: an error is a mean over r."""
+        """The bin width over the range, shape (n_bins,): an error is a mean over r."""
         return torch.full((self.n_bins,), 1.0 / self.n_bins, dtype=torch.float64)
 
     def __call__(self, frames: AtomsBatch, groups: Groups | None = None) -> Tensor:

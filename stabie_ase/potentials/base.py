@@ -96,14 +96,17 @@ class Potential(nn.Module):
 
     @property
     def gives_atomic_energies(self) -> bool:
+        """Whether per-atom energies, shape (n_atoms,), can be asked for."""
         return type(self).atomic_energies is not Potential.atomic_energies
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the parameters, in which energies in eV are worked out."""
         return self._some_tensor().dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the parameters are."""
         return self._some_tensor().device
 
     def _some_tensor(self) -> Tensor:

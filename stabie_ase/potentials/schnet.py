@@ -105,6 +105,7 @@ class SchNetPotential(Potential):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the network's weights; energies are in eV whatever it is."""
         return self.network.lin1.weight.dtype
 
     def _apply(self, fn, recurse: bool = True) -> SchNetPotential:

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import nn
 
-from stabie_ase.config import BadOption, EvaluationConfig, with_temperature
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.potentials.base import Potential
@@ -20,9 +19,11 @@ from stabie_ase.potentials.module import as_potential
 from stabie_ase.runs.checks import check_labels
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
 from stabie_ase.runs.finetune import Live
+from stabie_ase.runs.options import EvaluationConfig
 from stabie_ase.stability import OnLook
 from stabie_ase.structures.reference import Reference, read_reference, reference_of
 from stabie_ase.structures.setting import Setting
+from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 
 

@@ -12,7 +12,6 @@ from ase import Atoms, units
 from scipy.stats import binomtest
 from torch import Tensor
 
-from stabie_ase.config import HasTimestep
 from stabie_ase.dynamics import Integrator, Langevin, PotentialForces, Trajectory, initial_state
 from stabie_ase.dynamics.starts import start
 from stabie_ase.observables import Observable, Target
@@ -36,6 +35,7 @@ from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import spread
 from stabie_ase.structures.setting import Setting
+from stabie_ase.system.options import HasTimestep
 from stabie_ase.training.labels import QMErrors
 
 logger = logging.getLogger(__name__)
@@ -339,7 +339,7 @@ def summarize(
 
 
 def failures_p_value(start: StabilityResult, end: StabilityResult, causes: Iterable[str] | None = None) -> float:
-    """Chance that the start has so many more failures, by these causes or by all, if both models had equal hazards.
+    """Chance (a fraction) that the start has so many more failures, by these causes or by all, if both models had equal hazards.
 
     With equal rates the starting model's share of all failures is binomial, its chance the share of the time it was
     observed for (Przyborowski & Wilenski, Biometrika 31, 313, 1940): exact for a number of failures that was not waited for.

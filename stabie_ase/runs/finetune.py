@@ -11,15 +11,14 @@ from pathlib import Path
 
 import torch
 
-from stabie_ase.config import FinetuneConfig, from_dict, with_temperature
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import Observable, Target, default_observable, observables_from
+from stabie_ase.observables import Observable, default_observable, observables_from
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
 from stabie_ase.runs.comparison import Comparison, Outcome, verdict
 from stabie_ase.runs.directory import UnusableRun, in_words
-from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failing_frames, summarize
+from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failing_frames, summarize
 from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.runs.inputs import (
     Inputs,
@@ -30,12 +29,15 @@ from stabie_ase.runs.inputs import (
     warn_of_other_versions,
     with_absolute_files,
 )
+from stabie_ase.runs.result import curves, observed, price
 from stabie_ase.stability import TRAINING, Criterion, Failures, criteria_from, default_criteria
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
 from stabie_ase.structures.setting import Setting
+from stabie_ase.system.options import from_dict, with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
+from stabie_ase.training.options import FinetuneConfig
 from stabie_ase.training.updates import rule_class
 
 logger = logging.getLogger(__name__)
@@ -75,13 +77,13 @@ class Finetuning:
 
     @property
     def check_seconds(self) -> float:
-        """Budget of the final comparison."""
+        """Budget of the final comparison, in seconds."""
         config = self.config
         return 60.0 * (config.max_time_min if config.check_max_time_min is None else config.check_max_time_min)
 
     @property
     def check_ps(self) -> float:
-        """Time of each replica in a round of the final comparison: as given, or so that a round fits the budget."""
+        """Time in ps of each replica in a round of the final comparison: as given, or so that a round fits the budget."""
         config = self.config
         if config.check_ps is not None:
             return config.check_ps
@@ -174,14 +176,14 @@ class Finetuning:
             message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
         models = self._summaries(outcome, candidates)
         if gained:
-            message += _price(models)
+            message += price(models)
         training.potential.load_state_dict(candidates[outcome.chosen if gained else "start"])
         shown = {"start": outcome.start, "stabie": outcome.end}
         yardstick = self.yardstick
         return {
             "models": models,
-            "curves": {name: _curves(result) for name, result in shown.items()},
-            "observables": {target.observable.name: _observed(target, shown) for target in yardstick.targets},
+            "curves": {name: curves(result) for name, result in shown.items()},
+            "observables": {target.observable.name: observed(target, shown) for target in yardstick.targets},
             "frames": {"reference": self.reference.source, "held_out": self.held_out_source},
             "gained": gained,
             "message": message,
@@ -199,38 +201,6 @@ class Finetuning:
             errors = (qm_errors(potential, frames) for frames in (self.training.accuracy.frames, labelled))
             models[name] = summarize(result, self.yardstick, *errors, other)
         return models
-
-
-def _price(models: dict[str, dict]) -> str:
-    """What a gain was paid with, in words."""
-    start, end = models["start"], models["stabie"]
-
-    def change(key, what):
-        before, after = start[f"held_out_{key}"], end[f"held_out_{key}"]
-        growth = f" ({after / before - 1:+.1%})" if before > 0 else ""
-        return f"{what} {1000 * before:.3g} -> {1000 * after:.3g}{growth}"
-
-    forces, energies = change("force_mae_eV_per_A", "force MAE (meV/Å)"), change("energy_mae_eV", "energy MAE (meV)")
-    return f" On held-out frames: {forces}, {energies}."
-
-
-def _curves(result: StabilityResult) -> dict[str, list | None]:
-    times, share, low, high = (x.tolist() for x in result.statistics.survival())
-    return {"times_ps": times, "share": share, "low": low, "high": high}
-
-
-def _observed(target: Target, results: dict[str, StabilityResult]) -> dict[str, object]:
-    """An observable's reference and its means in some models, for figures; units in the labels."""
-    observable, axis = target.observable, target.observable.axis
-    means = {name: result.observed[observable.name].mean() for name, result in results.items()}
-    return {
-        "axis": axis.values.tolist(),
-        "axis_label": axis.label,
-        "names": list(axis.names),
-        "label": observable.label,
-        "reference": target.value.tolist(),
-        "means": {name: None if mean is None else mean.tolist() for name, mean in means.items()},
-    }
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import stabie_ase
-from stabie_ase.config import FinetuneConfig
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.directory import UnusableRun
 from stabie_ase.structures.reference import Reference, absolute, digest, files_of, read_reference
 from stabie_ase.system.plugins import file_of
 from stabie_ase.system.spec import Spec, parse
+from stabie_ase.training.options import FinetuneConfig
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ def check_unchanged(path: str | os.PathLike, inputs: Inputs, config: FinetuneCon
 
 
 def warn_of_other_versions(then: dict[str, str]) -> None:
+    """Say which packages are of another version than when a run began: it will not end in the same bits."""
     now = versions()
     different = [f"{name} {then[name]} -> {now[name]}" for name in now if name in then and then[name] != now[name]]
     if different:
@@ -105,6 +106,7 @@ def warn_of_other_versions(then: dict[str, str]) -> None:
 
 
 def versions() -> dict[str, str]:
+    """Of the packages that figures depend on, by name."""
     packages = ("ase", "torch", "torch-geometric", "mace-torch", "numpy", "scipy")
     found = {name: _version(name) for name in packages}
     ours = {"stabie_ase": stabie_ase.__version__, "python": platform.python_version()}

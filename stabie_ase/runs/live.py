@@ -15,7 +15,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from torch import nn
 
-from stabie_ase.config import BadOption, EvaluationConfig, FinetuneConfig, from_dict
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import save_potential
@@ -24,9 +23,12 @@ from stabie_ase.runs.evaluate import Evaluation
 from stabie_ase.runs.finetune import Live, begin, resume
 from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.runs.inputs import Inputs
+from stabie_ase.runs.options import EvaluationConfig
 from stabie_ase.runs.report.html import write_report
 from stabie_ase.stability import Criterion
 from stabie_ase.structures.reference import Reference, reference_of
+from stabie_ase.system.options import BadOption, from_dict
+from stabie_ase.training.options import FinetuneConfig
 
 Frames = str | os.PathLike | Sequence[Atoms] | Sequence[str]
 """One name of frames, as ASE knows them, or several, or frames in memory with energies and forces."""

@@ -12,12 +12,12 @@ from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
 from torch import Tensor
 
-from stabie_ase.config import MDConfig
 from stabie_ase.dynamics import MDState, PotentialForces, kinetic_energy
 from stabie_ase.dynamics.starts import start, starting_frames
 from stabie_ase.dynamics.state import degrees_of_freedom, has_momenta, remove_com_momentum, take_momenta
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.directory import FrameLog, TextLog, WorkDirectory
+from stabie_ase.runs.options import MDConfig
 from stabie_ase.stability import Criterion, Failures, StabilityStatistics, look, watched, with_memory
 
 SAVE_EVERY = 10.0

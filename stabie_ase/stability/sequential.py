@@ -56,7 +56,7 @@ class HazardComparison:
 
     @property
     def p_value(self) -> float:
-        """Of no gain, valid whenever it is asked for: 1/e of the evidence, at most 1."""
+        """Of no gain, a fraction valid whenever it is asked for: 1/e of the evidence, at most 1."""
         return min(1.0, 1.0 / max(_mean_exp(self.gain), 1e-300))
 
     @property
@@ -66,10 +66,12 @@ class HazardComparison:
 
     @property
     def gained(self) -> bool:
+        """Whether a gain is known at the stated level, bool."""
         return self.p_value <= LEVEL
 
     @property
     def decided(self) -> bool:
+        """Whether the answer is known, either way, bool."""
         return self.gained or self.hopeless
 
 

@@ -34,11 +34,12 @@ class StabilityStatistics:
 
     @property
     def n_failed(self) -> int:
+        """Number of replicas that failed; the others are censored."""
         return int(self.failed.sum())
 
     @property
     def stable_replica_ps(self) -> float:
-        """Time all replicas together spent before their first failure."""
+        """Time in ps that all replicas together spent before their first failure."""
         return float(self.times_ps.sum())
 
     @property

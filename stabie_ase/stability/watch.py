@@ -44,7 +44,7 @@ class Look(NamedTuple):
 
 
 def look(state: MDState, criteria: Sequence[Criterion]) -> Look:
-    """Judge the present state of replicas by several criteria at once."""
+    """Judge the replicas that run, `active` of shape (n_running,); returns those to be stopped, bool."""
     severity = torch.zeros_like(state.potential_energy).masked_fill(~state.alive, torch.inf)
     verdicts = [Verdict(severity, severity, state.step.new_zeros((state.n_systems, 0)))]
     verdicts += [criterion.judge(state) for criterion in criteria]
@@ -104,7 +104,7 @@ class Failures:
 
     @property
     def share(self) -> float:
-        """Part of the replicas that have failed."""
+        """Fraction of the replicas that have failed."""
         return float(self.failed.double().mean())
 
     @property
@@ -113,7 +113,7 @@ class Failures:
         return Counter(name for name in self.criterion if name is not None)
 
     def examine(self, state: MDState, active: Tensor, criteria: Sequence[Criterion], looked: Look, step: int) -> Failures:
-        """Take down which of the replicas `active`, whose present state is `state`, have failed now."""
+        """Take down which of the replicas `active`, shape (n_running,), whose present state is `state`, have failed now."""
         new = (looked.unstable & ~self.failed[active]).nonzero()[:, 0]
         if not len(new):
             return self

@@ -111,14 +111,17 @@ class AtomsBatch:
 
     @property
     def n_atoms(self) -> int:
+        """Atoms of all systems together."""
         return self.numbers.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """Where the tensors are."""
         return self.positions.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of positions, cells and masses."""
         return self.positions.dtype
 
     @cached_property
@@ -133,7 +136,7 @@ class AtomsBatch:
 
     @property
     def lattice(self) -> Tensor:
-        """The cells, with zero for a vector that is not finite in a direction that is not periodic: it plays no part."""
+        """The cells in Å, with zero for a vector that is not finite in a direction that is not periodic: it plays no part."""
         absent = ~self.pbc & ~torch.isfinite(self.cells).all(dim=2)
         return torch.where(absent[:, :, None], 0.0, self.cells)
 
@@ -200,14 +203,14 @@ class AtomsBatch:
         return self.sum_over_atoms(bad.to(torch.int32)) == 0
 
     def atom_index(self, systems: Tensor) -> Tensor:
-        """Indices of the atoms of the chosen systems, in the order the systems are given."""
+        """Indices of the atoms of the chosen systems, in the order the systems are given, shape (n_chosen_atoms,)."""
         starts = torch.cumsum(self.counts, 0) - self.counts
         counts = self.counts[systems]
         first = torch.repeat_interleave(starts[systems] - (torch.cumsum(counts, 0) - counts), counts)
         return first + torch.arange(first.shape[0], device=self.device)
 
     def select(self, systems: Tensor | Sequence[int]) -> AtomsBatch:
-        """Pick systems by index; an index may occur more than once."""
+        """Pick systems by index, shape (n,); an index may occur more than once."""
         systems = torch.as_tensor(systems, dtype=torch.int64, device=self.device)
         index = {"atom": self.atom_index(systems), "system": systems}
         n = systems.shape[0]

@@ -147,6 +147,7 @@ class Groups:
 
     @property
     def n_groups(self) -> int:
+        """Number of groups."""
         return len(self.system)
 
     @classmethod
@@ -165,7 +166,7 @@ class Groups:
         return cls(atoms.flatten(), group.flatten(), torch.arange(batch.n_systems, device=batch.device).repeat_interleave(n))
 
     def of_systems(self, systems: Tensor, batch: AtomsBatch) -> Groups:
-        """Those of some systems of their batch, in increasing order, for the batch of these systems alone."""
+        """Those of some systems of their batch, shape (n,), in increasing order, for the batch of these systems alone."""
         atoms = batch.atom_index(systems)
         new_atom = atoms.new_full((batch.n_atoms,), -1).index_copy(0, atoms, torch.arange(len(atoms), device=atoms.device))
         new_system = systems.new_full((batch.n_systems,), -1).index_copy(0, systems, torch.arange(len(systems), device=systems.device))

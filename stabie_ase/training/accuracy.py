@@ -94,7 +94,7 @@ class Growth(NamedTuple):
     energy_growth: float
 
     def within(self, bounds: Bounds, part: float = 1.0) -> bool:
-        """Whether both are within a part of their bounds; what is not a number is not."""
+        """Whether both are within a part (a fraction) of their bounds; what is not a number is not."""
         return self.force_growth <= part * bounds.force and self.energy_growth <= part * bounds.energy
 
 
@@ -138,7 +138,7 @@ class Accuracy:
         )
 
     def state(self) -> dict[str, Tensor | float]:
-        """What the starting model was like; tensors and plain numbers."""
+        """What the starting model was like; tensors of shape (n_frames,) and plain numbers."""
         return {"start_energies": self.start_energies, "start_forces": self.start_forces, "start_rmse": self.start_rmse}
 
     def restore(self, state: dict) -> None:

@@ -38,7 +38,7 @@ class LabelledFrames:
         return self.batch.n_systems
 
     def select(self, systems: Tensor) -> LabelledFrames:
-        """Some of the frames."""
+        """Some of the frames by index, shape (n,)."""
         return LabelledFrames(self.batch.select(systems), self.energies[systems], self.forces[self.batch.atom_index(systems)])
 
     def chunks(self, size: int) -> Iterator[LabelledFrames]:
@@ -132,13 +132,13 @@ def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -
 
 
 def upper_limit(differences: Tensor, confidence: float) -> float:
-    """Upper limit of the mean that a sample was drawn from, by Student's t; of a single number, that number."""
+    """Upper limit of the mean that a sample, shape (n,), was drawn from, by Student's t; of a single number, that number."""
     n, mean = len(differences), float(differences.mean())
     return mean if n < 2 else mean + float(student.ppf(confidence, n - 1)) * float(differences.std()) / math.sqrt(n)
 
 
 def minibatch(n: int, size: int, seed: int, step: int) -> Tensor:
-    """Frames of training step `step`: epochs of shuffled frames, a pure function of its arguments."""
+    """Frames of training step `step`, shape (size,): epochs of shuffled frames, a pure function of its arguments."""
     size = min(size, n)
     per_epoch = n // size
     epoch, k = divmod(step, per_epoch)

@@ -20,7 +20,6 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.boltzmann import Samples, StatePoint
-from stabie_ase.config import FinetuneConfig
 from stabie_ase.observables import Observable, Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, Failures, OnLook
@@ -28,6 +27,7 @@ from stabie_ase.structures.reference import Reference
 from stabie_ase.training.accuracy import Accuracy, Bounds, hold_out
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
+from stabie_ase.training.options import FinetuneConfig
 from stabie_ase.training.pool import APART, ReplicaPool, Window
 from stabie_ase.training.schedule import FINISHED, LEARNING, SIMULATION, Schedule
 from stabie_ase.training.updates import Work, rule_class
@@ -238,7 +238,10 @@ class TrainingLoop:
             self.best = {"hazard": self._hazard(), "cycle": self.progress.cycle, "weights": self._weights()}
 
     def candidates(self) -> dict[str, dict[str, Tensor]]:
-        """Weights worth a comparison: those at the start, the best measured in the loop, and the last if accurate."""
+        """Weights worth a comparison: those at the start, the best measured in the loop, and the last if accurate.
+
+        By candidate and parameter, in the shapes of the parameters.
+        """
         candidates = {"start": self.start_weights}
         if self.unchanged:
             return candidates
@@ -255,7 +258,7 @@ class TrainingLoop:
 
     @property
     def unstable_fraction(self) -> float:
-        """Of the replicas, in this simulation phase."""
+        """Unstable fraction of the replicas in this simulation phase."""
         return _fraction([pool.failed for pool in self.pools])
 
     @property
@@ -270,7 +273,7 @@ class TrainingLoop:
 
     @property
     def md_seconds(self) -> float:
-        """That dynamics have taken so far."""
+        """Seconds that dynamics have taken so far."""
         return sum(pool.counters.md_seconds for pool in self.pools)
 
     def _weights(self) -> dict[str, Tensor]:

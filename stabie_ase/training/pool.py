@@ -106,7 +106,7 @@ class ReplicaPool:
         self._restart(failures.failed | ~ends.alive)
 
     def reset_some(self, fraction: float) -> None:
-        """Put some replicas back to the reference, at random."""
+        """Put a fraction of the replicas back to the reference, chosen at random."""
         self._restart(uniforms(self.replicas.key, self.replicas.step, RESETS) < fraction)
 
     def forget_failures(self) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stabie_ase.config import PretrainConfig
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference
 from stabie_ase.training.labels import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
+from stabie_ase.training.options import PretrainConfig
 
 
 def reference_energies(reference: Reference) -> dict[int, float]:
@@ -67,7 +67,7 @@ class Pretraining:
         return self.epoch >= config.epochs or self.seconds >= 60 * config.max_time_min or rate < config.min_learning_rate
 
     def run_epoch(self) -> dict[str, float]:
-        """One pass over the training frames and one validation; returns what a log wants."""
+        """One pass over the training frames and one validation; returns what a log wants, errors in eV and eV/Å."""
         started, total = time.monotonic(), 0.0
         per_epoch = len(self.train) // min(self.config.batch_size, len(self.train))
         for k in range(per_epoch):

@@ -43,5 +43,5 @@ class Schedule:
         return SIMULATION if not self.teaches(unstable) or window >= self.max_learning_windows else LEARNING
 
     def teaches(self, unstable: float) -> bool:
-        """Whether a window of learning has failures enough to learn from."""
+        """Whether the unstable fraction of a window of learning is enough to learn from."""
         return unstable > self.lower_fraction

@@ -32,7 +32,10 @@ def format_table(models: Mapping[str, Mapping[str, object]], time_ps: float | No
 def table_rows(
     models: Mapping[str, Mapping[str, object]], time_ps: float | None = None
 ) -> list[tuple[str, list[str]]]:
-    """The table as (label, one cell a model); a label that begins with blanks belongs to the row above it."""
+    """The table as (label, one cell a model), units in the labels, "-" for None.
+
+    A label that begins with blanks belongs to the row above it.
+    """
     summaries = list(models.values())
     beyond = "not reached" if time_ps is None else f"> {time_ps:g}"
 
@@ -87,15 +90,20 @@ def table_rows(
         row("median stable time (ps)", median),
         row("  95 % band", median_band),
         *(line for name in _observables(summaries) for line in observable(name)),
-        told("force MAE, held-out (meV/Å)", single("held_out_force_mae_eV_per_A", 1000.0)),
-        told("force MAE, reference (meV/Å)", single("reference_force_mae_eV_per_A", 1000.0)),
-        told("energy MAE, held-out (meV)", single("held_out_energy_mae_eV", 1000.0)),
-        told("  with its offset", single("held_out_energy_mae_with_offset_eV", 1000.0)),
-        told("energy MAE, reference (meV)", single("reference_energy_mae_eV", 1000.0)),
-        told("  with its offset", single("reference_energy_mae_with_offset_eV", 1000.0)),
+        *(told(label, single(key, 1000.0)) for key, label in ERRORS.items()),
     ]
     return [one for part in rows for one in part]
 
+
+ERRORS = {
+    "held_out_force_mae_eV_per_A": "force MAE, held-out (meV/Å)",
+    "reference_force_mae_eV_per_A": "force MAE, reference (meV/Å)",
+    "held_out_energy_mae_eV": "energy MAE, held-out (meV)",
+    "held_out_energy_mae_with_offset_eV": "  with its offset",
+    "reference_energy_mae_eV": "energy MAE, reference (meV)",
+    "reference_energy_mae_with_offset_eV": "  with its offset",
+}
+"""Labels by the keys of summaries, in thousandths."""
 
 CALLED = {"hr": "h(r)"}
 """Observables that have a better name for readers."""
@@ -108,7 +116,7 @@ def _observables(summaries: Sequence[Mapping[str, object]]) -> list[str]:
 
 
 def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:
-    """So many significant digits without an exponent, as far as that stays readable."""
+    """So many significant digits without an exponent, as far as that stays readable; None is told as -."""
     if value is None:
         return MISSING
     value = scale * float(value)

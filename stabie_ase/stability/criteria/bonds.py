@@ -36,7 +36,7 @@ class BondLengthDeviation(OneFrame):
 
     @classmethod
     def from_reference(cls, frames: Sequence[Atoms], tolerance: float) -> BondLengthDeviation:
-        """Bonds and their mean lengths from frames of one molecule; see `Topology.from_frames` for what is refused."""
+        """Bonds and their mean lengths from frames, a tolerance in Å; see `Topology.from_frames` for what is refused."""
         return cls.from_topology(Topology.from_frames(frames), tolerance)
 
     @classmethod

@@ -53,7 +53,7 @@ class Contacts(OneFrame):
 
     @classmethod
     def from_reference(cls, frames: Sequence[Atoms], tolerance: float) -> Contacts:
-        """From frames of one molecule; see `Topology.from_frames` for what is refused."""
+        """From frames of one molecule, a tolerance in Å; see `Topology.from_frames` for what is refused."""
         return cls.from_topology(Topology.from_frames(frames), tolerance)
 
     @classmethod
@@ -71,7 +71,7 @@ class Contacts(OneFrame):
 
     @classmethod
     def from_topology(cls, topology: Topology, tolerance: float) -> Contacts:
-        """All pairs of a molecule that are never a bond; ValueError if the tolerance is no positive length."""
+        """All pairs of a molecule that are never a bond, a tolerance in Å; ValueError if that is no positive length."""
         check_tolerance(tolerance, "the tolerance of contacts")
         sums = covalent_sums(topology.numbers, topology.pairs)
         free = ~topology.bonded & (topology.shortest > NEW_BOND * sums)  # a proton that hops is neither

@@ -56,7 +56,7 @@ class EnergyRange(OneFrame):
     def from_reference(
         cls, frames: Sequence[Atoms], temperature_K: float, reference_temperature_K: float | None = None
     ) -> EnergyRange:
-        """From frames of one molecule; a reference that tells no temperature is taken to be at the one of the dynamics."""
+        """From frames of one system, temperatures in K; a reference that tells none is taken to be at the one of the dynamics."""
         chosen = [frames[k] for k in spread(len(frames), MOST_FRAMES)]
         n_f = max(1, 3 * len(frames[0]) - 6)
         half_kT = 0.5 * units.kB * temperature_K

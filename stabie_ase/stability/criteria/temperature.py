@@ -39,7 +39,7 @@ class KineticTemperature(OneFrame):
 
     @classmethod
     def for_atoms(cls, n_atoms: int, reference_temperature_K: float | None = None) -> KineticTemperature:
-        """For systems of so many atoms, from frames of a temperature if that is known."""
+        """For systems of so many atoms, from frames of a temperature (K) if that is known."""
         n_f = 3 * n_atoms
         return cls(float(stats.chi2.isf(CHANCE, n_f)) / n_f, reference_temperature_K or 0.0)
 

@@ -25,7 +25,7 @@ def available() -> bool:
 
 
 def half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:
-    """What `cell_list.half_list` returns."""
+    """What `cell_list.half_list` returns; the cutoff is in Å."""
     from nvalchemiops.torch.neighbors import NeighborOverflowError, neighbor_list
 
     positions, cells, finite = made_finite(batch)

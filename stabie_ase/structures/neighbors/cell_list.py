@@ -74,7 +74,7 @@ def _sorting(keys: Tensor) -> Tensor:
 
 
 def made_finite(batch: AtomsBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions and complete cells in float64 without infinite numbers, and which systems' lattices had none."""
+    """Positions and complete cells (Å) in float64 without infinite numbers, and which systems' lattices had none."""
     positions, cells = batch.positions.detach().double(), batch.lattice.detach().double()
     finite = torch.isfinite(cells).flatten(1).all(dim=1)
     positions = torch.where(positions.abs() < FAR_AWAY, positions, 0.0)

@@ -14,7 +14,7 @@ from stabie_ase.structures.neighbors.cell_list import in_order, made_finite
 
 
 def half_list(batch: AtomsBatch, cutoff: float) -> tuple[Tensor, Tensor]:
-    """What `cell_list.half_list` returns."""
+    """What `cell_list.half_list` returns; the cutoff is in Å."""
     positions, cells, finite = (x.numpy() for x in made_finite(batch))
     system, pbc = batch.system.numpy(), batch.pbc.numpy()
     inverse = np.linalg.inv(cells)

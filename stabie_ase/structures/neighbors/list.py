@@ -53,6 +53,7 @@ class NeighborList:
 
     @property
     def n_pairs(self) -> int:
+        """Pairs, both directions counted."""
         return self.pairs.shape[1]
 
     @property
@@ -95,13 +96,13 @@ class NeighborList:
         return (vectors if offsets is None else vectors + offsets).to(batch.dtype)
 
     def select(self, index: Tensor) -> NeighborList:
-        """The pairs (columns) with these indices."""
+        """The pairs (columns) with these indices, shape (n,)."""
         offsets = None if self.known_offsets is None else self.known_offsets.index_select(0, index)
         pairs, shifts = self.pairs.index_select(1, index), self.shifts.index_select(0, index)
         return replace(self, pairs=pairs, shifts=shifts, known_offsets=offsets)
 
     def within(self, batch: AtomsBatch, cutoff: float) -> NeighborList:
-        """Trim a full list to the pairs now closer than `cutoff`, both directions kept together.
+        """Trim a full list to the pairs now closer than `cutoff` (Å), both directions kept together.
 
         A list of fixed length is returned as it is.
         """

@@ -35,7 +35,7 @@ def energy_of(atoms: Atoms, key: str) -> float | None:
 
 
 def forces_of(atoms: Atoms, key: str) -> np.ndarray | None:
-    """Forces as they were calculated, whatever the constraints."""
+    """Forces as they were calculated, in the unit of the file, whatever the constraints; None if there are none."""
     return atoms.arrays[key] if key in atoms.arrays else _calculated(atoms, key)
 
 

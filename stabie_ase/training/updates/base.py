@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from stabie_ase.boltzmann import Samples
-from stabie_ase.config import FinetuneConfig
 from stabie_ase.potentials.base import Potential
 from stabie_ase.system.spec import Spec
 from stabie_ase.training.accuracy import Accuracy, Bounds, Growth
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
+from stabie_ase.training.options import FinetuneConfig
 
 Windows = Sequence[tuple[Condition, Samples]]
 """What one window of dynamics at each condition has told."""

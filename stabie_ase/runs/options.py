@@ -1,0 +1,119 @@
+"""Options of dynamics and of evaluation; without torch, so that the command line's help need not wait for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, knob
+
+if TYPE_CHECKING:
+    from stabie_ase.dynamics import Integrator
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How `stabie-ase evaluate` measures stability."""
+
+    time_ps: float = knob(5.0, "time of each replica", 1e-6, 1e9)
+    replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
+    temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
+    timestep_fs: float = knob(0.5, "time step of the Langevin dynamics", 1e-3, 20.0)
+    friction_per_fs: float = knob(0.01, "friction of the Langevin dynamics", 0.0, 10.0)
+    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    criterion: str | None = knob(
+        None, "criteria that call a replica unstable with their tolerances (Å), 0.5 if not given; those that are not named count too",
+        repeats=True,
+    )
+    observable: str | None = knob(
+        None, "observables that are compared with the reference's, several separated by commas; if not given as by finetune", repeats=True
+    )
+    seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
+
+    def __post_init__(self):
+        check_options(self)
+
+
+ENSEMBLES = ("nve", "nvt", "nvt-nose-hoover", "nvt-rescaling", "npt", "npt-flexible")
+MOVING_COM = ("nvt", "npt", "npt-flexible")
+"""Those whose heat bath pushes the centre of mass, unless told not to."""
+
+
+@dataclass(frozen=True)
+class MDConfig(HasTimestep):
+    """Molecular dynamics as `stabie-ase md` runs it."""
+
+    ensemble: str = knob(
+        "nvt",
+        "ensemble: nvt is Langevin, npt is Langevin with stochastic cell rescaling, for which the model must give the stress; "
+        "the centre of mass rests in all of them, see --no-fix-com",
+        choices=ENSEMBLES,
+    )
+    time_ps: float = knob(10.0, "time of each replica, what has been run included", 1e-6, 1e9)
+    replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
+    temperature_K: float | None = knob(None, "temperature; that of the starting frames if not given", 1e-3, 1e5)
+    fix_com: bool = knob(
+        True,
+        "hold the centre of mass at rest where no atom is held, with 3N - 3 degrees of freedom, and take its momentum out of "
+        "momenta in the starting file; nvt and npt can let it move (3N), the others conserve its momentum, which nve takes as "
+        "it is in the file",
+    )
+    new_momenta: bool = knob(
+        False, "draw new momenta for all replicas; without it those in the starting file are used, once each, if there are any"
+    )
+    end_temperature_K: float | None = knob(None, "temperature at the end, reached linearly", 1e-3, 1e5)
+    pressure_GPa: float = knob(0.0, "pressure", -1e3, 1e5)
+    timestep_fs: float = knob(0.5, "time step", 1e-3, 20.0)
+    friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
+    damping_fs: float = knob(50.0, "characteristic time of the other thermostats", 0.1, 1e6)
+    pressure_damping_fs: float = knob(1000.0, "relaxation time of the volume", 1.0, 1e9)
+    compressibility_per_GPa: float = knob(0.46, "estimate of the compressibility, which sets the speed of the cell only", 1e-6, 1e6)
+    sample_every_fs: float = knob(50.0, "time between two frames", 1e-3, 1e9)
+    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    criterion: str | None = knob(
+        None, "criteria that stop a replica, such as bonds:0.5 or bonds:0.5,contacts:0.5,energy", repeats=True
+    )
+    seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
+
+    def __post_init__(self):
+        check_options(self)
+        if not self.timestep_fs <= self.sample_every_fs:
+            raise BadOption(
+                f"sample_every_fs is {self.sample_every_fs:g}, expected a time of at least one step ({self.timestep_fs:g} fs)"
+            )
+        if self.end_temperature_K is not None and self.ensemble == "nve":
+            raise BadOption("end_temperature_K is given, but nve dynamics have no thermostat to follow it")
+        if not self.fix_com and self.ensemble not in MOVING_COM:
+            raise BadOption(
+                f"fix_com is false, but {self.ensemble} dynamics do not move the centre of mass; {', '.join(MOVING_COM)} do"
+            )
+
+    @property
+    def integrator(self) -> Integrator:
+        """The dynamics these options ask for; needs a temperature for a ramp."""
+        from ase import units
+
+        from stabie_ase import dynamics
+
+        dt, friction, damping = self.timestep_fs * units.fs, self.friction_per_fs / units.fs, self.damping_fs * units.fs
+        if self.ensemble == "nve":
+            return dynamics.VelocityVerlet(dt)
+        if self.ensemble == "nvt":
+            integrator = dynamics.Langevin(dt, friction, self.fix_com)
+        elif self.ensemble == "nvt-nose-hoover":
+            integrator = dynamics.NoseHooverChain(dt, damping)
+        elif self.ensemble == "nvt-rescaling":
+            integrator = dynamics.StochasticVelocityRescaling(dt, damping)
+        else:
+            integrator = dynamics.StochasticCellRescaling(
+                dt,
+                friction,
+                self.fix_com,
+                damping=self.pressure_damping_fs * units.fs,
+                compressibility=self.compressibility_per_GPa / units.GPa,
+                flexible=self.ensemble == "npt-flexible",
+            )
+        if self.end_temperature_K is None:
+            return integrator
+        n_steps = self.steps(1000.0 * self.time_ps)
+        return dynamics.TemperatureRamp(integrator, self.temperature_K, self.end_temperature_K, n_steps)
