@@ -473,9 +473,7 @@ def pretrain(*extra):
 @pytest.fixture
 def small_builder(monkeypatch):
     """Pretraining in this process builds the tiny SchNet."""
-    from stabie_ase.training.pretrain import BUILDERS
-
-    monkeypatch.setitem(BUILDERS, "schnet", lambda reference: tiny.new_schnet(elements=reference))
+    tiny.small_builder(monkeypatch)
 
 
 def test_pretrain_writes_a_model_that_opens(here, small_builder):
@@ -492,7 +490,7 @@ def test_pretrain_writes_a_model_that_opens(here, small_builder):
 def test_each_family_has_its_learning_rate(here, small_builder, monkeypatch, family, extra, rate):
     from stabie_ase.training import pretrain as module
 
-    monkeypatch.setitem(module.BUILDERS, "mace", module.BUILDERS["schnet"])
+    tiny.small_builder(monkeypatch, "mace")
     began, real = [], module.Pretraining
     monkeypatch.setattr(module, "Pretraining", lambda *a: began.append(a[2]) or real(*a))
     assert tiny.run("pretrain", "--model", family, *pretrain("--epochs", "1", *extra)[3:]).exit_code == 0
@@ -538,7 +536,7 @@ def test_pretrain_on_a_full_disk(here, small_builder, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "new.pt")
 
-    monkeypatch.setattr("stabie_ase.potentials.checkpoint.write_atomically", full)
+    monkeypatch.setattr("stabie_ase.potentials.schnet.write_atomically", full)
     told(refused("-q", *pretrain("--epochs", "1"), folder=here), "new.pt: No space left on device")
 
 

@@ -145,11 +145,11 @@ def test_a_model_to_compare_is_named(tmp_path):
     import torch
 
     from stabie_ase.potentials.checkpoint import save_potential
+    from stabie_ase.potentials.schnet import build
     from stabie_ase.structures.reference import read_reference
-    from stabie_ase.training.pretrain import build_schnet
 
     torch.manual_seed(0)
-    other = build_schnet(read_reference(DATA / "aspirin_xtb_test.xyz"))
+    other = build(read_reference(DATA / "aspirin_xtb_test.xyz"))
     other.network.lin2.weight.data *= 1000.0
     save_potential(other, tmp_path / "other.pt")
     models = (DATA / "aspirin_schnet.pt", "--compare", tmp_path / "other.pt")

@@ -9,10 +9,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
 from stabie_ase.potentials.checkpoint import load_potential
+from stabie_ase.potentials.family import families, names
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
-from stabie_ase.structures.reference import UnusableReference, read_reference
-from stabie_ase.training.pretrain import BUILDERS, reference_energies
+from stabie_ase.structures.reference import UnusableReference, read_reference, reference_energies
 
 CARBON = -3.25
 
@@ -88,14 +88,14 @@ def test_energies_of_the_other_elements_are_fitted(tmp_path):
     assert reference_energies(read_reference(tmp_path / "ref.traj")) == pytest.approx({6: -10.0, 8: -20.0})
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", names())
 def test_models_begin_with_the_atoms_energies_and_the_mean_of_the_frames(tmp_path, family):
     """Untrained weights are off by some eV a frame; without the mean, frames of -18 eV would be off by 4 times 100 eV."""
     if family == "mace":
         pytest.importorskip("mace")
     torch.manual_seed(0)
     reference = read_reference(joined(tmp_path / "ref.traj", lone(energy=100.0)))
-    potential = BUILDERS[family](reference)
+    potential = families()[family].build(reference)
     batch = AtomsBatch.from_atoms(reference.frames)
     energies = potential.compute(batch, neighbor_list(batch, potential.cutoff)).energies
     assert abs(float(energies.mean()) - reference.energies.mean()) < 40.0

@@ -12,10 +12,10 @@ from ase.io import read, write
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.stability import default_criteria
-from stabie_ase.structures.reference import read_reference
+from stabie_ase.structures.reference import read_reference, reference_energies
 from stabie_ase.structures.setting import Setting
 from stabie_ase.training.options import PretrainConfig
-from stabie_ase.training.pretrain import Pretraining, reference_energies
+from stabie_ase.training.pretrain import Pretraining
 
 ARGON = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "data" / "make_argon.py"))
 

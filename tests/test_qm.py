@@ -11,12 +11,13 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from stabie_ase.potentials.analytic import Morse
+from stabie_ase.potentials.family import families
 from stabie_ase.structures.neighbors import neighbor_list
-from stabie_ase.structures.reference import Reference
+from stabie_ase.structures.reference import Reference, reference_energies
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.labels import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
 from stabie_ase.training.options import FinetuneConfig, PretrainConfig
-from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain, reference_energies
+from stabie_ase.training.pretrain import Pretraining, pretrain
 
 
 def of_sizes(*sizes, seed=0):
@@ -260,7 +261,7 @@ def test_state_is_a_snapshot():
 
 
 def test_builders_give_models_for_the_elements_of_the_reference():
-    potential = BUILDERS["schnet"](tiny.reference())
+    potential = families()["schnet"].build(tiny.reference())
     assert potential.numbers == (6,)
     errors = qm_errors(potential, LabelledFrames.from_reference(tiny.reference()))
     assert errors.energy_mae_eV < 10.0  # reference energies are in
@@ -268,7 +269,7 @@ def test_builders_give_models_for_the_elements_of_the_reference():
 
 def test_mace_builder():
     pytest.importorskip("mace")
-    potential = BUILDERS["mace"](tiny.reference().subset(range(10)))
+    potential = families()["mace"].build(tiny.reference().subset(range(10)))
     assert potential.numbers == (6,)
     QMLoss()(potential, LabelledFrames.from_reference(tiny.reference().subset(range(2)))).backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in potential.parameters())
@@ -278,7 +279,7 @@ def test_mace_builder():
 
 
 def test_unknown_and_wrong_options():
-    with pytest.raises(BadOption, match="unknown option 'epoch'; known: epochs"):
+    with pytest.raises(BadOption, match="unknown option 'epoch'; did you mean 'epochs'"):
         from_dict(PretrainConfig, {"epoch": 3})
     with pytest.raises(BadOption, match="expected a whole number"):
         PretrainConfig(epochs=2.5)

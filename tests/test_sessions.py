@@ -26,7 +26,7 @@ PRETRAIN = ("pretrain", "--model", "schnet", "--ref", "ref.xyz", "-o", "new.pt",
 @pytest.fixture(autouse=True)
 def small_builder(monkeypatch):
     """Pretraining in this process builds the tiny SchNet."""
-    monkeypatch.setitem(pretrain_module.BUILDERS, "schnet", lambda reference: tiny.new_schnet(elements=reference))
+    tiny.small_builder(monkeypatch)
 
 
 def interrupt_after(monkeypatch, n, owner, name):

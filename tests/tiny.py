@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from click.testing import CliRunner
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
+from stabie_ase.potentials.family import families
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
-from stabie_ase.structures.reference import Reference, read_reference
+from stabie_ase.structures.reference import Reference, read_reference, reference_energies
 from stabie_ase.training.options import FinetuneConfig, PretrainConfig
-from stabie_ase.training.pretrain import Pretraining, pretrain, reference_energies
+from stabie_ase.training.pretrain import Pretraining, pretrain
 
 TEMPERATURE = 600.0
 BOND = 1.5
@@ -139,6 +141,12 @@ def _badly_trained() -> SchNetPotential:
     potential = new_schnet()
     pretrain(Pretraining(potential, reference(), PretrainConfig(epochs=30, learning_rate=5e-3)))
     return potential
+
+
+def small_builder(monkeypatch, family: str = "schnet") -> None:
+    """Have pretraining of a family in this process build the small SchNet."""
+    made = replace(families()[family], build=lambda reference: new_schnet(elements=reference))
+    monkeypatch.setitem(families(), family, made)
 
 
 def config(**changes) -> FinetuneConfig:

@@ -11,10 +11,11 @@ from importlib.resources import files
 import torch
 
 from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.potentials.family import families
 from stabie_ase.structures.reference import read_reference
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.options import PretrainConfig
-from stabie_ase.training.pretrain import BUILDERS, Pretraining, pretrain
+from stabie_ase.training.pretrain import Pretraining, pretrain
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     data = files("stabie_ase") / "cli" / "data"
     reference = read_reference(str(data / "aspirin_xtb_train.xyz"))
     torch.manual_seed(options.seed)
-    potential = BUILDERS["schnet"](reference)
+    potential = families()["schnet"].build(reference)
     training = Pretraining(potential, reference, PretrainConfig(epochs=options.epochs, seed=options.seed))
 
     def report(record):

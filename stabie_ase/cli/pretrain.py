@@ -11,17 +11,15 @@ import click
 from stabie_ase.cli.main import check_device, check_new_file, main, told_how_to_go_on
 from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Progress
+from stabie_ase.potentials.family import families, names
 from stabie_ase.training.options import PretrainConfig
 
 SAVE_EVERY = 5.0
 """Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""
 
-FAMILIES = {"schnet": {}, "mace": {"learning_rate": 1e-2}}
-"""Options that suit a family better than the defaults."""
-
 
 @main.command()
-@click.option("--model", "family", type=click.Choice(list(FAMILIES)), required=True, help="Family of the model")
+@click.option("--model", "family", type=click.Choice(names()), required=True, help="Family of the model")
 @reference_option("Frames with energies and forces")
 @click.option("-o", "--output", required=True, metavar="MODEL", help="Checkpoint to write")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N")
@@ -35,7 +33,6 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
 
     The same command goes on where an interrupted one stopped, from MODEL.pretrain.
     """
-    config, quiet = build(PretrainConfig, given, FAMILIES[family]), context.obj["quiet"]
     check_new_file(output)
 
     import torch
@@ -44,12 +41,16 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     from stabie_ase.potentials.checkpoint import save_potential
     from stabie_ase.structures.reference import read_reference
     from stabie_ase.system.files import write_atomically
-    from stabie_ase.training.pretrain import BUILDERS, Pretraining
+    from stabie_ase.training.pretrain import Pretraining
 
+    made = families()[family]
+    if made.build is None:
+        raise click.BadParameter(f"{family} models cannot be trained from nothing; give a checkpoint to finetune", param_hint="--model")
+    config, quiet = build(PretrainConfig, given, made.pretraining), context.obj["quiet"]
     check_device(device)
     frames = read_reference(reference, energy_key, forces_key, min_frames=10)
     torch.manual_seed(config.seed)
-    potential = BUILDERS[family](frames).to(device=device, dtype=getattr(torch, dtype))
+    potential = made.build(frames).to(device=device, dtype=getattr(torch, dtype))
     training = Pretraining(potential, frames, config)
     options = _options(config, family, dtype, reference, energy_key, forces_key)
     state_path = Path(output + ".pretrain")

@@ -10,26 +10,13 @@ from typing import Any
 
 import torch
 
-from stabie_ase.potentials import mace, schnet
 from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.family import families, family_of
+from stabie_ase.potentials.mace.rebuild import load_default_kept
 from stabie_ase.potentials.turns import alone
 from stabie_ase.potentials.unpickle import TRUST_HINT, CheckpointError, load_inert
-from stabie_ase.system.files import write_atomically
 
-__all__ = ["FAMILIES", "CheckpointError", "adopt", "load_potential", "save_potential"]
-
-FAMILIES = (schnet, mace)
-"""Modules that each know one family. A new family is one module with
-
-- `CHECKPOINTS`: one line that says which files it reads;
-- `CLASS`: its subclass of `Potential`;
-- `PICKLED_CLASSES`: names of classes in its pickled modules, to be recorded, never called;
-- `recognises(data)` and `from_data(data)`: for what `read` returns, and for a live torch module, which is shared;
-- `to_data(potential)`: what `torch.save` shall write.
-
-None imports the package it wraps before it is needed.
-"""
-
+__all__ = ["CheckpointError", "adopt", "load_potential", "save_potential"]
 
 @torch.inference_mode(False)
 def load_potential(
@@ -71,19 +58,19 @@ def load_potential(
 
 def save_potential(potential: Potential, path: str | os.PathLike) -> None:
     """Write a potential in its family's native format; an existing file is replaced whole or not at all."""
-    family = next((f for f in FAMILIES if isinstance(potential, f.CLASS)), None)
+    family = family_of(potential)
     if family is None:
         raise CheckpointError(
             f"{type(potential).__name__} has no file format of its own; potentials of these families do: "
-            + ", ".join(f.CLASS.family for f in FAMILIES)
+            + ", ".join(families())
         )
-    write_atomically(family.to_data(potential), path)
+    family.save(potential, path)
 
 
 def adopt(data: Any) -> Potential | None:
     """The potential that a torch module, or what `read` returned, belongs to; None if it is of no known family."""
-    family = next((f for f in FAMILIES if f.recognises(data)), None)
-    return family and family.from_data(data)
+    family = next((f for f in families().values() if f.recognise(data)), None)
+    return family and family.load(data)
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -98,7 +85,7 @@ def read(path: str | os.PathLike) -> Any:
                 f"{path}: not a torch checkpoint, or a pickle in torch's format from before version 1.6, of which "
                 f"only plain tensors are read. {TRUST_HINT}"
             ) from error
-        return load_inert(path, [name for family in FAMILIES for name in family.PICKLED_CLASSES])
+        return load_inert(path, frozenset().union(*(family.pickled_names for family in families().values())))
     except (EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path}: damaged, or not a torch checkpoint ({_in_one_line(error)})") from error
 
@@ -106,7 +93,7 @@ def read(path: str | os.PathLike) -> Any:
 def _read_trusting(path: str | os.PathLike) -> Any:
     _check_container(path)
     try:
-        with alone(), mace.load_default_kept():
+        with alone(), load_default_kept():
             return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:  # a foreign pickle can raise anything at all
         raise CheckpointError(f"{path}: loading its code failed: {_in_one_line(error)}") from error
@@ -118,7 +105,7 @@ def _build(data: Any, path: str | os.PathLike) -> Potential:
     except Exception as error:  # a file that claims to be of a family can lack anything
         raise CheckpointError(f"{path}: the model could not be rebuilt: {_in_one_line(error)}") from error
     if potential is None:
-        known = "; ".join(f.CHECKPOINTS for f in FAMILIES)
+        known = "; ".join(family.files for family in families().values())
         raise CheckpointError(f"{path}: {_describe(data)}, which is no family known here. Known: {known}")
     return potential
 

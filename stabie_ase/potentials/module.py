@@ -11,7 +11,8 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from stabie_ase.potentials.base import Potential
-from stabie_ase.potentials.checkpoint import FAMILIES, adopt
+from stabie_ase.potentials.checkpoint import adopt
+from stabie_ase.potentials.family import families
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList
 
@@ -96,7 +97,7 @@ def as_potential(obj: Any, cutoff: float | None = None) -> Potential:
         return known
     if cutoff is None:
         raise ValueError(
-            f"{type(obj).__name__} is of no family known here ({', '.join(f.CLASS.family for f in FAMILIES)}); "
+            f"{type(obj).__name__} is of no family known here ({', '.join(families())}); "
             "to use it as module(z, pos, batch) -> energies in eV, give its cutoff in Å"
         )
     return ModulePotential(obj, cutoff)

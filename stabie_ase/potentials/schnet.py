@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.family import Family
 from stabie_ase.potentials.turns import alone
 from stabie_ase.potentials.unpickle import Recorded
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList
+from stabie_ase.structures.reference import Reference, interaction_energy, reference_energies
+from stabie_ase.system.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "stabie_ase.schnet"
 VERSION = 1
-CHECKPOINTS = "SchNet (this package's file, or a torch-geometric SchNet: its state dict or the pickled module)"
-PICKLED_CLASSES = (
-    "torch_geometric.inspector.Inspector",
-    "torch_geometric.inspector.Parameter",
-    "torch_geometric.inspector.Signature",
-    "torch_geometric.nn.aggr.basic.MeanAggregation",
-    "torch_geometric.nn.aggr.basic.SumAggregation",
-    "torch_geometric.nn.models.schnet.CFConv",
-    "torch_geometric.nn.models.schnet.GaussianSmearing",
-    "torch_geometric.nn.models.schnet.InteractionBlock",
-    "torch_geometric.nn.models.schnet.RadiusInteractionGraph",
-    "torch_geometric.nn.models.schnet.SchNet",
-    "torch_geometric.nn.models.schnet.ShiftedSoftplus",
+PICKLED_NAMES = frozenset(
+    {
+        "torch_geometric.inspector.Inspector",
+        "torch_geometric.inspector.Parameter",
+        "torch_geometric.inspector.Signature",
+        "torch_geometric.nn.aggr.basic.MeanAggregation",
+        "torch_geometric.nn.aggr.basic.SumAggregation",
+        "torch_geometric.nn.models.schnet.CFConv",
+        "torch_geometric.nn.models.schnet.GaussianSmearing",
+        "torch_geometric.nn.models.schnet.InteractionBlock",
+        "torch_geometric.nn.models.schnet.RadiusInteractionGraph",
+        "torch_geometric.nn.models.schnet.SchNet",
+        "torch_geometric.nn.models.schnet.ShiftedSoftplus",
+    }
 )
 """Names in pickled torch-geometric models; they are recorded, never imported (see `unpickle`)."""
 HYPER_PARAMETERS = ("hidden_channels", "num_filters", "num_interactions", "num_gaussians", "cutoff")
@@ -207,9 +212,6 @@ def from_data(data: Any) -> SchNetPotential:
     return SchNetPotential(network, data["reference_energies"])
 
 
-CLASS = SchNetPotential
-
-
 def _data_of_pickle(module: Recorded) -> dict[str, Any]:
     if module.dipole or module.scale is not None or type(module.readout).__name__ != "SumAggregation":
         raise ValueError("only SchNets with readout='add', dipole=False and no scale can be used")
@@ -237,3 +239,27 @@ def _infer_hyper_parameters(state: dict[str, Tensor]) -> dict[str, Any]:
         "cutoff": round(float(offset[-1]), 5),  # 5.2 was stored as a float32
         "atomref": "atomref.weight" in state,
     }
+
+
+def save(potential: SchNetPotential, path: str | Path) -> None:
+    """Write a checkpoint whole or not at all."""
+    write_atomically(to_data(potential), path)
+
+
+def build(reference: Reference) -> SchNetPotential:
+    """A SchNet of 3 interactions and 64 channels with random weights."""
+    energies = reference_energies(reference)
+    potential = SchNetPotential.build(energies)
+    nn.init.constant_(potential.network.lin2.bias, interaction_energy(reference, energies))
+    return potential
+
+
+FAMILY = Family(
+    "schnet",
+    "SchNet (this package's file, or a torch-geometric SchNet: its state dict or the pickled module)",
+    PICKLED_NAMES,
+    recognises,
+    from_data,
+    save,
+    build=build,
+)

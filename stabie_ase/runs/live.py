@@ -18,6 +18,7 @@ from torch import nn
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.potentials.family import family_of
 from stabie_ase.potentials.module import as_potential
 from stabie_ase.runs.evaluate import Evaluation
 from stabie_ase.runs.finetune import Live, begin, resume
@@ -211,7 +212,8 @@ class _inputs_of:
         if isinstance(self.model, nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
             potential = as_potential(self.model)
-            files["model"] = str(folder / ("start.model" if potential.family == "mace" else "start.pt"))
+            family = family_of(potential)
+            files["model"] = str(folder / (f"start{family.suffix if family else '.pt'}"))
             save_potential(potential, files["model"])
         else:
             files["model"] = os.fspath(self.model)

@@ -48,6 +48,12 @@ def find(spec: Spec, what: str, group: str, own: Mapping[str, str]) -> type:
     return _imported(known[spec.name])
 
 
+def named(name: str):
+    """What "module:attribute" names; whatever its import raises is passed on."""
+    where, _, attribute = name.rpartition(":")
+    return getattr(importlib.import_module(where), attribute)
+
+
 def _imported(name: str) -> type:
     where, _, attribute = name.rpartition(":")
     try:

@@ -7,35 +7,13 @@ import math
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stabie_ase.potentials.base import Potential
-from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference
 from stabie_ase.training.labels import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
 from stabie_ase.training.options import PretrainConfig
-
-
-def reference_energies(reference: Reference) -> dict[int, float]:
-    """Energy of each element in eV: that of the isolated atom where the reference has it.
-
-    Those of the other elements are by least squares over the frames' compositions, the smallest solution where it is open.
-    """
-    known, elements = reference.atom_energies, {int(z) for atoms in reference.frames for z in atoms.numbers}
-    fitted = sorted(elements - known.keys())
-    counts = np.array([[np.count_nonzero(atoms.numbers == z) for z in fitted] for atoms in reference.frames], dtype=float)
-    rest = reference.energies - [sum(known.get(int(z), 0.0) for z in atoms.numbers) for atoms in reference.frames]
-    solution = np.linalg.lstsq(counts, rest, rcond=None)[0] if fitted else []
-    return {z: known[z] for z in sorted(elements & known.keys())} | {z: float(energy) for z, energy in zip(fitted, solution)}
-
-
-def interaction_energy(reference: Reference, energies: dict[int, float]) -> float:
-    """Mean energy an atom in eV beyond the energies of the elements: where those are of isolated atoms, what binds them."""
-    rest = reference.energies - [sum(energies[int(z)] for z in atoms.numbers) for atoms in reference.frames]
-    return float(np.mean(rest / [len(atoms) for atoms in reference.frames])) if reference.atom_energies else 0.0
 
 
 class Pretraining:
@@ -137,35 +115,6 @@ class Pretraining:
 
     def _here(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: x.to(self.potential.device) for name, x in weights.items()}
-
-
-def build_schnet(reference: Reference) -> Potential:
-    """A SchNet of 3 interactions and 64 channels with random weights."""
-    from stabie_ase.potentials.schnet import SchNetPotential
-
-    energies = reference_energies(reference)
-    potential = SchNetPotential.build(energies)
-    torch.nn.init.constant_(potential.network.lin2.bias, interaction_energy(reference, energies))
-    return potential
-
-
-def build_mace(reference: Reference) -> Potential:
-    """A small MACE with random weights, scaled to the reference's forces and coordination."""
-    from stabie_ase.potentials.mace import MACEPotential
-
-    batch, cutoff = AtomsBatch.from_atoms(reference.frames), 5.0
-    energies = reference_energies(reference)
-    return MACEPotential.build(
-        energies,
-        avg_num_neighbors=neighbor_list(batch, cutoff).within(batch, cutoff).n_pairs / batch.n_atoms,
-        scale=float(np.sqrt(np.mean(np.concatenate(reference.forces) ** 2))),
-        shift=interaction_energy(reference, energies),
-        cutoff=cutoff,
-    )
-
-
-BUILDERS: dict[str, Callable[[Reference], Potential]] = {"schnet": build_schnet, "mace": build_mace}
-"""Families that can be trained from nothing, by their names on the command line."""
 
 
 def pretrain(training: Pretraining, on_epoch: Callable[[dict[str, float]], None] | None = None) -> None:

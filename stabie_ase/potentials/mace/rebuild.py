@@ -15,50 +15,52 @@ from torch import Tensor, nn
 from stabie_ase.potentials.turns import alone
 from stabie_ase.potentials.unpickle import Recorded, load_inert
 
-PICKLED_CLASSES = (
-    "e3nn.math._normalize_activation.normalize2mom",
-    "e3nn.nn._activation.Activation",
-    "e3nn.nn._fc.FullyConnectedNet",
-    "e3nn.nn._fc._Layer",
-    "e3nn.o3._irreps.Irrep",
-    "e3nn.o3._irreps.Irreps",
-    "e3nn.o3._irreps._MulIr",
-    "e3nn.o3._linear.Instruction",
-    "e3nn.o3._linear.Linear",
-    "e3nn.o3._spherical_harmonics.SphericalHarmonics",
-    "e3nn.o3._tensor_product._instruction.Instruction",
-    "e3nn.o3._tensor_product._sub.FullyConnectedTensorProduct",
-    "e3nn.o3._tensor_product._tensor_product.TensorProduct",
-    "mace.modules.blocks.AtomicEnergiesBlock",
-    "mace.modules.blocks.EquivariantProductBasisBlock",
-    "mace.modules.blocks.LinearNodeEmbeddingBlock",
-    "mace.modules.blocks.LinearReadoutBlock",
-    "mace.modules.blocks.NonLinearBiasReadoutBlock",
-    "mace.modules.blocks.NonLinearReadoutBlock",
-    "mace.modules.blocks.RadialEmbeddingBlock",
-    "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock",
-    "mace.modules.blocks.RealAgnosticDensityInteractionBlock",
-    "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock",
-    "mace.modules.blocks.RealAgnosticInteractionBlock",
-    "mace.modules.blocks.RealAgnosticResidualInteractionBlock",
-    "mace.modules.blocks.RealAgnosticResidualNonLinearInteractionBlock",
-    "mace.modules.blocks.ScaleShiftBlock",
-    "mace.modules.gate.GatedEquivariantBlock",
-    "mace.modules.irreps_tools.reshape_irreps",
-    "mace.modules.models.MACE",
-    "mace.modules.models.ScaleShiftMACE",
-    "mace.modules.radial.AgnesiTransform",
-    "mace.modules.radial.BesselBasis",
-    "mace.modules.radial.ChebychevBasis",
-    "mace.modules.radial.GaussianBasis",
-    "mace.modules.radial.PolynomialCutoff",
-    "mace.modules.radial.RadialMLP",
-    "mace.modules.radial.SoftTransform",
-    "mace.modules.radial.ZBLBasis",
-    "mace.modules.symmetric_contraction.Contraction",
-    "mace.modules.symmetric_contraction.SymmetricContraction",
-    "mace.modules.wrapper_ops.CuEquivarianceConfig",
-    "mace.modules.wrapper_ops.OEQConfig",
+PICKLED_NAMES = frozenset(
+    {
+        "e3nn.math._normalize_activation.normalize2mom",
+        "e3nn.nn._activation.Activation",
+        "e3nn.nn._fc.FullyConnectedNet",
+        "e3nn.nn._fc._Layer",
+        "e3nn.o3._irreps.Irrep",
+        "e3nn.o3._irreps.Irreps",
+        "e3nn.o3._irreps._MulIr",
+        "e3nn.o3._linear.Instruction",
+        "e3nn.o3._linear.Linear",
+        "e3nn.o3._spherical_harmonics.SphericalHarmonics",
+        "e3nn.o3._tensor_product._instruction.Instruction",
+        "e3nn.o3._tensor_product._sub.FullyConnectedTensorProduct",
+        "e3nn.o3._tensor_product._tensor_product.TensorProduct",
+        "mace.modules.blocks.AtomicEnergiesBlock",
+        "mace.modules.blocks.EquivariantProductBasisBlock",
+        "mace.modules.blocks.LinearNodeEmbeddingBlock",
+        "mace.modules.blocks.LinearReadoutBlock",
+        "mace.modules.blocks.NonLinearBiasReadoutBlock",
+        "mace.modules.blocks.NonLinearReadoutBlock",
+        "mace.modules.blocks.RadialEmbeddingBlock",
+        "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock",
+        "mace.modules.blocks.RealAgnosticDensityInteractionBlock",
+        "mace.modules.blocks.RealAgnosticDensityResidualInteractionBlock",
+        "mace.modules.blocks.RealAgnosticInteractionBlock",
+        "mace.modules.blocks.RealAgnosticResidualInteractionBlock",
+        "mace.modules.blocks.RealAgnosticResidualNonLinearInteractionBlock",
+        "mace.modules.blocks.ScaleShiftBlock",
+        "mace.modules.gate.GatedEquivariantBlock",
+        "mace.modules.irreps_tools.reshape_irreps",
+        "mace.modules.models.MACE",
+        "mace.modules.models.ScaleShiftMACE",
+        "mace.modules.radial.AgnesiTransform",
+        "mace.modules.radial.BesselBasis",
+        "mace.modules.radial.ChebychevBasis",
+        "mace.modules.radial.GaussianBasis",
+        "mace.modules.radial.PolynomialCutoff",
+        "mace.modules.radial.RadialMLP",
+        "mace.modules.radial.SoftTransform",
+        "mace.modules.radial.ZBLBasis",
+        "mace.modules.symmetric_contraction.Contraction",
+        "mace.modules.symmetric_contraction.SymmetricContraction",
+        "mace.modules.wrapper_ops.CuEquivarianceConfig",
+        "mace.modules.wrapper_ops.OEQConfig",
+    }
 )
 """Names in pickled MACE models; they are recorded, never imported (see `unpickle`)."""
 
@@ -127,7 +129,7 @@ def plain_twin(network: nn.Module) -> nn.Module:
     torch.save(network, file)
     file.seek(0)
     with disable_e3nn_codegen():
-        twin = simplify(rebuild(load_inert(file, PICKLED_CLASSES))).to(network.r_max.device)
+        twin = simplify(rebuild(load_inert(file, PICKLED_NAMES))).to(network.r_max.device)
     for path, module in network.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(twin.get_submodule(path), name, parameter)
@@ -204,7 +206,7 @@ def _readout_settings(readout: Recorded, n_heads: int, modules, o3) -> dict[str,
 
 def _block(modules, part: Recorded) -> type[nn.Module]:
     name = type(part).__name__
-    if f"mace.modules.blocks.{name}" not in PICKLED_CLASSES:
+    if f"mace.modules.blocks.{name}" not in PICKLED_NAMES:
         raise ValueError(f"a {name} where a block of MACE should be")
     return getattr(modules.blocks, name)
 

@@ -1,5 +1,6 @@
 """Reference frames: what was read is counted and can be printed; what cannot be used is refused in one line."""
 
+from stabie_ase.structures.reference.elements import interaction_energy, reference_energies
 from stabie_ase.structures.reference.frames import UnusableReference, absolute, digest, files_of, read_frames, spread
 from stabie_ase.structures.reference.labels import common_temperature
 from stabie_ase.structures.reference.reading import MAX_FORCE, MIN_DISTANCE, Reference, read_reference, reference_of
@@ -14,7 +15,9 @@ __all__ = [
     "digest",
     "files_of",
     "read_frames",
+    "interaction_energy",
     "read_reference",
+    "reference_energies",
     "reference_of",
     "spread",
 ]
