@@ -68,6 +68,15 @@ def brute_force_pairs(positions, cell, pbc, cutoff) -> set[tuple[int, ...]]:
     return found
 
 
+def mace(dtype: torch.dtype = torch.float64, seed: int = 0):
+    """A small MACE with random weights; its package is imported now."""
+    from stabie_ase.potentials.mace import MACEPotential
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MACEPotential.build(ENERGIES, 3.0, hidden_irreps="4x0e + 4x1o", radial_mlp=(8,), dtype=dtype)
+
+
 class Vector(Observable):
     """A vector of so many components that nobody works out: samples have it already."""
 

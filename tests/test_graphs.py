@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from helpers import ENERGIES, METHANOL, WATER, crystal, schnet
+from helpers import METHANOL, WATER, crystal, mace, schnet
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stabie_ase.dynamics import (
@@ -27,7 +27,6 @@ from stabie_ase.dynamics import (
 from stabie_ase.dynamics.graphs import PLAIN, FixedForces, GraphedBlocks, blocks
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.analytic import LennardJones
-from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.stability import watched
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
@@ -41,11 +40,6 @@ INTEGRATORS = [
     StochasticVelocityRescaling(0.5 * FS, 20 * FS),
     TemperatureRamp(LANGEVIN, 300.0, 600.0, 40),
 ]
-def mace():
-    torch.manual_seed(0)
-    return MACEPotential.build(ENERGIES, 3.0, hidden_irreps="4x0e + 4x1o", radial_mlp=(8,), dtype=torch.float64)
-
-
 each_case = pytest.mark.parametrize(
     "family, integrator",
     [*((schnet, integrator) for integrator in INTEGRATORS), (mace, LANGEVIN)],
