@@ -293,13 +293,14 @@ def test_finished_run_needs_no_inputs_and_gets_its_report(finished, tmp_path):
         (("--ref", "ref.xyz"), "--ref"),
         (("--output", "elsewhere"), "--output"),
         (("--valid", "ref.xyz"), "--valid"),
-        (("--config", "nothing.json"), "--config"),
+        (("--config", "options.json"), "--config"),
         (("--cross-fit",), "--cross-fit"),
     ],
     ids=lambda x: "".join(x),
 )
 def test_changed_options_are_refused(here, finished, extra, words):
     before = bytes_of(finished[0])
+    (here / "options.json").write_text("{}")
     line = refused("finetune", "--resume", finished[0], *extra)
     assert f"leave out {words}, or begin a new run" in line
     assert bytes_of(finished[0]) == before
