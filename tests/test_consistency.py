@@ -124,7 +124,7 @@ def test_validation_frames_are_named():
 
 # -- the commands
 
-DATA = files("stabie_ase") / "cli" / "data"
+DATA = files("stabie_ase") / "data"
 
 
 @pytest.mark.parametrize("command", ["finetune", "evaluate"])

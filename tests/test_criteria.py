@@ -21,7 +21,7 @@ from stabie_ase.stability.criteria.distribution import BIN, MARGIN, DistanceShif
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.topology import Topology
 
-ASPIRIN = Path(stabie_ase.__file__).parent / "cli" / "data" / "aspirin_xtb_train.xyz"
+ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
 
 
 @pytest.fixture(scope="module")

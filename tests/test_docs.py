@@ -14,7 +14,7 @@ import stabie_ase
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text()
-DATA = files("stabie_ase") / "cli" / "data"
+DATA = files("stabie_ase") / "data"
 
 
 def snippets(language):

@@ -20,7 +20,7 @@ from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.potentials.schnet import SchNetPotential
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmarks" / "independent_judge.py"
-DATA = files("stabie_ase") / "cli" / "data"
+DATA = files("stabie_ase") / "data"
 MODEL, REF = DATA / "aspirin_schnet.pt", DATA / "aspirin_xtb_train.xyz"
 sys.path.append(str(SCRIPT.parent))
 import independent_judge as judge  # noqa: E402

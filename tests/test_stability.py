@@ -23,7 +23,7 @@ from stabie_ase.stability import (
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.setting import Setting
 
-ASPIRIN = Path(stabie_ase.__file__).parent / "cli" / "data" / "aspirin_xtb_train.xyz"
+ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.batch import AtomsBatch
 
-ASPIRIN = Path(stabie_ase.__file__).parent / "cli" / "data" / "aspirin_xtb_train.xyz"
+ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
 ENERGIES = {1: -13.0, 6: -1000.0, 8: -2000.0}
 INTEGRATORS = {
     "Langevin": Langevin(0.5 * units.fs, friction=0.01 / units.fs),

@@ -28,7 +28,7 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import read_reference
 from stabie_ase.structures.setting import Setting
 
-DATA = Path(stabie_ase.__file__).parent / "cli" / "data"
+DATA = Path(stabie_ase.__file__).parent / "data"
 WINDOW_FS = 1000 * StabilityTest.slice_ps
 
 

@@ -33,7 +33,7 @@ from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.structures.reference import read_reference
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 
-DATA = Path(stabie_ase.__file__).parent / "cli" / "data"
+DATA = Path(stabie_ase.__file__).parent / "data"
 JUDGE = Path(__file__).with_name("independent_judge.py")
 QUICK = "--max-time 0.5 --max-cycles 1 --replicas 4 --window 25 --qm-steps 1 --check-replicas 2 --check-time 0.02 --check-rounds 1"
 LABELS_ONLY = {"--update": "labels-only", "--max-time": 60, "--check-replicas": 2, "--check-time": 0.02, "--check-rounds": 1}

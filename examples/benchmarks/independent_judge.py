@@ -48,7 +48,7 @@ from scipy.stats import binomtest, chi2
 import stabie_ase
 from stabie_ase.potentials.calculator import StABIECalculator
 
-DATA = Path(stabie_ase.__file__).parent / "cli" / "data"
+DATA = Path(stabie_ase.__file__).parent / "data"
 LOOK_FS = 5  # from look to look
 LOOKS_PER_PS = 1000 // LOOK_FS
 BONDED = 1.25  # times the sum of covalent radii

@@ -2,7 +2,7 @@
 
 Run from anywhere, a few minutes on two cores:
 
-    python examples/data/make_aspirin_schnet.py --output stabie_ase/cli/data/aspirin_schnet.pt
+    python examples/data/make_aspirin_schnet.py --output stabie_ase/data/aspirin_schnet.pt
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    data = files("stabie_ase") / "cli" / "data"
+    data = files("stabie_ase") / "data"
     reference = read_reference(str(data / "aspirin_xtb_train.xyz"))
     torch.manual_seed(options.seed)
     potential = families()["schnet"].build(reference)

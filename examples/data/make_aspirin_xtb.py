@@ -33,7 +33,7 @@ TEMPERATURE_K = 500.0
 TIMESTEP = 0.5 * units.fs
 RELAXATION_TIME = 100 * units.fs  # the inverse of Langevin's friction
 MAX_BOND_STRETCH = 0.5  # Å, beyond the relaxed bond length
-DATA = Path(__file__).resolve().parents[2] / "stabie_ase" / "cli" / "data"
+DATA = Path(__file__).resolve().parents[2] / "stabie_ase" / "data"
 
 # C9H8O4: ring, acid and acetyl carbons; acid =O and -OH, ester -O- and =O; ring,
 # acid and methyl hydrogens. Built from textbook bond lengths and angles; the
@@ -142,7 +142,7 @@ def summary(frames, temperatures):
 @click.command(help=__doc__.split("\n")[0])
 @click.option("--frames", "n_frames", default=300, show_default=True, type=click.IntRange(6),
               help="Frames in all; one in six is for training.")
-@click.option("--output", default=DATA, show_default="stabie_ase/cli/data", type=click.Path(path_type=Path),
+@click.option("--output", default=DATA, show_default="stabie_ase/data", type=click.Path(path_type=Path),
               help="Folder for aspirin_xtb_train.xyz and aspirin_xtb_test.xyz.")
 @click.option("--seed", default=2026, show_default=True, help="Of velocities, noise and the shuffle.")
 @click.option("--quick", is_flag=True, help="A trial: 12 frames, hardly equilibrated. Needs --output.")

@@ -176,7 +176,7 @@ def common_options(command):
 
 def packaged(name: str) -> str:
     """Path of a file that ships with the package."""
-    return str(files("stabie_ase") / "cli" / "data" / name)
+    return str(files("stabie_ase") / "data" / name)
 
 
 def check_new_file(path) -> None:
