@@ -53,7 +53,9 @@ def finetune(args, output, replaced):
         return run("-m", "stabie_ase", "finetune", "--resume", output)
     options = [x for k, x in enumerate(args.options) if not {x, args.options[k - 1] if k else None} & set(replaced)]
     options += [x for pair in replaced.items() for x in pair]
-    run("-m", "stabie_ase", "finetune", args.model, "--ref", args.ref, "--temperature", args.temperature, "--output", output, *options)
+    if args.temperature is not None:
+        options += ["--temperature", args.temperature]
+    run("-m", "stabie_ase", "finetune", args.model, "--ref", args.ref, "--output", output, *options)
 
 
 def last_state(run_directory):
@@ -73,7 +75,8 @@ def make_row(args):
         save_potential(potential, checkpoint)
     models = {"start": args.model, "control": checkpoint, "stabie": next(stabie.glob("model.*"))}
     if not judgement.exists():
-        run(JUDGE, *models.values(), "--ref", args.test, "--temperature", args.temperature, "--time", args.time,
+        temperature = json.loads((stabie / "config.json").read_text())["config"]["temperature_K"]
+        run(JUDGE, *models.values(), "--ref", args.test, "--temperature", temperature, "--time", args.time,
             "--replicas", args.replicas, "--seed", args.judge_seed, "--output", judgement)  # fmt: skip
     labelled = LabelledFrames.from_reference(read_reference(str(args.test)))
     errors = {name: qm_errors(load_potential(path), labelled) for name, path in models.items()}
@@ -143,7 +146,7 @@ def parse():
     parser.add_argument("--ref", type=Path, help="frames to train on")
     parser.add_argument("--test", type=Path, help="frames that no model has seen")
     parser.add_argument("--output", type=Path, help="folder of the row")
-    parser.add_argument("--temperature", type=float, default=500.0, help="K (default: %(default)g)")
+    parser.add_argument("--temperature", type=float, help="K (default: what the frames say)")
     parser.add_argument("--time", type=float, default=6.0, help="ps of each of the judge's replicas (default: %(default)g)")
     parser.add_argument("--replicas", type=int, default=20, help="of the judge, of each model (default: %(default)s)")
     parser.add_argument("--judge-seed", type=int, default=3, help="(default: %(default)s)")
@@ -164,6 +167,8 @@ def main():
     args = parse()
     try:
         if not args.table:
+            for file in (args.ref, args.test):  # what cannot be read leaves no folder behind
+                read_reference(str(file))
             args.output.mkdir(parents=True, exist_ok=True)
             make_row(args)
         for output in args.table or [args.output]:
