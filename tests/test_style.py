@@ -21,3 +21,11 @@ def test_the_house_is_within_its_limits():
     house = runpy.run_path(str(ROOT / ".ci" / "house.py"))
     figures, faults, untold, untyped = house["measure"]()
     assert house["outside"](figures) == [], (figures, faults, untold, untyped)
+
+
+def test_types():
+    """What the type checker says; it keeps what it has found out in a folder of its own, so that a second run takes seconds."""
+    found = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", ".ci/mypy.ini", "stabie_ase"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout + found.stderr

@@ -54,7 +54,7 @@ class OneLine(click.ClickException):
         command = error.ctx.command_path if error.ctx else "stabie-ase"
         text = " ".join(error.format_message().split())
         super().__init__(f"{text}{'' if text.endswith(('.', '?')) else '.'} See {command} --help")
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]
 
 
 class OneLineErrors(click.Group):

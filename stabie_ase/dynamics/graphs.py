@@ -156,7 +156,7 @@ class GraphedBlocks:
             self.memory[name].copy_(x)
         self.fixed.furthest.zero_()
         self.n_plain += 1
-        self.replay()
+        self.replay()  # type: ignore[misc]
         if not self.fixed.held():
             return None
         ends = {name: x.clone() for name, x in self.memory.items()}

@@ -317,7 +317,7 @@ class TemperatureRamp(Integrator):
 
     def steps(self, state: MDState, n_steps: int) -> Iterator[Step]:
         for step in self.integrator.steps(state, n_steps):
-            yield lambda state, forces, step=step: step(self._at_temperature(state), forces)
+            yield lambda state, forces, step=step: step(self._at_temperature(state), forces)  # type: ignore[misc]
 
     def check(self, state: MDState) -> None:
         self.integrator.check(state)

@@ -183,7 +183,7 @@ class Potential(nn.Module):
                 + (" and the cell" if len(wanted) > 1 else "")
                 + ": look for detach(), .item() or no_grad() on the way"
             )
-        return gradients
+        return gradients  # type: ignore[return-value]
 
     def _leave_inference_mode(self) -> None:
         """Put copies in the place of parameters and buffers made in `torch.inference_mode`, which bear no gradient."""

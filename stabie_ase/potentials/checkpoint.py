@@ -70,7 +70,7 @@ def save_potential(potential: Potential, path: str | os.PathLike) -> None:
 def adopt(data: Any) -> Potential | None:
     """The potential that a torch module, or what `read` returned, belongs to; None if it is of no known family."""
     family = next((f for f in families().values() if f.recognise(data)), None)
-    return family and family.load(data)
+    return family.load(data) if family else None
 
 
 def read(path: str | os.PathLike) -> Any:

@@ -109,7 +109,8 @@ class Comparison:
 
     def _round(self, name: str, candidates: Mapping[str, Weights], k: int) -> StabilityResult:
         self.potential.load_state_dict(candidates[name])
-        on_look = None if self.on_look is None else (lambda *block: self.on_look(name, k, *block))
+        told = self.on_look
+        on_look = None if told is None else (lambda *block: told(name, k, *block))
         test = replace(self.test, seed=self.test.seed + k)
         return run_stability_test(self.potential, self.reference.frames, self.yardstick, test, on_look)
 

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from ase import Atoms, units
@@ -137,7 +138,7 @@ class Yardstick:
 
     def describe(self) -> list[str]:
         """All criteria, in words."""
-        known = [*self.criteria, *([self.distribution] if self.distribution else [])]
+        known: list[Any] = [*self.criteria, *([self.distribution] if self.distribution else [])]
         return [criterion.describe() for criterion in known]
 
 

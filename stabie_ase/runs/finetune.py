@@ -198,8 +198,8 @@ class Finetuning:
         models, pairs = {}, {"start": ("start", outcome.start, outcome.end), "stabie": (outcome.chosen, outcome.end, outcome.start)}
         for name, (weights, result, other) in pairs.items():
             potential.load_state_dict(candidates[weights])
-            errors = (qm_errors(potential, frames) for frames in (self.training.accuracy.frames, labelled))
-            models[name] = summarize(result, self.yardstick, *errors, other)
+            held_out, reference = (qm_errors(potential, frames) for frames in (self.training.accuracy.frames, labelled))
+            models[name] = summarize(result, self.yardstick, held_out, reference, other)
         return models
 
 
@@ -212,7 +212,7 @@ class Live:
 
     def names(self) -> list[str]:
         """Of all objects."""
-        return [x.name for x in (*self.observables, *self.criteria)]
+        return [x.name for x in self.observables] + [x.name for x in self.criteria]
 
 
 def prepare(
@@ -250,7 +250,7 @@ def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneCon
         description["digests"].items()
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UnusableRun(f"{directory.config_path} is damaged ({in_words(error)})") from error
-    return directory, inputs, config, description
+    return directory, inputs, config, description  # type: ignore[return-value]
 
 
 def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None, live: Live | None = None) -> Finetuning:

@@ -208,7 +208,8 @@ class _inputs_of:
         shutil.rmtree(self.output if self.made else self.output / RunDirectory.INPUTS, ignore_errors=True)
 
     def _files(self) -> dict[str, str | list[str]]:
-        folder, files = self.output / RunDirectory.INPUTS, {}
+        folder = self.output / RunDirectory.INPUTS
+        files: dict[str, str | list[str]] = {}
         if isinstance(self.model, nn.Module):
             folder.mkdir(parents=True, exist_ok=True)
             potential = as_potential(self.model)

@@ -256,4 +256,4 @@ def watched(
         severity = {"severity": lambda _, active: watch.severity[active]}
         recorder = Recorder(state, n_steps, sample_every, record_momenta, severity)
     end = simulate(state, integrator, forces, n_steps, [watch, recorder] if recorder else [watch])
-    return end.remember(**watch.memory), recorder and recorder.trajectory, watch.failures
+    return end.remember(**watch.memory), recorder.trajectory if recorder else None, watch.failures

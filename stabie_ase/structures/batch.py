@@ -33,7 +33,7 @@ def rows_of(cls: type) -> dict[str, str]:
 
 def changed(record: Record, changes: dict[str, Any]) -> Record:
     """What `dataclasses.replace` makes, and cached properties with it, in a tenth of the time: a step makes many."""
-    unknown = changes.keys() - record.__dataclass_fields__.keys()
+    unknown = changes.keys() - record.__dataclass_fields__.keys()  # type: ignore[attr-defined]
     if unknown:
         raise TypeError(f"{type(record).__name__} has no field {', '.join(sorted(unknown))}")
     new = object.__new__(type(record))
@@ -68,8 +68,8 @@ class AtomsBatch:
     masses: Tensor = per_atom()
     cells: Tensor = per_system()
     pbc: Tensor = per_system()
-    system: Tensor = field()
-    n_systems: int = field()
+    system: Tensor = field()  # type: ignore[misc]
+    n_systems: int = field()  # type: ignore[misc]
 
     @classmethod
     def from_atoms(

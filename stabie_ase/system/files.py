@@ -28,7 +28,7 @@ def uninterrupted() -> Iterator[None]:
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in handlers:
         signal.signal(number, wait)

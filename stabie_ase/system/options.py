@@ -86,6 +86,8 @@ def with_temperature(config: Any, found: float | None, where: str) -> Any:
 class HasTimestep:
     """Options with a `timestep_fs`."""
 
+    timestep_fs: float
+
     def steps(self, time_fs: float) -> int:
         """A time as a number of steps, at least one."""
         return max(1, round(time_fs / self.timestep_fs))

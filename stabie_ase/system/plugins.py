@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from stabie_ase.system.spec import BadSpec, Spec, did_you_mean, is_class
 
@@ -22,7 +23,7 @@ def others(group: str) -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=group)}
 
 
-def find(spec: Spec, what: str, group: str, own: Mapping[str, str]) -> type:
+def find(spec: Spec, what: str, group: str, own: Mapping[str, str]) -> Any:
     """The class that a specification names.
 
     Parameters
@@ -48,13 +49,13 @@ def find(spec: Spec, what: str, group: str, own: Mapping[str, str]) -> type:
     return _imported(known[spec.name])
 
 
-def named(name: str):
+def named(name: str) -> Any:
     """What "module:attribute" names; whatever its import raises is passed on."""
     where, _, attribute = name.rpartition(":")
     return getattr(importlib.import_module(where), attribute)
 
 
-def _imported(name: str) -> type:
+def _imported(name: str) -> Any:
     where, _, attribute = name.rpartition(":")
     try:
         module = _from_file(where) if where.endswith(".py") else importlib.import_module(where)

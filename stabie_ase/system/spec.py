@@ -68,7 +68,7 @@ class Spec:
         return values
 
 
-KINDS = {int: "a whole number", float: "a number"}
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 CLASS = re.compile(r"^(?P<name>[^:,=]+(?:\.py|\.[A-Za-z_]\w*)?:[A-Z]\w*)(?::(?P<argument>.*))?$")
 """FILE.py:CLASS or MODULE:CLASS; classes begin with a capital, elements too, so that a file or a dotted module is asked for."""

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from ase import Atoms
@@ -103,7 +104,7 @@ class TrainingLoop:
         )
         self.progress = Progress()
         self.start_weights = self._weights()
-        self.best = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
+        self.best: dict[str, Any] = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
         self._began: float | None = None
 
     @classmethod
@@ -130,8 +131,8 @@ class TrainingLoop:
         trained, held_out = (
             hold_out(potential, reference, config.validation_share) if validation is None else (reference, validation)
         )
-        labels = [LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out)]
-        return cls(potential, [condition], *labels, config)
+        labelled, unseen = (LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out))
+        return cls(potential, [condition], labelled, unseen, config)
 
     def on_look(self, function: OnLook | None) -> None:
         """Have a function told of every look at the replicas of any pool."""

@@ -98,7 +98,9 @@ class ReplicaPool:
 
     def learn(self) -> tuple[MDState, Trajectory, Failures]:
         """One window of all replicas from where they are, unstable ones too; they stay where they were."""
-        return self._run(self.replicas, stop_unstable=False)
+        ends, trajectory, failures = self._run(self.replicas, stop_unstable=False)
+        assert trajectory is not None
+        return ends, trajectory, failures
 
     def go_on_from(self, ends: MDState, failures: Failures) -> None:
         """Go on from the ends of a learning window; replicas that failed in it start afresh."""

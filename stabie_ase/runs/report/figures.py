@@ -168,7 +168,7 @@ def learning_figure(
     A band reaches from the force error up to its upper limit, which is held against the bound. With
     the starting model's force error in eV/Å that bound is drawn too.
     """
-    learned = [record for record in records if record.get("updates") is not None]
+    learned, config = [record for record in records if record.get("updates") is not None], config or {}
     if not learned:
         return None
     figure = _figure(5.4)
@@ -187,13 +187,13 @@ def learning_figure(
         axes.grid(color="0.9")
     limit = 1000.0 * _numbers([record.get("force_mae_limit_eV_per_A") for record in learned])
     panels[0].fill_between(updates, panels[0].lines[0].get_ydata(), limit, color="#D55E00", alpha=0.2, linewidth=0)
-    if start_force_mae is not None and (config or {}).get("force_error_bound") is not None:
+    if start_force_mae is not None and config.get("force_error_bound") is not None:
         bound = (1.0 + config["force_error_bound"]) * start_force_mae
         panels[0].axhline(1000.0 * bound, color="0.3", linewidth=0.9, linestyle=":")
     _logarithmic_if_wide(panels[1], panels[1].lines[0].get_ydata())
     panels[2].set_ylim(0, 1.04)
     panels[2].yaxis.set_major_formatter(PercentFormatter(1.0))
-    if (config or {}).get("min_ess_share") is not None:
+    if config.get("min_ess_share") is not None:
         panels[2].axhline(config["min_ess_share"], color="0.3", linewidth=0.9, linestyle=":")
     panels[2].set_xlabel("updates of the weights")
     panels[2].xaxis.get_major_locator().set_params(integer=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 WIDTH = 80
 """Columns of a terminal that a table may fill."""
@@ -12,7 +13,7 @@ WIDTH = 80
 MISSING = "-"
 
 
-def format_table(models: Mapping[str, Mapping[str, object]], time_ps: float | None = None) -> str:
+def format_table(models: Mapping[str, Mapping[str, Any]], time_ps: float | None = None) -> str:
     """Plain text of at most 80 columns; more models than fit go into further blocks.
 
     Parameters
@@ -30,7 +31,7 @@ def format_table(models: Mapping[str, Mapping[str, object]], time_ps: float | No
 
 
 def table_rows(
-    models: Mapping[str, Mapping[str, object]], time_ps: float | None = None
+    models: Mapping[str, Mapping[str, Any]], time_ps: float | None = None
 ) -> list[tuple[str, list[str]]]:
     """The table as (label, one cell a model), units in the labels, "-" for None.
 

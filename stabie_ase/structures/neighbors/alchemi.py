@@ -17,7 +17,7 @@ def available() -> bool:
     try:
         import warp
 
-        warp.config.quiet = True  # it would greet on standard output
+        warp.config.quiet = True  # type: ignore[attr-defined]  # it would greet on standard output
         import nvalchemiops.torch.neighbors  # noqa: F401
     except ImportError:
         return False

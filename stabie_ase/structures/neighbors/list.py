@@ -230,6 +230,7 @@ class VerletList:
             self._built_for = batch.replace(positions=batch.positions.detach().clone(), cells=cells)
             self._list = neighbor_list(batch, self.cutoff + self.skin).for_cells(self._built_for)
             self.n_builds += 1
+        assert self._list is not None
         return self._list if self._in_the_same_cells(batch) else replace(self._list, known_offsets=None)
 
     def _in_the_same_cells(self, batch: AtomsBatch) -> bool:

@@ -134,7 +134,7 @@ class NaturalGradient(UpdateRule):
     @torch.no_grad()
     def _step(self, direction: list[Tensor], length: float) -> None:
         for p, part in zip(self.work.potential.parameters(), direction):
-            p -= (length * part).to(p.dtype)
+            p.sub_((length * part).to(p.dtype))
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
