@@ -20,6 +20,7 @@ from stabie_ase.dynamics import (
     TemperatureRamp,
     VelocityVerlet,
     initial_state,
+    integrator_for,
     kinetic_energy,
     mobile_atoms,
     simulate,
@@ -391,3 +392,23 @@ def test_a_list_outlives_small_strains_and_misses_no_pair():
         columns = [set(map(tuple, torch.cat([x.pairs.T, x.shifts], dim=1).tolist())) for x in (kept, fresh)]
         assert columns[0] == columns[1]
     assert 2 <= verlet.n_builds <= 30
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("nve", VelocityVerlet(0.5 * FS)),
+        ("nvt", Langevin(0.5 * FS, 0.01 / FS, True)),
+        ("nvt-nose-hoover", NoseHooverChain(0.5 * FS, 20.0 * FS)),
+        ("nvt-rescaling", StochasticVelocityRescaling(0.5 * FS, 20.0 * FS)),
+        ("npt-flexible", StochasticCellRescaling(
+            0.5 * FS, 0.01 / FS, True, damping=300.0 * FS, compressibility=0.5 / units.GPa, flexible=True
+        )),
+    ],
+)  # fmt: skip
+def test_ensembles_by_name(name, expected):
+    """In everyday units: fs, 1/fs, 1/GPa."""
+    found = integrator_for(name, 0.5, 0.01, 20.0, fix_com=True, pressure_damping_fs=300.0, compressibility_per_GPa=0.5)
+    assert type(found) is type(expected) and vars(found) == pytest.approx(vars(expected))
+    with pytest.raises(ValueError, match="unknown ensemble 'nvtt'"):
+        integrator_for("nvtt", 0.5)

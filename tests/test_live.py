@@ -82,6 +82,7 @@ def test_without_an_output_nothing_is_left(here):
         ({"criteria": "bond:0.3"}, "did you mean 'bonds'"),
         ({"max_tme_min": 3.0}, "unknown option 'max_tme_min'"),
         ({"observables": ["hr", "hr"]}, "given twice"),
+        ({"observables": [DistanceDistribution(9.0), "hr"]}, "two observables have one name among hr, hr"),
         ({"frames": []}, "0 frames"),
         ({"model": "none.pt"}, "none.pt: no such file"),
     ],
@@ -93,6 +94,11 @@ def test_what_is_wrong_is_told_and_leaves_nothing(here, changes, words):
     with pytest.raises(ValueError, match=words):
         stabie_ase.finetune(given.pop("model"), given.pop("frames"), **given)
     assert list(here.iterdir()) == []
+
+
+def test_a_run_is_resumed_where_it_is():
+    with pytest.raises(ValueError, match="give its directory"):
+        stabie_ase.finetune(tiny.model(), tiny.reference().frames, resume_run=True)
 
 
 def test_evaluate_paths_and_objects(here):

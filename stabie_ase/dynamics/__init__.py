@@ -1,6 +1,7 @@
 """Batched molecular dynamics."""
 
 from stabie_ase.dynamics.barostat import StochasticCellRescaling
+from stabie_ase.dynamics.ensembles import integrator_for
 from stabie_ase.dynamics.forces import PotentialForces
 from stabie_ase.dynamics.integrators import (
     Integrator,
@@ -30,6 +31,7 @@ __all__ = [
     "Trajectory",
     "VelocityVerlet",
     "initial_state",
+    "integrator_for",
     "kinetic_energy",
     "mobile_atoms",
     "simulate",

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from ase import Atoms, units
+from ase import Atoms
 from scipy.stats import binomtest
 from torch import Tensor
 
-from stabie_ase.dynamics import Integrator, Langevin, PotentialForces, Trajectory, initial_state
+from stabie_ase.dynamics import Integrator, PotentialForces, Trajectory, initial_state, integrator_for
 from stabie_ase.dynamics.starts import start
 from stabie_ase.observables import Observable, Target
 from stabie_ase.observables.averages import SlicedMeans
@@ -76,7 +76,7 @@ class StabilityTest(HasTimestep):
 
     @property
     def integrator(self) -> Integrator:
-        return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
+        return integrator_for("nvt", self.timestep_fs, self.friction_per_fs)
 
     @property
     def n_steps(self) -> int:

@@ -34,7 +34,7 @@ from stabie_ase.stability import TRAINING, Criterion, Failures, criteria_from, d
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
 from stabie_ase.structures.setting import Setting
-from stabie_ase.system.options import from_dict, with_temperature
+from stabie_ase.system.options import BadOption, from_dict, with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
 from stabie_ase.training.options import FinetuneConfig
@@ -298,6 +298,10 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
         config = replace(config, criterion=config.criterion or default_criteria(setting, TRAINING))
     observables = live.observables + (observables_from(config.observable, setting) if config.observable else [])
     criteria = live.criteria + criteria_from(config.criterion or "", setting)
+    for what, found in (("observables", observables), ("criteria", criteria)):
+        named = [one.name for one in found]
+        if len(set(named)) < len(named):
+            raise BadOption(f"two {what} have one name among {', '.join(named)}; results are told by name, give each its own")
     # What only the user knows to look for counts in the verdict as it does in training.
     yardstick = Yardstick.from_reference(config.check_criterion, setting, observables).with_criteria(criteria)
     _warn_of_tight_criteria(potential, reference, criteria)

@@ -104,6 +104,8 @@ def finetune(
     """
     texts, live = _texts_and_objects(observables=observables, criteria=criteria)
     if resume_run:
+        if output is None:
+            raise BadOption("resume_run goes on with the run in output: give its directory")
         finetuning = resume(output, say, live)
     else:
         about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
@@ -111,8 +113,13 @@ def finetune(
         kept = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="stabie-run-"))
         RunDirectory.check_free(kept)
         keys = (about_inputs.get("energy_key"), about_inputs.get("forces_key"))
-        with _inputs_of(kept, model, frames, validation, keys) as files:
-            finetuning = begin(kept, Inputs(**files, **about_inputs), config, say, live)
+        try:
+            with _inputs_of(kept, model, frames, validation, keys) as files:
+                finetuning = begin(kept, Inputs(**files, **about_inputs), config, say, live)
+        except BaseException:
+            if output is None:
+                shutil.rmtree(kept, ignore_errors=True)
+            raise
     try:
         finetuning.train(on_window)
         result = finetuning.finish()

@@ -91,29 +91,11 @@ class MDConfig(HasTimestep):
     @property
     def integrator(self) -> Integrator:
         """The dynamics these options ask for; needs a temperature for a ramp."""
-        from ase import units
+        from stabie_ase.dynamics import TemperatureRamp, integrator_for
 
-        from stabie_ase import dynamics
-
-        dt, friction, damping = self.timestep_fs * units.fs, self.friction_per_fs / units.fs, self.damping_fs * units.fs
-        if self.ensemble == "nve":
-            return dynamics.VelocityVerlet(dt)
-        if self.ensemble == "nvt":
-            integrator = dynamics.Langevin(dt, friction, self.fix_com)
-        elif self.ensemble == "nvt-nose-hoover":
-            integrator = dynamics.NoseHooverChain(dt, damping)
-        elif self.ensemble == "nvt-rescaling":
-            integrator = dynamics.StochasticVelocityRescaling(dt, damping)
-        else:
-            integrator = dynamics.StochasticCellRescaling(
-                dt,
-                friction,
-                self.fix_com,
-                damping=self.pressure_damping_fs * units.fs,
-                compressibility=self.compressibility_per_GPa / units.GPa,
-                flexible=self.ensemble == "npt-flexible",
-            )
+        names = ("friction_per_fs", "damping_fs", "fix_com", "pressure_damping_fs", "compressibility_per_GPa")
+        integrator = integrator_for(self.ensemble, self.timestep_fs, **{name: getattr(self, name) for name in names})
         if self.end_temperature_K is None:
             return integrator
         n_steps = self.steps(1000.0 * self.time_ps)
-        return dynamics.TemperatureRamp(integrator, self.temperature_K, self.end_temperature_K, n_steps)
+        return TemperatureRamp(integrator, self.temperature_K, self.end_temperature_K, n_steps)

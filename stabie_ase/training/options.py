@@ -133,13 +133,10 @@ class FinetuneConfig(HasTimestep):
     def integrator(self) -> Integrator:
         """The dynamics these options ask for."""
         # Late, so that the schema and with it the command line's help do not wait for torch.
-        from ase import units
+        from stabie_ase.dynamics import integrator_for
 
-        from stabie_ase.dynamics import Langevin, NoseHooverChain
-
-        if self.thermostat == "nose-hoover":
-            return NoseHooverChain(self.timestep_fs * units.fs, self.damping_fs * units.fs)
-        return Langevin(self.timestep_fs * units.fs, self.friction_per_fs / units.fs)
+        ensemble = "nvt-nose-hoover" if self.thermostat == "nose-hoover" else "nvt"
+        return integrator_for(ensemble, self.timestep_fs, self.friction_per_fs, self.damping_fs)
 
 
 @dataclass(frozen=True)
