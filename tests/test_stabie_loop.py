@@ -641,6 +641,30 @@ def test_two_temperatures_go_on_exactly():
     assert all(same_state(a.replicas, b.replicas) for a, b in zip(one.pools, other.pools))
 
 
+def test_observables_of_any_unit_count_alike():
+    """A frame that is as it should be is as far off by one as by the other; in another unit the same observable changes nothing."""
+
+    class Scaled(DistanceDistribution):
+        name = "scaled"
+
+        def values(self, batch):
+            return 1e3 * super().values(batch)
+
+    config, reference = tiny.config(), tiny.reference()
+    hr = DistanceDistribution.from_reference(reference.frames)
+    torch.manual_seed(0)
+    observables = [hr, Scaled(hr.r_max)]
+    criteria = criteria_from(config.criterion, Setting(reference.frames, tiny.TEMPERATURE))
+    training = TrainingLoop.from_reference(tiny.model(), reference, observables, criteria, config)
+    until_learning(training)
+    pool = training.pools[0]
+    samples = Samples.from_trajectory(pool.learn()[1], observables)
+    estimator, targets, both = training.rule._estimate(pool.condition, samples)
+    assert both.losses["hr"] == pytest.approx(both.losses["scaled"], rel=1e-6)
+    alone = estimator(samples, targets[:1])
+    torch.testing.assert_close(both.weights, 2 * alone.weights, rtol=1e-6, atol=1e-12)
+
+
 # -- the published recipe
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -94,18 +95,24 @@ class NaturalGradient(UpdateRule):
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return None
         estimator = Estimator(condition.point, config.cross_fit, config.half_width, config.near_factor)
-        targets = [self._weighted(target, near.within(1.0)) for target in condition.targets]
+        targets = self._weighted(condition.targets, near.within(1.0))
         return estimator, targets, estimator(samples, targets)
 
-    def _weighted(self, target: Target, stable: Samples) -> Target:
+    def _weighted(self, targets: Sequence[Target], stable: Samples) -> list[Target]:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
 
-        A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise.
+        A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise. A single sound frame
+        is as far off by every observable, whatever its unit, as by the first: Σ_k c_k v_k with the variances v_k.
         """
-        known = [] if target.samples is None else [target.samples]
-        known = torch.cat([*known, stable.values[target.observable.name].to(target.value)])
-        weights = fluctuation_weights(known, target.observable.measure, self.work.config.fluctuation_floor)
-        return replace(target, components=weights.to(target.value))
+        weighted, typical = [], []
+        for target in targets:
+            known = stable.values[target.observable.name].to(target.value)
+            known = known if target.samples is None else torch.cat([target.samples, known])
+            components = fluctuation_weights(known, target.observable.measure, self.work.config.fluctuation_floor).to(target.value)
+            typical.append(float((components * known.var(dim=0, correction=0)).sum()))
+            scale = typical[0] / typical[-1] if typical[-1] > 0 else 1.0
+            weighted.append(replace(target, components=components * scale))
+        return weighted
 
     def _reweighted(self, estimator: Estimator, targets: list[Target], estimate: Estimate) -> tuple[Estimator, list[Target], Estimate]:
         samples = estimate.samples
