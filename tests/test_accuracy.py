@@ -10,15 +10,15 @@ from stabie_ase.training import accuracy
 from stabie_ase.training.accuracy import hold_out
 
 
-def parted(monkeypatch, errors, share=0.1):
+def parted(monkeypatch, errors, fraction=0.1):
     """Indices of the frames held out where frame k has the k-th force error."""
     reference = tiny.reference()
     assert len(errors) == len(reference)
     monkeypatch.setattr(accuracy, "force_errors_by_frame", lambda potential, frames: torch.as_tensor(errors))
-    trained, held_out = hold_out(Harmonic(), reference, share)
+    trained, held_out = hold_out(Harmonic(), reference, fraction)
     assert sorted([*trained.energies, *held_out.energies]) == sorted(reference.energies)
     energies = reference.energies.tolist()
-    return [energies.index(e) for e in held_out.energies], [energies.index(e) for e in reference.split(share)[1].energies]
+    return [energies.index(e) for e in held_out.energies], [energies.index(e) for e in reference.split(fraction)[1].energies]
 
 
 def test_frames_that_stand_out_are_those_not_trained_on(monkeypatch):
@@ -36,12 +36,12 @@ def test_frames_that_stand_out_beyond_the_most_are_trained_on(monkeypatch):
     assert parted(monkeypatch, errors)[0] == [3, 11, 12]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25])
-def test_ordinary_spread_is_no_sign(monkeypatch, share):
+@pytest.mark.parametrize("fraction", [0.1, 0.25])
+def test_ordinary_spread_is_no_sign(monkeypatch, fraction):
     """Errors of one kind of frames, their standard deviation 15 to 25 % of the mean, a hundred times."""
     rng = np.random.default_rng(0)
     for spread in np.repeat([0.15, 0.25], 50):
-        found, usual = parted(monkeypatch, 0.1 * np.exp(spread * rng.normal(size=40)), share)
+        found, usual = parted(monkeypatch, 0.1 * np.exp(spread * rng.normal(size=40)), fraction)
         assert found == usual
 
 

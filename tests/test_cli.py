@@ -216,8 +216,8 @@ BAD_FINETUNE_OPTIONS = [
     (("--timestep", "0.5", "--check-every", "0.1"), ("check_every_fs is 0.1", "one step (0.5 fs)")),
     (("--observable-weight", "-1"), ("observable_weight is -1",)),
     (("--observable-weight", "nan"), ("observable_weight is nan",)),
-    (("--upper-share", "1.5"), ("upper_share is 1.5",)),
-    (("--lower-share", "0.1", "--upper-share", "0.1"), ("lower_share is 0.1 and upper_share 0.1",)),
+    (("--upper-fraction", "1.5"), ("upper_fraction is 1.5",)),
+    (("--lower-fraction", "0.1", "--upper-fraction", "0.1"), ("lower_fraction is 0.1 and upper_fraction 0.1",)),
     (("--max-time", "-1"), ("max_time_min is -1",)),
     (("--max-cycles", "0"), ("max_cycles is 0",)),
     (("--seed", "-1"), ("seed is -1",)),
@@ -313,6 +313,11 @@ def test_missing_arguments(here):
         ('{"cross_fit": 1}', ("cross_fit is 1, expected true or false",)),
         ('{"criterion": 0.25}', ("unknown criterion '0.25'",)),
         ('{"observable": ["hr", "hr"]}', ("given twice",)),
+        ('{"check": {"replica": 3}}', ("check: unknown option 'replica'", "did you mean 'replicas'?")),
+        ('{"chek": {"replicas": 3}}', ("unknown option 'chek'", "did you mean 'check'?")),
+        ('{"check": {"replicas": 3}, "check-replicas": 4}', ("check-replicas is given twice",)),
+        ('{"check": 3}', ("unknown option 'check'",)),
+        ('{"check": {"replicas": {"n": 3}}}', ("check: replicas is {'n': 3}, expected a value",)),
         ('{"config": {}, "inputs": {"device": "gpu"}}', ("unknown device 'gpu'",)),
     ],
 )
@@ -328,6 +333,30 @@ def test_config_file_that_cannot_be_read(here):
     told(refused(*FINETUNE, "--config", "options.json", folder=here), "no text")
     (here / "options.yaml").write_text("replicas: [3")
     told(refused(*FINETUNE, "--config", "options.yaml", folder=here), "neither JSON nor YAML")
+
+
+SECTIONS = """
+check: {replicas: 3, check-rounds: 2, time_ps: 0.5, max-time: 1}
+dynamics: {timestep: 0.25, relaxation_time_fs: 9}
+labels:
+  qm-steps: 7
+update: {update: labels-only, gradient-clip: 2}
+estimator: {cross-fit: true}
+"""
+
+
+def test_options_of_a_section_stand_together(here, monkeypatch):
+    """By the names of the flags or of the options, with or without the section's own."""
+    import stabie_ase.runs.finetune as run
+
+    got = []
+    monkeypatch.setattr(run, "prepare", lambda output, inputs, config, *rest: got.append(config) or sys.exit(3))
+    (here / "options.yaml").write_text(SECTIONS)
+    tiny.run(*FINETUNE, "--config", "options.yaml", "--check-rounds", "4")
+    (config,) = got
+    assert (config.check.replicas, config.check.rounds, config.check.time_ps, config.check.max_time_min) == (3, 4, 0.5, 1)
+    assert (config.dynamics.timestep_fs, config.dynamics.relaxation_time_fs, config.labels.qm_steps) == (0.25, 9, 7)
+    assert (config.update.rule, config.update.gradient_clip, config.estimator.cross_fit) == ("labels-only", 2, True)
 
 
 EVERY_COMMAND = {
@@ -350,8 +379,9 @@ def test_every_command_takes_its_options_from_a_file(here, command):
     assert result.exit_code == 0, result.output
     if names:
         config = json.loads((here / made).read_text())["config"]
-        assert config["replicas"] == 3 and config["timestep_fs"] == 1.0
-        assert config.get("fix_com", False) is False and config.get("check_replicas", 2) == 2
+        dynamics = config.get("dynamics", config)
+        assert dynamics["replicas"] == 3 and dynamics["timestep_fs"] == 1.0
+        assert config.get("fix_com", False) is False and config.get("check", {"replicas": 2})["replicas"] == 2
     elif made:
         assert (here / made).exists()
     (here / "options.yaml").write_text(text + "sed: 3\n")
@@ -602,16 +632,16 @@ def test_help(command):
 
 
 def test_every_finetune_option_is_in_the_help_with_its_default():
-    from dataclasses import fields
-
     from stabie_ase.cli.options import flag
+    from stabie_ase.system.options import leaves
     from stabie_ase.training.options import FinetuneConfig
 
     text = " ".join(tiny.run("finetune", "--help").stdout.split())
-    for option in fields(FinetuneConfig):
-        assert f"{flag(option.name)} " in text
-        if isinstance(option.default, (int, float)) and not isinstance(option.default, bool):
-            assert f"[default: {option.default}]" in text
+    for leaf in leaves(FinetuneConfig):
+        default = leaf.option.default
+        assert f"{flag(leaf.name)} " in text
+        if isinstance(default, (int, float)) and not isinstance(default, bool):
+            assert f"[default: {default}]" in text
 
 
 def test_help_does_not_wait_for_torch():

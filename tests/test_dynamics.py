@@ -39,8 +39,8 @@ P_MIN = 1e-3
 INTEGRATORS = {
     "nve": VelocityVerlet(0.5 * FS),
     "langevin": Langevin(0.5 * FS, friction=0.01 / FS),
-    "nose-hoover": NoseHooverChain(0.5 * FS, damping=20 * FS),
-    "rescaling": StochasticVelocityRescaling(0.5 * FS, damping=20 * FS),
+    "nose-hoover": NoseHooverChain(0.5 * FS, relaxation_time=20 * FS),
+    "rescaling": StochasticVelocityRescaling(0.5 * FS, relaxation_time=20 * FS),
 }
 each_integrator = pytest.mark.parametrize("integrator", INTEGRATORS.values(), ids=INTEGRATORS)
 
@@ -279,7 +279,7 @@ def test_nose_hoover_chain_samples_the_harmonic_oscillator():
     n, temperature, dt = 500, 300.0, 0.1
     kT, k = units.kB * temperature, torch.tensor([1.0, 1.3, 1.7], dtype=torch.float64)
     batch = AtomsBatch.from_atoms([Atoms("H", np.zeros((1, 3)), masses=[1.0])]).repeat(n)
-    forces, integrator = wells(k), NoseHooverChain(dt, damping=0.5, fix_com=False)
+    forces, integrator = wells(k), NoseHooverChain(dt, relaxation_time=0.5, fix_com=False)
     states = list(path(initial_state(batch, forces, temperature, fix_com=False), integrator, forces, 3000))[600::25]
     x = torch.stack([s.batch.positions * torch.sqrt(k / kT) for s in states])
     p = torch.stack([s.momenta / kT**0.5 for s in states])
@@ -295,7 +295,7 @@ def test_nose_hoover_chain_counts_degrees_of_freedom(fix_com, n_f):
     """⟨2K⟩ = N_f kT, each replica at its own temperature; a diatomic, where the three of the centre of mass matter."""
     temperature = torch.tensor([200.0, 400.0, 800.0], dtype=torch.float64).repeat(20)
     state = morse_state(*[2] * 60, temperature_K=temperature, fix_com=fix_com)
-    integrator = NoseHooverChain(1.0 * FS, damping=20 * FS, fix_com=fix_com)
+    integrator = NoseHooverChain(1.0 * FS, relaxation_time=20 * FS, fix_com=fix_com)
     states = list(path(state, integrator, morse_forces(), 1000))[300::10]
     reduced = torch.stack([2 * kinetic_energy(s) / (units.kB * temperature) for s in states])
     for bath in range(3):
@@ -307,7 +307,7 @@ def test_nose_hoover_chain_counts_degrees_of_freedom(fix_com, n_f):
 
 def test_nose_hoover_chain_conserves_its_energy():
     """While the molecules' own energies wander."""
-    integrator, state = NoseHooverChain(0.5 * FS, damping=20 * FS), morse_state(2, 3)
+    integrator, state = NoseHooverChain(0.5 * FS, relaxation_time=20 * FS), morse_state(2, 3)
     both = [integrator.conserved_energy, total_energy]
     energies = energies_along(
         state, integrator, morse_forces(), 2000, lambda s: torch.stack([energy(s) for energy in both])
@@ -318,7 +318,7 @@ def test_nose_hoover_chain_conserves_its_energy():
 
 def test_nose_hoover_chain_error_is_second_order():
     def integrator_of(dt):
-        return NoseHooverChain(dt, damping=20 * FS)
+        return NoseHooverChain(dt, relaxation_time=20 * FS)
 
     assert_second_order(morse_state(2, 3, 4), integrator_of, integrator_of(FS).conserved_energy, 200 * FS)
 
@@ -567,7 +567,7 @@ def test_recorded_frames_are_those_of_a_plain_loop():
     states = list(path(start, integrator, PotentialForces(potential), 27))
     assert_same_states(end, states[-1])
     assert trajectory.steps.tolist() == [4, 8, 12, 16, 20, 24]
-    assert trajectory.valid.all() and not failures.failed.any() and failures.share == 0.0
+    assert trajectory.valid.all() and not failures.failed.any() and failures.fraction == 0.0
     for k, step in enumerate(trajectory.steps.tolist()):
         assert torch.equal(trajectory.positions[k], states[step - 1].batch.positions)
         assert torch.equal(trajectory.potential_energy[k], states[step - 1].potential_energy)
@@ -616,7 +616,7 @@ def test_failures_say_when_what_and_where():
         40,
         [criterion],
         check_every=5,
-        on_look=lambda steps, running, failures: looks.append((steps, running.n_systems, failures.share)),
+        on_look=lambda steps, running, failures: looks.append((steps, running.n_systems, failures.fraction)),
     )
     assert failures.step.tolist() == [-1, 20, -1, 5]
     assert failures.failed.tolist() == [False, True, False, True]
@@ -668,7 +668,7 @@ def test_the_loop_ends_when_nobody_is_left():
         state, VelocityVerlet(0.1), PotentialForces(potential), 10**9 // 10**6, [criterion], check_every=10, sample_every=10,
         on_look=lambda steps, *_: looks.append(steps),
     )  # fmt: skip
-    assert failures.share == 1.0 and looks == [10]
+    assert failures.fraction == 1.0 and looks == [10]
     assert trajectory.valid.sum() == 2 and end.step.tolist() == [10, 10]
 
 

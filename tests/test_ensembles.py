@@ -79,7 +79,7 @@ def ks(samples, distribution):
 @pytest.mark.parametrize(
     "integrator",
     [
-        StochasticVelocityRescaling(0.5 * FS, damping=10 * FS),
+        StochasticVelocityRescaling(0.5 * FS, relaxation_time=10 * FS),
         Langevin(0.5 * FS, 0.1 / FS),
         Langevin(0.5 * FS, 0.1 / FS, fix_com=True),
     ],
@@ -154,8 +154,8 @@ def test_a_ramp_moves_the_bath():
     "integrator",
     [
         Langevin(5 * FS, 0.005 / FS),
-        NoseHooverChain(5 * FS, damping=200 * FS),
-        StochasticVelocityRescaling(5 * FS, damping=200 * FS),
+        NoseHooverChain(5 * FS, relaxation_time=200 * FS),
+        StochasticVelocityRescaling(5 * FS, relaxation_time=200 * FS),
     ],
     ids=lambda x: type(x).__name__,
 )
@@ -204,8 +204,8 @@ def test_two_temperatures_are_consistent(integrator):
         VelocityVerlet(0.5 * FS),
         Langevin(0.5 * FS, 0.1 / FS),
         Langevin(0.5 * FS, 0.1 / FS, fix_com=True),
-        NoseHooverChain(0.5 * FS, damping=20 * FS),
-        StochasticVelocityRescaling(0.5 * FS, damping=20 * FS),
+        NoseHooverChain(0.5 * FS, relaxation_time=20 * FS),
+        StochasticVelocityRescaling(0.5 * FS, relaxation_time=20 * FS),
     ],
     ids=["verlet", "langevin", "langevin at rest", "nose-hoover", "rescaling"],
 )
@@ -255,7 +255,7 @@ def test_volume_of_an_ideal_gas(fix_com):
     nobody = LennardJones(epsilon=0.0, sigma=1.0, cutoff=0.5)
     state, _ = gas(500, n, mean / 1.5, nobody, temperature, pressure, fix_com)
     compressibility = 1.0 / (pressure * units.GPa)
-    integrator = StochasticCellRescaling(2.0 * FS, 0.02 / FS, fix_com, damping=100 * FS, compressibility=compressibility)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.02 / FS, fix_com, relaxation_time=100 * FS, compressibility=compressibility)
     end = simulate(state, integrator, PotentialForces(nobody, stress=True), 350)
     assert end.alive.all()
     assert ks(volumes(end), stats.gamma(n + 1, scale=units.kB * temperature / (pressure * units.GPa))) > P_MIN
@@ -273,7 +273,7 @@ def test_shape_of_a_flexible_cell(fix_com):
     state, _ = gas(500, n, (scale * n) ** 1.5, springs, temperature, fix_com=fix_com)
     compressibility = float(volumes(state)[0]) / (units.kB * temperature * n)
     integrator = StochasticCellRescaling(
-        2.0 * FS, 0.02 / FS, fix_com, damping=100 * FS, compressibility=compressibility, flexible=True
+        2.0 * FS, 0.02 / FS, fix_com, relaxation_time=100 * FS, compressibility=compressibility, flexible=True
     )
     end = simulate(state, integrator, PotentialForces(springs, stress=True), 450)
     gram = (end.batch.cells @ end.batch.cells.mT) / scale
@@ -297,7 +297,7 @@ def test_inner_and_outer_pressure_of_a_crystal_balance():
     temperature, pressure = 60.0, 0.1
     state, potential = argon_crystal(12, pressure, temperature)
     integrator = StochasticCellRescaling(
-        4.0 * FS, 0.01 / FS, damping=200 * FS, compressibility=0.35 / units.GPa, flexible=True
+        4.0 * FS, 0.01 / FS, relaxation_time=200 * FS, compressibility=0.35 / units.GPa, flexible=True
     )
     state = simulate(state, integrator, PotentialForces(potential, stress=True), 400)
     samples = []
@@ -317,7 +317,7 @@ def test_inner_and_outer_pressure_of_a_crystal_balance():
 @pytest.mark.parametrize("flexible", [False, True])
 def test_replica_alone_is_replica_in_a_batch_at_constant_pressure(flexible):
     state, potential = argon_crystal(3)
-    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=100 * FS, flexible=flexible)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, relaxation_time=100 * FS, flexible=flexible)
     together = simulate(state, integrator, PotentialForces(potential, stress=True), 40)
     alone = simulate(state.select([1]), integrator, PotentialForces(potential, stress=True), 40)
     assert not torch.equal(together.batch.cells, state.batch.cells)
@@ -328,7 +328,7 @@ def test_replica_alone_is_replica_in_a_batch_at_constant_pressure(flexible):
 def test_frames_at_constant_pressure_have_the_cells_of_their_time():
     """As taken step by step; positions in a cell of the start would be at another density."""
     state, potential = argon_crystal(2)
-    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=20 * FS)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, relaxation_time=20 * FS)
     _, trajectory, _ = watched(state, integrator, PotentialForces(potential, stress=True), 30, sample_every=10, record_momenta=True)
     frames, frame, replica = trajectory.frames()
     for k in range(3):
@@ -355,7 +355,7 @@ class Everything(OneFrame):
 
 def test_unstable_frames_at_constant_pressure_have_the_cells_of_their_time():
     state, potential = argon_crystal(2)
-    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=20 * FS)
+    integrator = StochasticCellRescaling(2.0 * FS, 0.01 / FS, relaxation_time=20 * FS)
     end, _, failures = watched(state, integrator, PotentialForces(potential, stress=True), 10, [Everything(state)], check_every=5)
     assert failures.step.tolist() == [5, 5] and not torch.equal(end.batch.cells, state.batch.cells)
     for atoms, cell, momenta in zip(failures.to_atoms(), end.batch.cells, end.momenta.split(end.batch.sizes)):
@@ -402,13 +402,13 @@ def test_a_list_outlives_small_strains_and_misses_no_pair():
         ("nvt-nose-hoover", NoseHooverChain(0.5 * FS, 20.0 * FS)),
         ("nvt-rescaling", StochasticVelocityRescaling(0.5 * FS, 20.0 * FS)),
         ("npt-flexible", StochasticCellRescaling(
-            0.5 * FS, 0.01 / FS, True, damping=300.0 * FS, compressibility=0.5 / units.GPa, flexible=True
+            0.5 * FS, 0.01 / FS, True, relaxation_time=300.0 * FS, compressibility=0.5 / units.GPa, flexible=True
         )),
     ],
 )  # fmt: skip
 def test_ensembles_by_name(name, expected):
     """In everyday units: fs, 1/fs, 1/GPa."""
-    found = integrator_for(name, 0.5, 0.01, 20.0, fix_com=True, pressure_damping_fs=300.0, compressibility_per_GPa=0.5)
+    found = integrator_for(name, 0.5, 0.01, 20.0, fix_com=True, pressure_relaxation_time_fs=300.0, compressibility_per_GPa=0.5)
     assert type(found) is type(expected) and vars(found) == pytest.approx(vars(expected))
     with pytest.raises(ValueError, match="unknown ensemble 'nvtt'"):
         integrator_for("nvtt", 0.5)

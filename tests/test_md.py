@@ -184,7 +184,7 @@ def test_constant_pressure_tells_volume_and_pressure(here):
     save_potential(schnet(), here / "crystal.pt")
     write(here / "crystal.xyz", crystal(4))
     run("md", "crystal.pt", "--start", "crystal.xyz", "--ensemble", "npt-flexible", "--temperature", "100", "--replicas", "2",
-        "--time", "0.01", "--sample-every", "5", "--pressure", "1", "--pressure-damping", "100")  # fmt: skip
+        "--time", "0.01", "--sample-every", "5", "--pressure", "1", "--pressure-relaxation-time", "100")  # fmt: skip
     log = thermo(here / "crystal-md")
     assert len(np.unique(log["volume_A3"])) == 5 and np.isfinite(log["pressure_GPa"]).all()  # both began with one cell
     atoms = read(here / "crystal-md" / "frames" / "replica-0001.traj", -1)

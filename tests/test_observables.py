@@ -64,8 +64,8 @@ def test_diatomic_is_a_gaussian(bin_width, smearing, distance):
 
 def test_what_lies_beyond_the_range_is_missing():
     observable = DistanceDistribution(r_max=5.0)
-    for distance, share in [(4.0, 1.0), (5.0, 0.5), (5.3, 0.0), (1e5, 0.0), (1e30, 0.0), (np.inf, 0.0)]:
-        assert float(integral(observable, observable(diatomic(distance)))) == pytest.approx(share, abs=1e-6)
+    for distance, fraction in [(4.0, 1.0), (5.0, 0.5), (5.3, 0.0), (1e5, 0.0), (1e30, 0.0), (np.inf, 0.0)]:
+        assert float(integral(observable, observable(diatomic(distance)))) == pytest.approx(fraction, abs=1e-6)
     triangle = AtomsBatch.from_atoms(Atoms("N3", [[0, 0, 0], [0, 0, 1], [0, 0, 7]]))  # distances 1, 6, 7
     assert float(integral(observable, observable(triangle))) == pytest.approx(1 / 3, abs=1e-6)
 

@@ -16,7 +16,7 @@ from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, reference_energies
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.labels import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
-from stabie_ase.training.options import FinetuneConfig, PretrainConfig
+from stabie_ase.training.options import DynamicsOptions, FinetuneConfig, PretrainConfig
 from stabie_ase.training.pretrain import Pretraining, pretrain
 
 
@@ -284,17 +284,17 @@ def test_unknown_and_wrong_options():
     with pytest.raises(BadOption, match="expected a whole number"):
         PretrainConfig(epochs=2.5)
     with pytest.raises(BadOption, match="expected text"):
-        FinetuneConfig(update=None)
-    assert FinetuneConfig(timestep_fs=1, temperature_K=np.float64(300.0)).steps(10.0) == 10
+        from_dict(FinetuneConfig, {"update": None})
+    assert DynamicsOptions(timestep_fs=1, temperature_K=np.float64(300.0)).steps(10.0) == 10
 
 
 def test_integrator_of_the_options():
     from ase import units
 
-    langevin = FinetuneConfig(timestep_fs=2.0, sample_every_fs=10.0, friction_per_fs=0.02).integrator
+    langevin = DynamicsOptions(timestep_fs=2.0, sample_every_fs=10.0, friction_per_fs=0.02).integrator
     assert (langevin.timestep, langevin.friction) == (2.0 * units.fs, 0.02 / units.fs)
-    chain = FinetuneConfig(thermostat="nose-hoover", damping_fs=40.0).integrator
-    assert (chain.timestep, chain.damping) == (0.5 * units.fs, 40.0 * units.fs)
+    chain = DynamicsOptions(thermostat="nose-hoover", relaxation_time_fs=40.0).integrator
+    assert (chain.timestep, chain.relaxation_time) == (0.5 * units.fs, 40.0 * units.fs)
 
 
 def test_labels_come_from_the_calculator_unchanged():

@@ -126,11 +126,11 @@ def test_many_compositions_are_counted(tmp_path):
 
 def test_split_is_a_partition_and_always_the_same():
     reference = tiny.reference()
-    for share, n in [(None, 8), (0.0, 1), (0.1, 4), (0.9, 36), (1.0, 39)]:
-        first, second = reference.split(share)
+    for fraction, n in [(None, 8), (0.0, 1), (0.1, 4), (0.9, 36), (1.0, 39)]:
+        first, second = reference.split(fraction)
         assert (len(first), len(second)) == (len(reference) - n, n)
         assert sorted([*first.energies, *second.energies]) == sorted(reference.energies)
-        assert reference.split(share)[1].energies.tolist() == second.energies.tolist()
+        assert reference.split(fraction)[1].energies.tolist() == second.energies.tolist()
 
 
 @pytest.mark.parametrize("size, n", [(10, 2), (50, 10), (200, 40), (300, 40), (1000, 100)])

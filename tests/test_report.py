@@ -18,6 +18,8 @@ from stabie_ase.runs.report.figures import learning_figure, observable_figure, p
 from stabie_ase.runs.report.html import write_report
 from stabie_ase.runs.report.table import format_table, number, table_rows
 from stabie_ase.stability import StabilityStatistics
+from stabie_ase.system.options import row_of
+from stabie_ase.training.options import FinetuneConfig
 
 TEST_PS = 4.0
 GRID = (np.arange(450) + 0.5) * 0.02
@@ -54,8 +56,8 @@ def density(shift=0.0, width=0.09):
 
 
 def curve(outcome):
-    times, share, low, high = (x.tolist() for x in outcome.survival())
-    return {"times_ps": times, "share": share, "low": low, "high": high}
+    times, fraction, low, high = (x.tolist() for x in outcome.survival())
+    return {"times_ps": times, "stable_fraction": fraction, "low": low, "high": high}
 
 
 def a_result(start_hazard=0.6, end_hazard=0.1, gained=True):
@@ -91,27 +93,27 @@ def a_result(start_hazard=0.6, end_hazard=0.1, gained=True):
 
 
 def some_records(cycles=4, seed=0):
-    """Simulation phases in which the share grows, learning phases in which it falls."""
+    """Simulation phases in which the fraction grows, learning phases in which it falls."""
     rng, records, md, updates = np.random.default_rng(seed), [], 0.0, 0
     for cycle in range(cycles):
-        share, hazard = 0.0, 0.6 * 0.6**cycle
+        fraction, hazard = 0.0, 0.6 * 0.6**cycle
         for window in range(1, 12 + 6 * cycle):
-            md += 16.0 * (1 - share)
-            share = min(1.0, share + rng.uniform(0.3, 1.0) * hazard * 0.5 * (1 - share))
+            md += 16.0 * (1 - fraction)
+            fraction = min(1.0, fraction + rng.uniform(0.3, 1.0) * hazard * 0.5 * (1 - fraction))
             records.append(
-                {"phase": "simulation", "cycle": cycle, "window": window, "md_replica_ps": md, "share": share,
+                {"phase": "simulation", "cycle": cycle, "window": window, "md_replica_ps": md, "unstable_fraction": fraction,
                  "hazard_per_ps": hazard, "seconds": 2.0 * md}
             )  # fmt: skip
-            if share >= 0.5:
+            if fraction >= 0.5:
                 break
         for window in range(1, 7):
             md += 16.0
             updates += 5
-            share *= rng.uniform(0.6, 0.9)
+            fraction *= rng.uniform(0.6, 0.9)
             records.append(
-                {"phase": "learning", "cycle": cycle, "window": window, "md_replica_ps": md, "share": share,
+                {"phase": "learning", "cycle": cycle, "window": window, "md_replica_ps": md, "unstable_fraction": fraction,
                  "seconds": 2.0 * md, "n_samples": 640, "observable_loss": 0.01 * 0.97**updates,
-                 "ess_share": rng.uniform(0.45, 0.95), "updates": updates, "learning_rate": 1e-4,
+                 "ess_fraction": rng.uniform(0.45, 0.95), "updates": updates, "learning_rate": 1e-4,
                  "force_mae_eV_per_A": 0.19 + 0.002 * np.sin(updates / 20),
                  "force_mae_limit_eV_per_A": 0.195 + 0.002 * np.sin(updates / 20)}
             )  # fmt: skip
@@ -119,8 +121,9 @@ def some_records(cycles=4, seed=0):
 
 
 CONFIG = {
-    "config": {"observable": "hr", "temperature_K": 500.0, "replicas": 32, "window_fs": 500.0, "upper_share": 0.5,
-               "lower_share": 0.1, "min_ess_share": 0.5, "max_cycles": None, "seed": 0},
+    "config": {"observable": "hr", "dynamics": {"temperature_K": 500.0, "replicas": 32},
+               "phases": {"window_fs": 500.0, "upper_fraction": 0.5, "lower_fraction": 0.1},
+               "estimator": {"min_ess_fraction": 0.5}, "max_cycles": None, "seed": 0},
     "reference": "50 frames of C9H8O4, 500 K, energies and forces",
     "model": "models/aspirin.pt",
     "criterion": ["a bond off its mean length by more than 0.25 Å (21 bonds)"],
@@ -259,25 +262,25 @@ def test_stable_time_figure_shows_the_curves():
     for label, name in (("start", "start"), ("StABIE", "stabie")):
         given = result["curves"][name]
         np.testing.assert_array_equal(lines[label].get_xdata(), given["times_ps"])
-        np.testing.assert_array_equal(lines[label].get_ydata(), given["share"])
+        np.testing.assert_array_equal(lines[label].get_ydata(), given["stable_fraction"])
         assert lines[label].get_drawstyle() == "steps-post"
     assert f"{result['models']['start']['n_failed']} of 64 failed" in lines["start"].get_label()
     assert lines["start"].get_linestyle() != lines["StABIE"].get_linestyle()
     censored = [line for line in axes.lines if line.get_marker() == "|"]
-    assert [float(line.get_ydata()[0]) for line in censored] == [c["share"][-1] for c in result["curves"].values()]
+    assert [float(line.get_ydata()[0]) for line in censored] == [c["stable_fraction"][-1] for c in result["curves"].values()]
     bands = [collection.get_datalim(axes.transData) for collection in axes.collections]
     assert bands[0].y0 == pytest.approx(min(result["curves"]["start"]["low"]))
 
 
 def test_a_curve_that_reaches_zero_has_no_censored_end():
-    curves = {"start": {"times_ps": [0, 1, 2], "share": [1, 0.5, 0], "low": [None, 0.1, 0], "high": None}}
+    curves = {"start": {"times_ps": [0, 1, 2], "stable_fraction": [1, 0.5, 0], "low": [None, 0.1, 0], "high": None}}
     axes = stable_time_figure(curves).axes[0]
     assert not [line for line in axes.lines if line.get_marker() == "|"]
     assert not axes.collections
 
 
 def test_null_entries_of_a_band_are_gaps():
-    curves = {"start": {"times_ps": [0, 1, 2], "share": [1, 0.9, 0.8], "low": [1, None, 0.5], "high": [1, 1, None]}}
+    curves = {"start": {"times_ps": [0, 1, 2], "stable_fraction": [1, 0.9, 0.8], "low": [1, None, 0.5], "high": [1, 1, None]}}
     assert stable_time_figure(curves).axes[0].collections
 
 
@@ -307,7 +310,7 @@ def test_observable_figure_leaves_out_models_without_one():
 
 def test_phases_figure_shows_every_window():
     records = some_records()
-    figure = phases_figure(records, CONFIG["config"])
+    figure = phases_figure(records, row_of(FinetuneConfig, CONFIG["config"]))
     upper, lower = figure.axes
     phase_lines = [line for line in upper.lines if line.get_marker() in "os"]
     assert len(phase_lines) == 8
@@ -315,7 +318,7 @@ def test_phases_figure_shows_every_window():
         np.concatenate([line.get_xdata() for line in phase_lines]), [r["md_replica_ps"] for r in records]
     )
     np.testing.assert_array_equal(
-        np.concatenate([line.get_ydata() for line in phase_lines]), [r["share"] for r in records]
+        np.concatenate([line.get_ydata() for line in phase_lines]), [r["unstable_fraction"] for r in records]
     )
     shades = [patch.get_facecolor() for patch in upper.patches]
     assert len(shades) == 8 and shades[0] != shades[1] and shades[0] == shades[2]
@@ -329,7 +332,7 @@ def test_phases_figure_shows_every_window():
 
 def test_a_new_simulation_phase_without_learning_between_is_a_new_line():
     records = [
-        {"phase": "simulation", "cycle": 0, "window": window, "md_replica_ps": 10.0 * k, "share": 0.0,
+        {"phase": "simulation", "cycle": 0, "window": window, "md_replica_ps": 10.0 * k, "unstable_fraction": 0.0,
          "hazard_per_ps": 0.5 / k}
         for k, window in enumerate([1, 2, 1, 2], start=1)
     ]  # fmt: skip
@@ -341,9 +344,9 @@ def test_a_new_simulation_phase_without_learning_between_is_a_new_line():
 def test_learning_figure_shows_windows_with_updates_only():
     records = some_records()
     learned = [record for record in records if "updates" in record]
-    records.append({"phase": "learning", "cycle": 4, "window": 1, "md_replica_ps": 1e3, "share": 0.0})
-    panels = learning_figure(records, CONFIG["config"]).axes
-    for axes, key, scale in zip(panels, ("force_mae_eV_per_A", "observable_loss", "ess_share"), (1000.0, 1.0, 1.0)):
+    records.append({"phase": "learning", "cycle": 4, "window": 1, "md_replica_ps": 1e3, "unstable_fraction": 0.0})
+    panels = learning_figure(records, row_of(FinetuneConfig, CONFIG["config"])).axes
+    for axes, key, scale in zip(panels, ("force_mae_eV_per_A", "observable_loss", "ess_fraction"), (1000.0, 1.0, 1.0)):
         np.testing.assert_array_equal(axes.lines[0].get_xdata(), [r["updates"] for r in learned])
         np.testing.assert_allclose(axes.lines[0].get_ydata(), [scale * r[key] for r in learned], rtol=1e-12)
     assert panels[0].get_ylabel() == "force MAE\n(meV/Å)"
@@ -353,8 +356,8 @@ def test_learning_figure_shows_windows_with_updates_only():
 
 
 def test_figures_survive_numbers_that_are_none():
-    learned = [{"phase": "learning", "cycle": 0, "window": k, "md_replica_ps": float(k), "share": 1.0, "updates": k,
-                "force_mae_eV_per_A": value, "observable_loss": value, "ess_share": value}
+    learned = [{"phase": "learning", "cycle": 0, "window": k, "md_replica_ps": float(k), "unstable_fraction": 1.0, "updates": k,
+                "force_mae_eV_per_A": value, "observable_loss": value, "ess_fraction": value}
                for k, value in enumerate([None, float("nan"), float("inf"), 0.5], start=1)]  # fmt: skip
     values = learning_figure(learned).axes[0].lines[0].get_ydata()
     np.testing.assert_array_equal(np.isfinite(values), [False, False, False, True])
@@ -365,7 +368,7 @@ def test_no_figure_without_data():
     control = {"phase": "learning", "cycle": 0, "window": 1, "md_replica_ps": 0.0, "updates": 5, "force_mae_eV_per_A": 0.1}
     assert phases_figure([control]) is None and learning_figure([control]) is not None
     assert learning_figure([]) is None
-    assert learning_figure([{"phase": "simulation", "cycle": 0, "window": 1, "md_replica_ps": 1, "share": 0}]) is None
+    assert learning_figure([{"phase": "simulation", "cycle": 0, "window": 1, "md_replica_ps": 1, "unstable_fraction": 0}]) is None
 
 
 # -- report
@@ -405,7 +408,7 @@ def test_report_without_gain_says_so(tmp_path, no_pixels):
 
 
 def test_report_when_nothing_failed(tmp_path):
-    records = [{"phase": "simulation", "cycle": 0, "window": k, "md_replica_ps": 16.0 * k, "share": 0.0,
+    records = [{"phase": "simulation", "cycle": 0, "window": k, "md_replica_ps": 16.0 * k, "unstable_fraction": 0.0,
                 "hazard_per_ps": 0.5 / (16.0 * k), "seconds": 10.0 * k} for k in range(1, 41)]  # fmt: skip
     result = a_result(0.0, 0.0, gained=False) | {"message": "The starting model did not fail once."}
     page = Page(write_report(write_run(tmp_path / "run", records, result)))

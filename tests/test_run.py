@@ -23,10 +23,11 @@ from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.evaluation import StabilityResult
 from stabie_ase.runs.finetune import Inputs, prepare, resume
 from stabie_ase.stability import BondLengthDeviation, StabilityStatistics
+from stabie_ase.system.options import from_dict
 from stabie_ase.training.options import FinetuneConfig
 
 OPTIONS = tiny.flags(
-    max_cycles=3, learning_rate=3e-3, updates_per_window=5, check_replicas=32, check_ps=0.06, random_resets=0.1
+    max_cycles=3, learning_rate=3e-3, updates_per_window=5, check_replicas=32, check_time_ps=0.06, random_resets=0.1
 )
 BEGIN = ("finetune", "model.pt", "--ref", "ref.xyz", *OPTIONS)
 
@@ -143,7 +144,7 @@ def saved_windows(run):
 
 def test_stopped_after_every_window_and_between_the_phases(here, finished):
     options = json.loads((finished[0] / "config.json").read_text())["config"]
-    finetuning = prepare("model-stabie", Inputs("model.pt", "ref.xyz"), FinetuneConfig(**options))
+    finetuning = prepare("model-stabie", Inputs("model.pt", "ref.xyz"), from_dict(FinetuneConfig, options))
     while not stop_after(finetuning, 1):
         finetuning = resume("model-stabie")
     resume("model-stabie").finish()
@@ -342,7 +343,7 @@ def damaged_runs():
         "config no object": (lambda run: (run / "config.json").write_text("[]"), "config.json is damaged"),
         "config without inputs": (config(lambda c: c.pop("inputs")), "config.json is damaged"),
         "config with an unknown option": (config(lambda c: c["config"].update(replica=3)), "unknown option 'replica'"),
-        "config with a wrong value": (config(lambda c: c["config"].update(replicas="3")), "expected a whole number"),
+        "config with a wrong value": (config(lambda c: c["config"]["dynamics"].update(replicas="3")), "expected a whole number"),
         "other version": (config(lambda c: c.update(format=99)), "written in format 99"),
         "state cut": (cut("state.pt", 3000), "state.pt is damaged"),
         "state empty": (cut("state.pt", 0), "state.pt is damaged"),
@@ -451,9 +452,9 @@ def test_what_broke_in_training_is_told(finished):
 def test_config_holds_every_option_resolved(finished):
     config = json.loads((finished[0] / "config.json").read_text())
     assert set(config["config"]) == {option.name for option in fields(FinetuneConfig)}
-    assert config["config"]["temperature_K"] == tiny.TEMPERATURE  # from the reference
-    assert config["config"]["replicas"] == 12 and config["config"]["learning_rate"] == 3e-3
-    assert FinetuneConfig(**config["config"]).replicas == 12
+    assert config["config"]["dynamics"]["temperature_K"] == tiny.TEMPERATURE  # from the reference
+    assert config["config"]["dynamics"]["replicas"] == 12 and config["config"]["labels"]["learning_rate"] == 3e-3
+    assert from_dict(FinetuneConfig, config["config"]).dynamics.replicas == 12
     assert config["inputs"]["model"] == str(finished[0].parent / "model.pt") and len(config["digests"]["model"]) == 64
     assert {"torch", "ase", "numpy", "stabie_ase", "python"} <= set(config["versions"]) and config["hardware"]
     assert config["model"] == "model.pt" and config["reference"].startswith("40 frames of C4")
@@ -463,7 +464,7 @@ def test_metrics_are_one_line_a_window(finished):
     records = metrics(finished[0])
     assert {r["phase"] for r in records} == {"simulation", "learning"}
     for r in records:
-        assert {"phase", "cycle", "window", "md_replica_ps", "share"} <= set(r) and 0 <= r["share"] <= 1
+        assert {"phase", "cycle", "window", "md_replica_ps", "unstable_fraction"} <= set(r) and 0 <= r["unstable_fraction"] <= 1
     assert [r["md_replica_ps"] for r in records] == sorted(r["md_replica_ps"] for r in records)
 
 
@@ -500,8 +501,8 @@ def captured(monkeypatch, *arguments):
 def test_flags_win_over_the_config_file(here, monkeypatch):
     (here / "options.json").write_text('{"replicas": 5, "window_fs": 100, "cross_fit": true}')
     _, _, config = captured(monkeypatch, "--config", "options.json", "--replicas", "7", "--no-cross-fit")
-    assert (config.replicas, config.window_fs, config.cross_fit) == (7, 100, False)
-    assert asdict(config).items() >= {"timestep_fs": FinetuneConfig().timestep_fs}.items()
+    assert (config.dynamics.replicas, config.phases.window_fs, config.estimator.cross_fit) == (7, 100, False)
+    assert config.dynamics.timestep_fs == FinetuneConfig().dynamics.timestep_fs
 
 
 def test_config_of_a_run_brings_its_keys_but_neither_files_nor_trust(here, monkeypatch):
@@ -593,7 +594,7 @@ def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
     ],
 )
 def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked, seconds, expected):
-    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_ps=asked))
+    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_time_ps=asked))
     assert finetuning.check_ps == (asked or 4.0)  # no speed known yet
     counters = finetuning.training.pools[0].counters
     counters.md_steps, counters.md_seconds = 1000, seconds
@@ -603,8 +604,8 @@ def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked
 @pytest.mark.parametrize("hazard, limits, told", [
     (100.0, {}, False),  # 0.12 replica-ps are enough, and two rounds of eight replicas of 0.03 ps are more
     (1.0, {}, True),
-    (1.0, {"check_ps": 3.0}, False),
-    (1.0, {"check_ps": 3.0, "check_max_time_min": 0.05}, True),  # 3 s, of which either model has 1.5
+    (1.0, {"check_time_ps": 3.0}, False),
+    (1.0, {"check_time_ps": 3.0, "check_max_time_min": 0.05}, True),  # 3 s, of which either model has 1.5
 ])  # fmt: skip
 def test_a_comparison_too_short_for_a_rare_failure_is_warned_of_once_that_is_known(here, monkeypatch, caplog, hazard, limits, told):
     finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_rounds=2, **limits))

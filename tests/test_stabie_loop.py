@@ -80,29 +80,29 @@ def test_rewound_replicas_fail_again(thermostat, caplog):
         record, _ = training.step()
     assert record["phase"] == LEARNING and record["window"] == 1
     assert seen[-1][failed].all(), "a rewound replica did not fail again"
-    assert record["share"] >= float(failed.double().mean())
+    assert record["unstable_fraction"] >= float(failed.double().mean())
     assert not caplog.records
 
 
 def test_fresh_noise_after_the_rewind_is_noticed(caplog):
     """The control of the test above: with other streams few failures come back, and the log says so."""
-    training = loop(window_fs=10.0, upper_share=0.3, max_simulation_windows=40)
+    training = loop(window_fs=10.0, upper_fraction=0.3, max_simulation_windows=40)
     until_learning(training)
     failed = training.pools[0].failed.clone()
     steps = torch.full_like(training.pools[0].replicas.step, 10**6)
     training.pools[0].replicas = training.pools[0].replicas.replace(momenta=0.0 * training.pools[0].replicas.momenta, step=steps)
     with caplog.at_level(logging.WARNING):
         record, _ = training.step()
-    assert record["share"] < 0.5 * float(failed.double().mean())
+    assert record["unstable_fraction"] < 0.5 * float(failed.double().mean())
     assert "failed again after the rewind" in caplog.text
 
 
 @pytest.mark.parametrize("thermostat", THERMOSTATS, ids=lambda t: t["thermostat"])
 def test_failed_replicas_are_rewound_and_the_others_go_on(thermostat):
-    training = loop(**thermostat, random_resets=0.0, upper_share=1.0)
+    training = loop(**thermostat, random_resets=0.0, upper_fraction=1.0)
     before = training.pools[0].replicas
     training.step()
-    after, n = training.pools[0].replicas, training.config.steps(training.config.window_fs)
+    after, n = training.pools[0].replicas, training.config.dynamics.steps(training.config.phases.window_fs)
     failed = training.pools[0].failed.clone()
     assert 0 < failed.sum() < len(failed)
     assert same_state(after.select(failed.nonzero()[:, 0]), before.select(failed.nonzero()[:, 0]))
@@ -112,7 +112,7 @@ def test_failed_replicas_are_rewound_and_the_others_go_on(thermostat):
 
 
 def test_learning_resets_every_replica_to_the_start_of_the_phase():
-    training = loop(max_learning_windows=3, lower_share=0.0)
+    training = loop(max_learning_windows=3, lower_fraction=0.0)
     until_learning(training)
     start = training.pools[0].replicas
     training.step()
@@ -124,7 +124,7 @@ def test_learning_resets_every_replica_to_the_start_of_the_phase():
     training.on_look(lambda steps, state, failures: seen.append(failures.failed))
     training.step()
     assert training.progress.phase == SIMULATION
-    n, failed = training.config.steps(training.config.window_fs), seen[-1]
+    n, failed = training.config.dynamics.steps(training.config.phases.window_fs), seen[-1]
     assert failed.any() and not failed.all()
     assert torch.equal(training.pools[0].replicas.step[~failed], start.step[~failed] + n)  # they go on from the end of the last window
     assert (training.pools[0].replicas.step[failed] == 0).all()  # those that failed in it begin afresh
@@ -156,13 +156,13 @@ def test_learning_stops_replicas_that_escaped():
 
 
 def test_phases_end_at_their_shares():
-    training = loop(upper_share=0.25)
+    training = loop(upper_fraction=0.25)
     records, _ = until_learning(training)
-    assert records[-1]["share"] >= 0.25 and all(r["share"] < 0.25 for r in records[:-1])
-    training = loop(lower_share=0.9, upper_share=0.95, max_simulation_windows=1)
+    assert records[-1]["unstable_fraction"] >= 0.25 and all(r["unstable_fraction"] < 0.25 for r in records[:-1])
+    training = loop(lower_fraction=0.9, upper_fraction=0.95, max_simulation_windows=1)
     until_learning(training)
     record, _ = training.step()
-    assert record["share"] <= 0.9 and "updates" not in record  # nothing to learn: no update
+    assert record["unstable_fraction"] <= 0.9 and "updates" not in record  # nothing to learn: no update
     assert training.progress.phase == SIMULATION and training.progress.cycle == 1
 
 
@@ -170,7 +170,7 @@ def test_a_stable_model_ends_the_loop():
     training = loop(potential=tiny.truth(), criterion="bonds:1.0", max_simulation_windows=2)
     training.step()
     record, _ = training.step()
-    assert training.progress.phase == FINISHED and record["share"] == 0.0
+    assert training.progress.phase == FINISHED and record["unstable_fraction"] == 0.0
 
 
 def test_random_resets_use_streams_of_their_own():
@@ -194,7 +194,7 @@ def test_budgets():
 
 
 def test_time_runs_out_within_a_window_too(monkeypatch):
-    training = loop(min_ess_share=0.0, updates_per_window=3)
+    training = loop(min_ess_fraction=0.0, updates_per_window=3)
     until_learning(training)
     seen = []
     training.on_look(lambda steps, state, failures: seen.append(training.seconds - training.progress.seconds))
@@ -210,7 +210,7 @@ def test_time_runs_out_within_a_window_too(monkeypatch):
 
 def learned(**changes):
     """A training after one update, and everything that went into the update."""
-    training = loop(updates_per_window=1, min_ess_share=0.0, **changes)
+    training = loop(updates_per_window=1, min_ess_fraction=0.0, **changes)
     until_learning(training)
     before, captured = weights(training), {}
     real = training.pools[0].learn
@@ -234,7 +234,7 @@ def qm_gradient(training, before):
     """∇L_QM on the first minibatch, by hand, at the weights before the update."""
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
-    chosen = minibatch(len(training.work.labelled), config.qm_batch_size, config.seed, 0)
+    chosen = minibatch(len(training.work.labelled), config.labels.qm_batch_size, config.seed, 0)
     training.work.loss(potential, training.work.labelled.select(chosen)).backward()
     return potential
 
@@ -250,9 +250,9 @@ def control(**changes):
 def test_without_the_observable_an_update_is_an_adam_step_on_energies_and_forces():
     training, before = control(learning_rate=2e-4, gradient_clip=1e-3)
     by_hand, config = qm_gradient(training, before), training.config
-    norm = torch.nn.utils.clip_grad_norm_(by_hand.parameters(), config.gradient_clip)
-    assert norm > config.gradient_clip  # so that clipping is part of the test
-    rate = config.learning_rate
+    norm = torch.nn.utils.clip_grad_norm_(by_hand.parameters(), config.update.gradient_clip)
+    assert norm > config.update.gradient_clip  # so that clipping is part of the test
+    rate = config.labels.learning_rate
     torch.optim.Adam(by_hand.parameters(), lr=rate, betas=(0.9, 0.99)).step()
     moved = 0.0
     for name, x in by_hand.state_dict().items():
@@ -266,7 +266,7 @@ def test_the_learning_rate_of_an_update_falls_to_zero():
     real = training.rule.steps.optimizer.step
     training.rule.steps.optimizer.step = lambda: (rates.append(training.rule.steps.optimizer.param_groups[0]["lr"]), real())
     training.step()
-    expected = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], lr=training.config.learning_rate), 8)
+    expected = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([torch.zeros(1)], lr=training.config.labels.learning_rate), 8)
     for rate in rates:
         assert rate == pytest.approx(expected.get_last_lr()[0], rel=1e-9)
         expected.optimizer.step()
@@ -295,13 +295,13 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
     stable = (severity <= 1.0).nonzero()[:, 0]
     assert 0 < len(stable) < len(values)
     known = torch.cat([target.observable(AtomsBatch.from_atoms(training.pools[0].condition.starts)), values[stable]])
-    loss_weights = fluctuation_weights(known, target.observable.measure, config.fluctuation_floor)
+    loss_weights = fluctuation_weights(known, target.observable.measure, config.estimator.fluctuation_floor)
     residual = 2.0 * loss_weights * (values.mean(dim=0) - target.value)
-    near = (severity <= config.near_factor).nonzero()[:, 0]
+    near = (severity <= config.estimator.near_factor).nonzero()[:, 0]
     assert len(stable) < len(near) < len(values)
     averages = trajectory_averages(values, frame, replica, config.half_width)[near]
     scores = (averages - averages.mean(dim=0)) @ residual
-    beta = 1.0 / (tiny.units.kB * config.temperature_K)
+    beta = 1.0 / (tiny.units.kB * config.dynamics.temperature_K)
     energies = potential(frames, neighbor_list(frames, potential.cutoff))
     torch.testing.assert_close(energies.detach(), trajectory.potential_energy[frame, replica], rtol=1e-5, atol=1e-4)
     (-beta / (len(near) - 1) * (scores * energies[near]).sum()).backward()
@@ -323,7 +323,7 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
     stable = (severities(training, frames) <= 1.0).nonzero()[:, 0]
     changes = []
     for batch, n in ((training.work.labelled.batch, len(training.work.labelled)), (frames.select(stable), len(stable))):
-        batch = batch.select(minibatch(n, config.qm_batch_size, config.seed, 0))
+        batch = batch.select(minibatch(n, config.labels.qm_batch_size, config.seed, 0))
         old = potential.compute(batch, neighbor_list(batch, potential.cutoff))
         changes.append(training.work.loss(training.potential, LabelledFrames(batch, old.energies, old.forces.double())).item())
     assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * STEP * training.accuracy.start_rmse, rel=0.05)
@@ -344,46 +344,46 @@ def test_parameters_get_gradients_in_learning_only():
 
 
 def test_samples_left_behind_are_not_used_again():
-    training = loop(min_ess_share=1.0, updates_per_window=3)
+    training = loop(min_ess_fraction=1.0, updates_per_window=3)
     until_learning(training)
     before = weights(training)
     record, _ = training.step()
-    assert training.progress.updates == 1 and record["ess_share"] < 1.0
+    assert training.progress.updates == 1 and record["ess_fraction"] < 1.0
     assert any(not torch.equal(x, before[name]) for name, x in weights(training).items())
 
 
 def test_samples_are_used_again_while_they_serve():
-    training = loop(min_ess_share=0.0, updates_per_window=3)
+    training = loop(min_ess_fraction=0.0, updates_per_window=3)
     until_learning(training)
     training.step()
     assert training.progress.updates == 3
 
 
-def force_error_becomes(training, share, monkeypatch):
+def force_error_becomes(training, fraction, monkeypatch):
     """Whatever happens, the force error is this many times the starting model's."""
-    error = Growth(share * training.accuracy.start_mae, share - 1.0, 0.0, 0.0)
+    error = Growth(fraction * training.accuracy.start_mae, fraction - 1.0, 0.0, 0.0)
     monkeypatch.setattr(training.accuracy, "measure", lambda potential: error)
 
 
-@pytest.mark.parametrize("share", [1.06, float("nan")])
-def test_an_update_beyond_the_bound_of_the_force_error_is_taken_back(monkeypatch, share):
+@pytest.mark.parametrize("fraction", [1.06, float("nan")])
+def test_an_update_beyond_the_bound_of_the_force_error_is_taken_back(monkeypatch, fraction):
     training = loop(force_error_bound=0.05, updates_per_window=3)
     until_learning(training)
     before = weights(training)
-    force_error_becomes(training, share, monkeypatch)
+    force_error_becomes(training, fraction, monkeypatch)
     training.step()
     assert training.progress.updates == 1 and training.rule.balance == 0.5
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
 
 
 @pytest.mark.parametrize(
-    "share, balance", [(1.0, 0.6), (1.044, 0.6), (1.046, 0.35), (1.051, 0.25)], ids=["start", "room", "no room", "beyond"]
+    "fraction, balance", [(1.0, 0.6), (1.044, 0.6), (1.046, 0.35), (1.051, 0.25)], ids=["start", "room", "no room", "beyond"]
 )
-def test_steps_grow_up_to_the_bound_of_the_force_error(monkeypatch, share, balance):
+def test_steps_grow_up_to_the_bound_of_the_force_error(monkeypatch, fraction, balance):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
     training.rule.balance = 0.5
-    force_error_becomes(training, share, monkeypatch)
+    force_error_becomes(training, fraction, monkeypatch)
     training.step()
     assert training.rule.balance == pytest.approx(balance)
 
@@ -421,22 +421,22 @@ def test_growth_of_the_force_error_is_an_upper_limit():
 def test_steps_have_a_longest_and_a_shortest_length(monkeypatch):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
-    for share, balance in ((1.0, LONGEST), (1.047, SHORTEST), (1.06, SHORTEST)):
+    for fraction, balance in ((1.0, LONGEST), (1.047, SHORTEST), (1.06, SHORTEST)):
         training.progress.phase, training.rule.balance = LEARNING, balance
-        force_error_becomes(training, share, monkeypatch)
+        force_error_becomes(training, fraction, monkeypatch)
         training.step()
         assert training.rule.balance == balance
 
 
 def test_a_window_without_frames_is_survived(caplog):
     """All replicas break before the first frame is kept: nothing to learn from, but no reason to stop for good."""
-    training = loop(replicas=2, sample_every_fs=30.0, escape_factor=1.0, criterion="bonds:0.1", lower_share=0.0)
+    training = loop(replicas=2, sample_every_fs=30.0, escape_factor=1.0, criterion="bonds:0.1", lower_fraction=0.0)
     training.pools[0].replicas = training.pools[0].replicas.replace(momenta=3.0 * training.pools[0].replicas.momenta)
     until_learning(training)
     before = weights(training)
     with caplog.at_level(logging.WARNING):
         record, _ = training.step()
-    assert record["share"] == 1.0 and record["n_samples"] == 0 and "too few to learn from" in caplog.text
+    assert record["unstable_fraction"] == 1.0 and record["n_samples"] == 0 and "too few to learn from" in caplog.text
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
     training.step()
     assert training.progress.phase == SIMULATION
@@ -518,7 +518,7 @@ def test_unstable_frames_tell_who_when_and_why():
 
 
 def test_time_of_failure_counts_from_the_start_of_the_stream():
-    training = loop(check_every_fs=1.0, random_resets=0.0, upper_share=1.0)
+    training = loop(check_every_fs=1.0, random_resets=0.0, upper_fraction=1.0)
     unstable = [atoms for _ in range(3) for atoms in training.step()[1]]
     for atoms in unstable:
         whole = int(training.pools[0].replicas.step[atoms.info["replica"]])  # rewound to the start of that window
@@ -588,7 +588,7 @@ def two_temperatures(update="natural", **changes):
     for temperature, frames in ((600.0, reference.frames), (450.0, reference.frames[:20])):
         criteria = criteria_from(config.criterion, Setting(frames, temperature))
         targets = [Target.from_frames(hr, frames)]
-        conditions.append(Condition(StatePoint(temperature), frames, targets, criteria, config.integrator, 6))
+        conditions.append(Condition(StatePoint(temperature), frames, targets, criteria, config.dynamics.integrator, 6))
     labels = [LabelledFrames.from_reference(part) for part in reference.split()]
     return TrainingLoop(potential, conditions, *labels, config)
 
@@ -600,7 +600,7 @@ def test_two_temperatures_are_trained_at_once():
     assert not torch.isin(training.pools[0].replicas.key, training.pools[1].replicas.key).any()
     records, unstable = until_learning(training)
     failed = [int(pool.failed.sum()) for pool in training.pools]
-    assert records[-1]["share"] == sum(failed) / 12 and min(failed) > 0
+    assert records[-1]["unstable_fraction"] == sum(failed) / 12 and min(failed) > 0
     assert {atoms.info["temperature_K"] for atoms in unstable} == {600.0, 450.0}
     seen, real = [], training.rule.apply_
     training.rule.apply_ = lambda windows: (seen.append(windows), real(windows))[1]
@@ -680,7 +680,7 @@ def test_the_penalized_gradient_is_one_step_on_both_losses():
     scores = (values - values.mean(dim=0)) @ residual
     beta = 1.0 / (tiny.units.kB * tiny.TEMPERATURE)
     labelled = training.work.labelled
-    chosen = minibatch(len(labelled), training.config.qm_batch_size, training.config.seed, 0)
+    chosen = minibatch(len(labelled), training.config.labels.qm_batch_size, training.config.seed, 0)
     loss = -beta / (len(values) - 1) * (scores * energies).sum() + 0.5 * training.work.loss(by_hand, labelled.select(chosen))
     loss.backward()
     info = training.rule.apply_([(pool.condition, samples)])

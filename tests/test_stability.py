@@ -233,14 +233,14 @@ def test_many_exponential_failures_give_their_rate(dropout):
     assert sample.hazard_per_ps == pytest.approx(RATE, abs=4 * RATE / sample.n_failed**0.5)
     median, low, high = sample.median_ps()
     assert low < median < high
-    # The error of a median is that of the share, at most 0.5/√n_at_risk, over the density RATE/2.
+    # The error of a median is that of the fraction, at most 0.5/√n_at_risk, over the density RATE/2.
     at_risk = (sample.times_ps > median).sum()
     assert median == pytest.approx(np.log(2) / RATE, abs=4 * 0.5 / at_risk**0.5 / (RATE / 2))
-    times, share, low, high = sample.survival()
+    times, fraction, low, high = sample.survival()
     middle = times < 3.0
     error = 0.5 / (sample.times_ps > 3.0).sum() ** 0.5
-    assert np.abs(share - np.exp(-RATE * times))[middle].max() < 4 * error
-    assert (low <= share).all() and (share <= high).all() and (np.diff(share) <= 0).all()
+    assert np.abs(fraction - np.exp(-RATE * times))[middle].max() < 4 * error
+    assert (low <= fraction).all() and (fraction <= high).all() and (np.diff(fraction) <= 0).all()
 
 
 @pytest.mark.parametrize("dropout", [False, True])
@@ -267,9 +267,9 @@ def test_intervals_of_few_replicas_cover_the_truth(dropout):
 def test_kaplan_meier_by_hand():
     """Failures at 1 and 3 ps, one replica lost at 2, one alive at 4: 3/4, then 3/4 · 1/2."""
     sample = StabilityStatistics(np.array([3.0, 1.0, 2.0, 4.0]), np.array([True, True, False, False]))
-    times, share, low, high = sample.survival()
+    times, fraction, low, high = sample.survival()
     np.testing.assert_allclose(times, [0, 1, 2, 3, 4])
-    np.testing.assert_allclose(share, [1, 0.75, 0.75, 0.375, 0.375])
+    np.testing.assert_allclose(fraction, [1, 0.75, 0.75, 0.375, 0.375])
     assert sample.median_ps()[0] == 3.0
     assert sample.hazard_per_ps == pytest.approx(2 / 10)
     # Greenwood at 1 ps: θ = log(-log S) with standard error √(1/(4·3)) / |log S|.
@@ -292,17 +292,17 @@ def test_nobody_fails():
     assert sample.hazard_per_ps == 0.0 and sample.n_failed == 0
     assert sample.hazard_interval() == (0.0, pytest.approx(-np.log(0.025) / 40.0))
     assert sample.median_ps() == (None, None, None)
-    times, share, low, high = sample.survival()
+    times, fraction, low, high = sample.survival()
     assert times.tolist() == [0.0, 5.0]
-    assert share.tolist() == low.tolist() == high.tolist() == [1.0, 1.0]
+    assert fraction.tolist() == low.tolist() == high.tolist() == [1.0, 1.0]
 
 
 def test_all_fail_at_once():
     sample = StabilityStatistics(np.full(8, 0.01), np.ones(8, dtype=bool))
     assert sample.hazard_per_ps == pytest.approx(100.0)
     assert sample.median_ps() == (0.01, 0.01, None)
-    times, share, low, high = sample.survival()
-    assert share.tolist() == [1.0, 0.0] and low.tolist() == [1.0, 0.0] and high.tolist() == [1.0, 1.0]
+    times, fraction, low, high = sample.survival()
+    assert fraction.tolist() == [1.0, 0.0] and low.tolist() == [1.0, 0.0] and high.tolist() == [1.0, 1.0]
 
 
 def test_band_is_monotonic_and_whole_to_both_ends():
@@ -312,19 +312,19 @@ def test_band_is_monotonic_and_whole_to_both_ends():
     curves = sample.survival()[1:]
     for curve in curves:
         assert np.isfinite(curve).all() and (np.diff(curve) <= 0).all()
-    share, low, high = curves
+    fraction, low, high = curves
     assert low[:3].tolist() == [1.0, 1.0, 1.0]
-    assert share[-1] == 0.0 and high[-1] == high[-2] < 1.0
+    assert fraction[-1] == 0.0 and high[-1] == high[-2] < 1.0
     assert sample.median_ps()[1] >= 1.0
 
 
 def test_statistics_of_a_run():
     """Steps become ps; who has not failed counts to the end of the run."""
     failures = Failures.none(AtomsBatch.from_atoms([Atoms("H")] * 4))
-    assert failures.share == 0.0 and not failures.failed.any()
+    assert failures.fraction == 0.0 and not failures.failed.any()
     failures = replace(failures, step=torch.tensor([200, -1, 1000, -1]))
     sample = stability_statistics(failures, n_steps=4000, timestep=0.5 * units.fs)
     np.testing.assert_allclose(sample.times_ps, [0.1, 2.0, 0.5, 2.0])
     assert sample.failed.tolist() == [True, False, True, False]
     assert sample.stable_replica_ps == pytest.approx(4.6)
-    assert failures.share == 0.5
+    assert failures.fraction == 0.5

@@ -199,7 +199,7 @@ INTEGRATORS = {
     "langevin": Langevin(0.5 * FS, 0.01 / FS, fix_com=True),
     "nose-hoover": NoseHooverChain(0.5 * FS, 20 * FS),
     "rescaling": StochasticVelocityRescaling(0.5 * FS, 50 * FS),
-    "pressure": StochasticCellRescaling(2.0 * FS, 0.01 / FS, damping=100 * FS),
+    "pressure": StochasticCellRescaling(2.0 * FS, 0.01 / FS, relaxation_time=100 * FS),
 }
 
 

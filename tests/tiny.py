@@ -30,6 +30,7 @@ from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, read_reference, reference_energies
+from stabie_ase.system.options import from_dict
 from stabie_ase.training.options import FinetuneConfig, PretrainConfig
 from stabie_ase.training.pretrain import Pretraining, pretrain
 
@@ -54,7 +55,7 @@ FAST = {
     "max_simulation_windows": 4,
     "max_learning_windows": 2,
     "check_replicas": 8,
-    "check_ps": 0.03,
+    "check_time_ps": 0.03,
     "check_criterion": "bonds:0.3",
     "max_time_min": 10.0,
 }
@@ -151,7 +152,7 @@ def small_builder(monkeypatch, family: str = "schnet") -> None:
 
 def config(**changes) -> FinetuneConfig:
     """Options of a loop that takes a second or two."""
-    return FinetuneConfig(**({"temperature_K": TEMPERATURE} | FAST | changes))
+    return from_dict(FinetuneConfig, {"temperature_K": TEMPERATURE} | FAST | changes)
 
 
 def flags(**changes) -> list[str]:

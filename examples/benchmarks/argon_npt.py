@@ -46,7 +46,7 @@ def ours(atoms, args):
     temperatures = np.repeat(TEMPERATURES, args.replicas)
     batch = AtomsBatch.from_atoms([atoms] * len(temperatures))
     integrator = StochasticCellRescaling(
-        TIMESTEP, friction=0.002 / units.fs, damping=500 * units.fs, compressibility=2.0 / units.GPa
+        TIMESTEP, friction=0.002 / units.fs, relaxation_time=500 * units.fs, compressibility=2.0 / units.GPa
     )
     state = initial_state(batch, PotentialForces(potential, stress=True), 2 * temperatures, fix_com=False)
     state = state.replace(temperature=torch.as_tensor(temperatures))

@@ -37,7 +37,7 @@ ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
 ENERGIES = {1: -13.0, 6: -1000.0, 8: -2000.0}
 INTEGRATORS = {
     "Langevin": Langevin(0.5 * units.fs, friction=0.01 / units.fs),
-    "Nose-Hoover": NoseHooverChain(0.5 * units.fs, damping=50 * units.fs),
+    "Nose-Hoover": NoseHooverChain(0.5 * units.fs, relaxation_time=50 * units.fs),
 }
 
 

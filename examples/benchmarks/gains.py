@@ -75,7 +75,7 @@ def make_row(args):
         save_potential(potential, checkpoint)
     models = {"start": args.model, "control": checkpoint, "stabie": next(stabie.glob("model.*"))}
     if not judgement.exists():
-        temperature = json.loads((stabie / "config.json").read_text())["config"]["temperature_K"]
+        temperature = json.loads((stabie / "config.json").read_text())["config"]["dynamics"]["temperature_K"]
         run(JUDGE, *models.values(), "--ref", args.test, "--temperature", temperature, "--time", args.time,
             "--replicas", args.replicas, "--seed", args.judge_seed, "--output", judgement)  # fmt: skip
     labelled = LabelledFrames.from_reference(read_reference(str(args.test)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +32,50 @@ def _take(context: click.Context, parameter: click.Parameter, path: str | None) 
         return
     context.meta[META] = path
     where = f"--config {path}"
-    known = _by_flag(context.command.params)
-    values = {}
+    known, sections = _by_flag(context.command.params)
+    values: dict[str, Any] = {}
     for name, value in _options_of(_read(path, where), where).items():
-        flag = name.replace("_", "-")
-        if flag not in known and name not in known:
-            raise BadOption(f"{where}: unknown option {name!r}; {did_you_mean(flag, sorted({p for p in known if '_' not in p}))}")
-        option, on = known.get(flag) or known[name]
-        if value is not None:
-            values[option.name] = _value(option, on, value, f"{where}: {name}")
+        if name in sections and isinstance(value, dict):
+            _take_row(value, sections[name], values, f"{where}: {name}")
+        else:
+            _take_row({name: value}, known, values, where, list(sections))
     context.default_map = {**(context.default_map or {}), **values}
 
 
-def _by_flag(parameters: list[click.Parameter]) -> dict[str, tuple[click.Parameter, bool]]:
-    """Parameters by their flags without dashes and by the names that a run's config.json has; False: the flag switches it off."""
-    known = {}
+Known = dict[str, tuple[click.Parameter, bool]]
+"""Parameters by their names; False: the flag of that name switches it off."""
+
+
+def _take_row(given: Mapping[str, Any], known: Known, values: dict[str, Any], where: str, besides: Sequence[str] = ()) -> None:
+    """Put options that stand side by side among the values."""
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if flag not in known and name not in known:
+            names = sorted({*besides, *(p for p in known if "_" not in p)})
+            raise BadOption(f"{where}: unknown option {name!r}; {did_you_mean(flag, names)}")
+        option, on = known.get(flag) or known[name]
+        if option.name in values:
+            raise BadOption(f"{where}: {name} is given twice; give it once")
+        if value is not None:
+            values[option.name] = _value(option, on, value, f"{where}: {name}")
+
+
+def _by_flag(parameters: Sequence[click.Parameter]) -> tuple[Known, dict[str, Known]]:
+    """Parameters by their flags without dashes and by the names that a run's config.json has, and the same of each section."""
+    known: Known = {}
+    sections: dict[str, Known] = {}
     for parameter in parameters:
-        if parameter.expose_value:
-            known |= {parameter.name: (parameter, True), parameter.human_readable_name.lower(): (parameter, True)}
-            known |= {flag.lstrip("-"): (parameter, True) for flag in parameter.opts}
-            known |= {flag.lstrip("-"): (parameter, False) for flag in parameter.secondary_opts}
-    return known
+        if not parameter.expose_value:
+            continue
+        own: Known = {parameter.name: (parameter, True), parameter.human_readable_name.lower(): (parameter, True)}
+        own |= {flag.lstrip("-"): (parameter, True) for flag in parameter.opts}
+        own |= {flag.lstrip("-"): (parameter, False) for flag in parameter.secondary_opts}
+        known |= own
+        *section, name = getattr(parameter, "path", ("",))
+        if section:
+            short = {flag.removeprefix(f"{section[0]}-"): both for flag, both in own.items()}
+            sections.setdefault(section[0], {}).update({name: (parameter, True), **own, **short})
+    return known, sections
 
 
 def _read(path: str, where: str) -> Any:

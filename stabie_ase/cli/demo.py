@@ -17,7 +17,7 @@ from stabie_ase.training.options import FinetuneConfig
 @click.pass_context
 def demo(context, output, **given):
     """Fine-tune the packaged SchNet, trained on 40 frames of aspirin, and compare before and after."""
-    config, quiet = build(FinetuneConfig, given, {"check_ps": 1.0}), context.obj["quiet"]
+    config, quiet = build(FinetuneConfig, given, {"check_time_ps": 1.0}), context.obj["quiet"]
 
     from stabie_ase.runs.finetune import Inputs, prepare
 

@@ -58,7 +58,7 @@ def _measure(evaluation, name: str, quiet: bool) -> None:
     with Progress(test.n_steps, Path(name).name, quiet) as progress:
 
         def on_look(steps, state, failures):
-            progress.show(steps, f"unstable {100 * failures.share:.0f} %, {rate.update(steps * test.replicas)}")
+            progress.show(steps, f"unstable {100 * failures.fraction:.0f} %, {rate.update(steps * test.replicas)}")
 
         evaluation.measure(name, on_look)
         progress.done = progress.total  # all may have failed long before

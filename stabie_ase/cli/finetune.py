@@ -20,10 +20,10 @@ SECTIONS = {
     "What to match and how long": ("observable", "update", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed"),
     "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (
-        "temperature_K", "timestep_fs", "thermostat", "friction_per_fs", "damping_fs", "replicas", "window_fs", "sample_every_fs",
+        "temperature_K", "timestep_fs", "thermostat", "friction_per_fs", "relaxation_time_fs", "replicas", "window_fs", "sample_every_fs",
         "check_every_fs", "criterion",
     ),
-    "Final comparison": ("check_criterion", "check_replicas", "check_ps", "check_rounds", "check_max_time_min"),
+    "Final comparison": ("check_criterion", "check_replicas", "check_time_ps", "check_rounds", "check_max_time_min"),
     "Phases and learning": (),
 }  # fmt: skip
 
@@ -122,15 +122,15 @@ def _loop(finetuning, quiet: bool) -> None:
     with Progress(60.0 * config.max_time_min, "stabie", quiet, _used(training)) as progress:
 
         def on_look(steps, state, failures):
-            share = failures.share
+            fraction = failures.fraction
             if live.phase == "simulation":  # those that failed in earlier windows are not in this one
-                share = training.unstable_fraction + int(failures.failed.sum()) / training.n_replicas
+                fraction = training.unstable_fraction + int(failures.failed.sum()) / training.n_replicas
             speed = rate.update(training.md_steps + steps * len(failures.step))
-            progress.show(_used(training), f"cycle {live.cycle + 1} {live.phase}, unstable {100 * share:.0f} %, {speed}")
+            progress.show(_used(training), f"cycle {live.cycle + 1} {live.phase}, unstable {100 * fraction:.0f} %, {speed}")
 
         def on_qm_step(k):
             what = f"cycle {live.cycle + 1}, update {live.updates + 1}"
-            progress.show(_used(training), f"{what}, energies and forces {k} of {config.qm_steps}")
+            progress.show(_used(training), f"{what}, energies and forces {k} of {config.labels.qm_steps}")
 
         training.on_look(on_look)
         training.work.on_label_step = on_qm_step
@@ -149,14 +149,14 @@ def _comparison(finetuning, quiet: bool) -> dict:
     from stabie_ase.runs.finetune import LONGEST_CHECK
 
     config, time_ps, log = finetuning.config, finetuning.check_ps, logging.getLogger("stabie_ase")
-    if config.check_ps is None and time_ps < LONGEST_CHECK:
+    if config.check.time_ps is None and time_ps < LONGEST_CHECK:
         log.info("replicas of the comparison run %.2g ps, so that a round fits its time; see --check-max-time", time_ps)
-    began, n_steps = time.monotonic(), config.steps(1000.0 * time_ps)
+    began, n_steps = time.monotonic(), config.dynamics.steps(1000.0 * time_ps)
     with Progress(finetuning.check_seconds, "comparison", quiet) as progress:
 
         def on_check(model, k, steps, state, failures):
-            which = f"{model}, heat" if k >= config.check_rounds else f"{model}, round {k + 1}"
-            unstable = f"{100 * steps / n_steps:.0f} % of the time, unstable {100 * failures.share:.0f} %"
+            which = f"{model}, heat" if k >= config.check.rounds else f"{model}, round {k + 1}"
+            unstable = f"{100 * steps / n_steps:.0f} % of the time, unstable {100 * failures.fraction:.0f} %"
             progress.show(time.monotonic() - began, f"{which}, {unstable}")
 
         result = finetuning.finish(on_check)
@@ -181,9 +181,9 @@ def _used(training) -> float:
     """Seconds of the budget used, or their equal in cycles or updates where those run out first."""
     config, live = training.config, training.progress
     budget = 60.0 * config.max_time_min
-    shares = [training.seconds / budget] if budget else [1.0]
+    fractions = [training.seconds / budget] if budget else [1.0]
     if config.max_cycles:
-        shares.append(live.cycle / config.max_cycles)
+        fractions.append(live.cycle / config.max_cycles)
     if config.max_updates:
-        shares.append(live.updates / config.max_updates)
-    return max(shares) * budget
+        fractions.append(live.updates / config.max_updates)
+    return max(fractions) * budget

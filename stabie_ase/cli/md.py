@@ -198,8 +198,8 @@ def _run(context, directory, production, inputs) -> None:
     with Progress(production.n_steps, "md", quiet, production.done) as progress:
 
         def on_sample(steps, state, stopped):
-            share = f"stopped {100 * float(stopped.double().mean()):.0f} %, "
-            progress.show(steps, share + rate.update(int(state.step.sum())))
+            fraction = f"stopped {100 * float(stopped.double().mean()):.0f} %, "
+            progress.show(steps, fraction + rate.update(int(state.step.sum())))
 
         with told_how_to_go_on(lambda: f"go on with: {resume_command}"):
             production.run(on_sample)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, fields
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from dataclasses import MISSING
+from functools import partial
+from typing import Any
 
 import click
 
 from stabie_ase.cli.config_file import config_option
-from stabie_ase.system.options import from_dict
+from stabie_ase.system.options import Leaf, from_dict, in_a_row, leaves
 
-FLAGS = {"check_ps": "--check-time", "compilation": "--compile"}
+FLAGS = {"compilation": "--compile"}
 """Flags that are not the field's name without its unit."""
 
 UNIT = re.compile(r"_(per_fs|per_GPa|GPa|K|fs|ps|min)$")
@@ -30,31 +30,38 @@ def flag(name: str) -> str:
 
 def options_from(cls: type):
     """Decorator: one option for each field of a dataclass, absent (None) unless given."""
-    types = get_type_hints(cls)
-
     def decorate(command):
-        for option in reversed(fields(cls)):
-            kind = next(t for t in get_args(types[option.name]) or (types[option.name],) if t is not NoneType)
-            command = _option(option, kind)(command)
+        for leaf in reversed(list(leaves(cls))):
+            command = _option(leaf)(command)
         return command
 
     return decorate
 
 
-def _option(option: Field, kind: type):
-    unit = UNIT.search(option.name)
+class ConfigOption(click.Option):
+    """An option that stands in a section of a config file, or in none."""
+
+    def __init__(self, *args, path: tuple[str, ...], **settings):
+        super().__init__(*args, **settings)
+        self.path = path
+
+
+def _option(leaf: Leaf):
+    option, kind = leaf.option, leaf.kind
+    unit = UNIT.search(leaf.name)
     unit = unit[1].replace("per_", "1/") if unit else None
     default = "" if option.default in (None, MISSING) or kind is bool else f" [default: {option.default}]"
     help = option.metadata["help"]
     help = help[0].upper() + help[1:] + (f", in {unit}" if unit else "") + default
-    name, choices = flag(option.name), option.metadata["choices"]
+    name, choices = flag(leaf.name), option.metadata["choices"]
+    make = partial(click.option, cls=ConfigOption, path=leaf.path)
     if kind is bool:
-        return click.option(f"{name}/--no-{name[2:]}", option.name, default=None, help=help)
+        return make(f"{name}/--no-{name[2:]}", leaf.name, default=None, help=help)
     if option.metadata["repeats"]:
-        return click.option(name, option.name, multiple=True, callback=_joined, help=help + "; may be repeated", metavar=METAVARS[kind])
+        return make(name, leaf.name, multiple=True, callback=_joined, help=help + "; may be repeated", metavar=METAVARS[kind])
     kind = click.Choice(choices) if choices else kind
     metavar = None if choices else METAVARS.get(unit) or METAVARS[kind]
-    return click.option(name, option.name, type=kind, default=None, help=help, metavar=metavar)
+    return make(name, leaf.name, type=kind, default=None, help=help, metavar=metavar)
 
 
 def _joined(context, parameter, texts: tuple[str, ...]) -> str | None:
@@ -128,5 +135,5 @@ def build(cls: type, given: Mapping[str, Any], instead: Mapping[str, Any] | None
 
 def changed(saved: Any, given: Mapping[str, Any]) -> list[str]:
     """Flags that were given with another value than a dataclass holds."""
-    values = asdict(saved)
+    values = in_a_row(saved)
     return [flag(name) for name, value in given.items() if value is not None and values.get(name) != value]

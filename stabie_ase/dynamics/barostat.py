@@ -34,7 +34,7 @@ class StochasticCellRescaling(Langevin):
         In ASE time units.
     friction : float
         Of the Langevin thermostat, in inverse ASE time units.
-    damping : float
+    relaxation_time : float
         Relaxation time τ of the volume in ASE time units.
     fix_com : bool
         The centre of mass rests.
@@ -44,7 +44,7 @@ class StochasticCellRescaling(Langevin):
         All six components of the strain move, else the cell keeps its shape.
     """
 
-    damping: float = 1000.0 * units.fs
+    relaxation_time: float = 1000.0 * units.fs
     compressibility: float = 4.5e-5 / units.bar
     flexible: bool = False
     needs_stress: ClassVar[bool] = True
@@ -77,7 +77,7 @@ class StochasticCellRescaling(Langevin):
         batch, p = state.batch, state.momenta
         volume = torch.linalg.det(batch.cells).abs()
         kT = units.kB * state.temperature
-        diffusion = self.compressibility * kT / (3.0 * volume * self.damping)
+        diffusion = self.compressibility * kT / (3.0 * volume * self.relaxation_time)
         kinetic = batch.sum_over_atoms(p[:, :, None] * p[:, None, :] / batch.masses[:, None, None])
         resting = kT if self.fix_com else 0.0
         outside = (state.pressure * volume - resting)[:, None, None] * torch.eye(3).to(kinetic)

@@ -36,7 +36,7 @@ LONGEST = 900.0
 """Seconds after which a trial is given up."""
 
 ROUNDING = 1e-3
-"""Largest difference of two forces, as a share of the largest force, that is put down to the order of single-precision sums."""
+"""Largest difference of two forces, as a fraction of the largest force, that is put down to the order of single-precision sums."""
 
 FEW = 8
 """Systems in the first call, at which the code is made; it serves any other number of them."""

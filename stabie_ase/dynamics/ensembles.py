@@ -12,9 +12,9 @@ def integrator_for(
     ensemble: str,
     timestep_fs: float,
     friction_per_fs: float = 0.01,
-    damping_fs: float = 50.0,
+    relaxation_time_fs: float = 50.0,
     fix_com: bool = False,
-    pressure_damping_fs: float = 1000.0,
+    pressure_relaxation_time_fs: float = 1000.0,
     compressibility_per_GPa: float = 0.46,
 ) -> Integrator:
     """The integrator of an ensemble.
@@ -27,11 +27,11 @@ def integrator_for(
         In fs.
     friction_per_fs : float
         Of Langevin dynamics, in 1/fs.
-    damping_fs : float
+    relaxation_time_fs : float
         Characteristic time of the other thermostats, in fs.
     fix_com : bool
         The centre of mass rests in Langevin dynamics; the others conserve its momentum anyway.
-    pressure_damping_fs : float
+    pressure_relaxation_time_fs : float
         Relaxation time of the volume, in fs.
     compressibility_per_GPa : float
         Estimate that sets the speed of the cell only, in 1/GPa.
@@ -41,22 +41,22 @@ def integrator_for(
     ValueError
         No such ensemble.
     """
-    dt, friction, damping = timestep_fs * units.fs, friction_per_fs / units.fs, damping_fs * units.fs
+    dt, friction, relaxation_time = timestep_fs * units.fs, friction_per_fs / units.fs, relaxation_time_fs * units.fs
     if ensemble == "nve":
         return VelocityVerlet(dt)
     if ensemble == "nvt":
         return Langevin(dt, friction, fix_com)
     if ensemble == "nvt-nose-hoover":
-        return NoseHooverChain(dt, damping)
+        return NoseHooverChain(dt, relaxation_time)
     if ensemble == "nvt-rescaling":
-        return StochasticVelocityRescaling(dt, damping)
+        return StochasticVelocityRescaling(dt, relaxation_time)
     if ensemble not in ("npt", "npt-flexible"):
         raise ValueError(f"unknown ensemble {ensemble!r}; known: nve, nvt, nvt-nose-hoover, nvt-rescaling, npt, npt-flexible")
     return StochasticCellRescaling(
         dt,
         friction,
         fix_com,
-        damping=pressure_damping_fs * units.fs,
+        relaxation_time=pressure_relaxation_time_fs * units.fs,
         compressibility=compressibility_per_GPa / units.GPa,
         flexible=ensemble == "npt-flexible",
     )

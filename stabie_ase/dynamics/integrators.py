@@ -1,4 +1,4 @@
-"""Integrators: each step reads as its splitting. Timesteps, frictions and damping times are in ASE units."""
+"""Integrators: each step reads as its splitting. Timesteps, frictions and relaxation times are in ASE units."""
 
 from __future__ import annotations
 
@@ -165,14 +165,14 @@ class StochasticVelocityRescaling(Integrator):
     ----------
     timestep : float
         In ASE time units.
-    damping : float
+    relaxation_time : float
         Relaxation time τ of the kinetic energy in ASE time units.
     fix_com : bool
         The centre of mass is at rest.
     """
 
     timestep: float
-    damping: float
+    relaxation_time: float
     fix_com: bool = True
 
     def step(self, state: MDState, force_function: ForceFunction) -> MDState:
@@ -194,10 +194,10 @@ class StochasticVelocityRescaling(Integrator):
         noise = normals(batch, state.key, state.step, NOISE) * counted[:, None]
         squares = batch.sum_over_atoms(noise.square()).sum(dim=1)
         r1 = batch.sum_over_atoms(noise).sum(dim=1) / n_f.sqrt()
-        c = math.exp(-dt / self.damping)
-        share = 0.5 * units.kB * state.temperature / kinetic_energy(state)  # K̄ / (N_f K)
-        a, b = math.sqrt(c), torch.sqrt((1.0 - c) * share)
-        scale = torch.sqrt(c + (1.0 - c) * share * squares + 2.0 * a * b * r1) * torch.sign(a + b * r1)
+        c = math.exp(-dt / self.relaxation_time)
+        fraction = 0.5 * units.kB * state.temperature / kinetic_energy(state)  # K̄ / (N_f K)
+        a, b = math.sqrt(c), torch.sqrt((1.0 - c) * fraction)
+        scale = torch.sqrt(c + (1.0 - c) * fraction * squares + 2.0 * a * b * r1) * torch.sign(a + b * r1)
         return state.replace(momenta=state.momenta * scale[batch.system, None])
 
 
@@ -210,20 +210,20 @@ class NoseHooverChain(Integrator):
     """Constant temperature by a chain of three Nosé-Hoover thermostats a replica.
 
     Martyna, Tuckerman, Tobias & Klein, Mol. Phys. 87, 1117 (1996). The chain is advanced by the plain second-order
-    splitting, whose error is far below that of the timestep when the damping time is 20 timesteps or more.
+    splitting, whose error is far below that of the timestep when the relaxation time is 20 timesteps or more.
 
     Parameters
     ----------
     timestep : float
         In ASE time units.
-    damping : float
+    relaxation_time : float
         Characteristic time τ of the thermostat in ASE time units; Q_1 = N_f k_B T τ², Q_k = k_B T τ².
     fix_com : bool
         The centre of mass is at rest: N_f = 3N - 3, else 3N.
     """
 
     timestep: float
-    damping: float
+    relaxation_time: float
     fix_com: bool = True
 
     def step(self, state: MDState, force_function: ForceFunction) -> MDState:
@@ -253,7 +253,7 @@ class NoseHooverChain(Integrator):
             dv_3/dt = v_2² - 1/τ².
         """
         chain = self.prepare(state).extra[CHAIN]
-        n_f, w = degrees_of_freedom(state, self.fix_com), self.damping**-2
+        n_f, w = degrees_of_freedom(state, self.fix_com), self.relaxation_time**-2
         heat = 2.0 * kinetic_energy(state) / (n_f * units.kB * state.temperature)
         eta, (v1, v2, v3) = chain[:, :3], chain[:, 3:].unbind(1)
         v3 = v3 + dt / 2 * (v2.square() - w)
@@ -270,7 +270,7 @@ class NoseHooverChain(Integrator):
     def conserved_energy(self, state: MDState) -> Tensor:
         """H + Σ Q_k v_k²/2 + N_f k_B T η_1 + k_B T (η_2 + η_3), shape (n_systems,), in eV: constant along a path."""
         chain = self.prepare(state).extra[CHAIN]
-        links = chain[:, :3] + 0.5 * (self.damping * chain[:, 3:]).square()
+        links = chain[:, :3] + 0.5 * (self.relaxation_time * chain[:, 3:]).square()
         chain = degrees_of_freedom(state, self.fix_com) * links[:, 0] + links[:, 1] + links[:, 2]
         return state.potential_energy + kinetic_energy(state) + units.kB * state.temperature * chain
 
@@ -326,5 +326,5 @@ class TemperatureRamp(Integrator):
         return self.integrator.prepare(state)
 
     def _at_temperature(self, state: MDState) -> MDState:
-        share = (state.step.to(state.temperature.dtype) / self.n_steps).clamp(max=1.0)
-        return state.replace(temperature=self.start + share * (self.end - self.start))
+        fraction = (state.step.to(state.temperature.dtype) / self.n_steps).clamp(max=1.0)
+        return state.replace(temperature=self.start + fraction * (self.end - self.start))

@@ -109,10 +109,10 @@ class DistanceDistribution(Observable):
         bins = centre[..., None] + torch.arange(-reach, reach + 1, device=distances.device)
         edges = torch.cat([bins, bins[..., -1:] + 1], dim=-1).to(distances.dtype) * self.bin_width
         cumulative = 0.5 * torch.erf((edges - distances[..., None]) / (math.sqrt(2.0) * self.smearing))
-        share = cumulative.diff(dim=-1) / (n_distances * self.bin_width)
-        share = torch.where((bins >= 0) & (bins < self.n_bins), share, 0.0)
-        histogram = share.new_zeros((n_systems, self.n_bins))
-        return histogram.scatter_add_(1, bins.clamp(0, self.n_bins - 1).view(n_systems, -1), share.view(n_systems, -1))
+        fraction = cumulative.diff(dim=-1) / (n_distances * self.bin_width)
+        fraction = torch.where((bins >= 0) & (bins < self.n_bins), fraction, 0.0)
+        histogram = fraction.new_zeros((n_systems, self.n_bins))
+        return histogram.scatter_add_(1, bins.clamp(0, self.n_bins - 1).view(n_systems, -1), fraction.view(n_systems, -1))
 
 
 def _all_pairs(batch: AtomsBatch) -> Tensor:

@@ -19,7 +19,7 @@ from stabie_ase.system.files import replaced, uninterrupted, write_atomically
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Version of the directories' layout."""
 
 UNFINISHED = ".config.json.*tmp"

@@ -342,7 +342,7 @@ def summarize(
 def failures_p_value(start: StabilityResult, end: StabilityResult, causes: Iterable[str] | None = None) -> float:
     """Chance (a fraction) that the start has so many more failures, by these causes or by all, if both models had equal hazards.
 
-    With equal rates the starting model's share of all failures is binomial, its chance the share of the time it was
+    With equal rates the starting model's fraction of all failures is binomial, its chance the fraction of the time it was
     observed for (Przyborowski & Wilenski, Biometrika 31, 313, 1940): exact for a number of failures that was not waited for.
     """
     a, b = (r.statistics.n_failed if causes is None else sum(r.causes[c] for c in causes) for r in (start, end))

@@ -79,25 +79,25 @@ class Finetuning:
     def check_seconds(self) -> float:
         """Budget of the final comparison, in seconds."""
         config = self.config
-        return 60.0 * (config.max_time_min if config.check_max_time_min is None else config.check_max_time_min)
+        return 60.0 * (config.max_time_min if config.check.max_time_min is None else config.check.max_time_min)
 
     @property
     def check_ps(self) -> float:
         """Time in ps of each replica in a round of the final comparison: as given, or so that a round fits the budget."""
         config = self.config
-        if config.check_ps is not None:
-            return config.check_ps
+        if config.check.time_ps is not None:
+            return config.check.time_ps
         if not self.training.md_steps:
             return LONGEST_CHECK
-        runs = config.check_replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
-        time = max(self.check_seconds * self._replica_ps_per_second / runs, config.check_every_fs / 1000.0)
+        runs = config.check.replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
+        time = max(self.check_seconds * self._replica_ps_per_second / runs, config.dynamics.check_every_fs / 1000.0)
         return min(LONGEST_CHECK, float(f"{time:.2g}"))
 
     @property
     def _replica_ps_per_second(self) -> float:
         """How fast the dynamics of the loop have been."""
         training = self.training
-        return training.md_steps * self.config.timestep_fs / 1000.0 / training.md_seconds
+        return training.md_steps * self.config.dynamics.timestep_fs / 1000.0 / training.md_seconds
 
     def train(self, on_window: Callable[[dict], None] | None = None) -> None:
         """The loop, saved after every window."""
@@ -115,7 +115,7 @@ class Finetuning:
     def _warn_if_too_short(self, hazard_per_ps: float) -> None:
         """The first phase has measured the starting model: whether the final comparison has time for enough failures."""
         config, rate = self.config, self._replica_ps_per_second
-        seen = min(0.5 * self.check_seconds * rate, config.check_rounds * config.check_replicas * self.check_ps)
+        seen = min(0.5 * self.check_seconds * rate, config.check.rounds * config.check.replicas * self.check_ps)
         needed = replica_ps_to_tell(hazard_per_ps)
         if needed > seen:
             logger.warning(
@@ -143,7 +143,7 @@ class Finetuning:
             self.inputs.compilation,
             self.training.potential,
             self.reference.frames,
-            self.config.replicas,
+            self.config.dynamics.replicas,
             seconds=60.0 * self.config.max_time_min,
             say=say,
         )
@@ -158,17 +158,17 @@ class Finetuning:
         """Hold the candidates against the starting model from equal fresh starts; the winner stays in the potential."""
         config, training = self.config, self.training
         test = StabilityTest(
-            temperature_K=config.temperature_K,
-            replicas=config.check_replicas,
+            temperature_K=config.dynamics.temperature_K,
+            replicas=config.check.replicas,
             time_ps=self.check_ps,
-            timestep_fs=config.timestep_fs,
-            friction_per_fs=config.friction_per_fs or 0.01,
-            check_every_fs=min(config.check_every_fs, 1000.0 * self.check_ps),
+            timestep_fs=config.dynamics.timestep_fs,
+            friction_per_fs=config.dynamics.friction_per_fs or 0.01,
+            check_every_fs=min(config.dynamics.check_every_fs, 1000.0 * self.check_ps),
             seed=config.seed + 1,
         )
         candidates = training.candidates()
         comparison = Comparison(
-            training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check_rounds, on_check
+            training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check.rounds, on_check
         )
         outcome = comparison.run(candidates)
         gained, message = verdict(outcome, self.yardstick, [criterion.name for criterion in self.criteria])
@@ -281,9 +281,9 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
     if say:
         for file in code_files(config):
             say(f"Code of yours: {file}")
-    rule_class(config.update)
+    rule_class(config.update.rule)
     reference, validation = inputs.read_reference(), inputs.read_validation()
-    config = with_temperature(config, reference.temperature_K, "the reference")
+    config = replace(config, dynamics=with_temperature(config.dynamics, reference.temperature_K, "the reference"))
     potential = inputs.load_potential()
     reference, validation = (part and part.isolated(potential.cutoff) for part in (reference, validation))
     if say:
@@ -291,7 +291,7 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
     for part in (reference, validation) if validation else (reference,):
         potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
     check_inputs(potential, Path(inputs.model).name, reference, validation)
-    setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
+    setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
     if not live.observables:
         config = replace(config, observable=config.observable or default_observable(setting))
     if not live.criteria:
@@ -303,7 +303,7 @@ def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] |
         if len(set(named)) < len(named):
             raise BadOption(f"two {what} have one name among {', '.join(named)}; results are told by name, give each its own")
     # What only the user knows to look for counts in the verdict as it does in training.
-    yardstick = Yardstick.from_reference(config.check_criterion, setting, observables).with_criteria(criteria)
+    yardstick = Yardstick.from_reference(config.check.criterion, setting, observables).with_criteria(criteria)
     _warn_of_tight_criteria(potential, reference, criteria)
     torch.manual_seed(config.seed)
     training = TrainingLoop.from_reference(potential, reference, observables, criteria, config, validation)

@@ -15,6 +15,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.directory import UnusableRun
 from stabie_ase.structures.reference import Reference, absolute, digest, files_of, read_reference
+from stabie_ase.system.options import from_dict, in_a_row
 from stabie_ase.system.plugins import file_of
 from stabie_ase.system.spec import Spec, parse
 from stabie_ase.training.options import FinetuneConfig
@@ -64,8 +65,9 @@ class Inputs:
 
 def with_absolute_files(config: FinetuneConfig) -> FinetuneConfig:
     """The same with absolute paths of the user's files, so that a run can be resumed from another folder."""
-    texts = {name: getattr(config, name) for name in SPECIFICATIONS}
-    return replace(config, **{name: text and ",".join(str(_absolute(spec)) for spec in parse(text)) for name, text in texts.items()})
+    row = in_a_row(config)
+    files = {name: row[name] and ",".join(str(_absolute(spec)) for spec in parse(row[name])) for name in SPECIFICATIONS}
+    return from_dict(FinetuneConfig, row | files)
 
 
 def _absolute(spec: Spec) -> Spec:
@@ -75,7 +77,8 @@ def _absolute(spec: Spec) -> Spec:
 
 def code_files(config: FinetuneConfig) -> list[str]:
     """The user's files that a config names classes in."""
-    found = (file_of(spec) for name in SPECIFICATIONS for spec in parse(getattr(config, name) or ""))
+    row = in_a_row(config)
+    found = (file_of(spec) for name in SPECIFICATIONS for spec in parse(row[name] or ""))
     return sorted({file for file in found if file})
 
 

@@ -65,8 +65,8 @@ class MDConfig(HasTimestep):
     pressure_GPa: float = knob(0.0, "pressure", -1e3, 1e5)
     timestep_fs: float = knob(0.5, "time step", 1e-3, 20.0)
     friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
-    damping_fs: float = knob(50.0, "characteristic time of the other thermostats", 0.1, 1e6)
-    pressure_damping_fs: float = knob(1000.0, "relaxation time of the volume", 1.0, 1e9)
+    relaxation_time_fs: float = knob(50.0, "characteristic time of the other thermostats", 0.1, 1e6)
+    pressure_relaxation_time_fs: float = knob(1000.0, "relaxation time of the volume", 1.0, 1e9)
     compressibility_per_GPa: float = knob(0.46, "estimate of the compressibility, which sets the speed of the cell only", 1e-6, 1e6)
     sample_every_fs: float = knob(50.0, "time between two frames", 1e-3, 1e9)
     check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
@@ -93,7 +93,7 @@ class MDConfig(HasTimestep):
         """The dynamics these options ask for; needs a temperature for a ramp."""
         from stabie_ase.dynamics import TemperatureRamp, integrator_for
 
-        names = ("friction_per_fs", "damping_fs", "fix_com", "pressure_damping_fs", "compressibility_per_GPa")
+        names = ("friction_per_fs", "relaxation_time_fs", "fix_com", "pressure_relaxation_time_fs", "compressibility_per_GPa")
         integrator = integrator_for(self.ensemble, self.timestep_fs, **{name: getattr(self, name) for name in names})
         if self.end_temperature_K is None:
             return integrator

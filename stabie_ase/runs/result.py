@@ -21,8 +21,8 @@ def price(models: dict[str, dict]) -> str:
 
 def curves(result: StabilityResult) -> dict[str, list | None]:
     """Kaplan-Meier's estimate with its band, for figures; times in ps."""
-    times, share, low, high = (x.tolist() for x in result.statistics.survival())
-    return {"times_ps": times, "share": share, "low": low, "high": high}
+    times, fraction, low, high = (x.tolist() for x in result.statistics.survival())
+    return {"times_ps": times, "stable_fraction": fraction, "low": low, "high": high}
 
 
 def observed(target: Target, results: dict[str, StabilityResult]) -> dict[str, object]:

@@ -89,7 +89,7 @@ def _mean_exp(logs: np.ndarray) -> float:
 def replica_ps_to_tell(hazard_per_ps: float, ratio: float = 4.0, power: float = 0.8) -> float:
     """Time of each of two models after which a ratio of their hazards is told from chance with 95 % confidence.
 
-    From the normal approximation of the binomial share of the worse model among n failures,
+    From the normal approximation of the binomial fraction of the worse model among n failures,
     n = [(z_α/2 + z_β √(p (1 - p))) / (p - 1/2)]² with p = ratio/(1 + ratio), in replica-ps.
 
     Parameters

@@ -55,7 +55,7 @@ class StabilityStatistics:
         return float(low / self.stable_replica_ps), float(high / self.stable_replica_ps)
 
     def survival(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Kaplan-Meier estimate: times in ps, surviving share and its 95 % band (log-log), low and high."""
+        """Kaplan-Meier estimate: times in ps, surviving fraction and its 95 % band (log-log), low and high."""
         if not self.n_failed:
             ends = np.array([0.0, self.times_ps.max()])
             return ends, np.ones(2), np.ones(2), np.ones(2)
@@ -75,13 +75,13 @@ class StabilityStatistics:
 
     def median_ps(self) -> tuple[float | None, float | None, float | None]:
         """Median stable time and its 95 % band, in ps; None where the curve does not come down to one half."""
-        times, share, low, high = self.survival()
+        times, fraction, low, high = self.survival()
 
         def crossing(curve):
             below = np.flatnonzero(curve <= 0.5 + 1e-12)
             return float(times[below[0]]) if len(below) else None
 
-        return crossing(share), crossing(low), crossing(high)
+        return crossing(fraction), crossing(low), crossing(high)
 
 
 def stability_statistics(failures: Failures, n_steps: int, timestep: float) -> StabilityStatistics:

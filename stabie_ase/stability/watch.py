@@ -103,7 +103,7 @@ class Failures:
         return self.step >= 0
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Fraction of the replicas that have failed."""
         return float(self.failed.double().mean())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -14,17 +15,82 @@ class BadOption(ValueError):
 
 
 def knob(
-    default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple = (), repeats: bool = False
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple = (),
+    repeats: bool = False,
+    name: str | None = None,
 ) -> Any:
     """A dataclass field with its help text and the values it may take, limits included.
 
-    What repeats may be given several times on the command line, which is one text with commas.
+    What repeats may be given several times on the command line, which is one text with commas. A `name` takes the place of the
+    field's own where options stand in one row, as on the command line.
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "repeats": repeats})
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "repeats": repeats, "name": name}
+    return field(default=default, metadata=metadata)
 
 
-def check_options(config: Any) -> None:
-    """Hold every field of a dataclass against its type and the limits of its `knob`.
+def section(cls: type, prefix: str = "") -> Any:
+    """A dataclass field that holds options of its own, whose names in one row begin with the prefix."""
+    return field(default_factory=cls, metadata={"section": cls, "prefix": prefix and prefix + "_"})
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One option, wherever it stands.
+
+    Attributes
+    ----------
+    name : str
+        Where all options stand in one row, such as "check_replicas".
+    path : tuple of str
+        The fields that lead to it, such as ("check", "replicas").
+    option : Field
+    kind : type
+        Of its values, where there are any.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    option: Field
+    kind: type
+
+
+def leaves(cls: type) -> Iterator[Leaf]:
+    """All options of a dataclass, those of its sections included, in order."""
+    types = get_type_hints(cls)
+    for option in fields(cls):
+        inner = option.metadata.get("section")
+        if inner is None:
+            kinds = get_args(types[option.name]) or (types[option.name],)
+            kind = next(k for k in kinds if k is not NoneType)
+            yield Leaf(option.metadata.get("name") or option.name, (option.name,), option, kind)
+        else:
+            for leaf in leaves(inner):
+                yield replace(leaf, name=option.metadata["prefix"] + leaf.name, path=(option.name, *leaf.path))
+
+
+def in_a_row(config: Any) -> dict[str, Any]:
+    """The values of all options by their names in one row."""
+    return row_of(type(config), asdict(config))
+
+
+def row_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of a dictionary in sections, as `asdict` makes it; what it lacks is left out."""
+    found = {}
+    for leaf in leaves(cls):
+        inner: Any = values
+        for part in leaf.path[:-1]:
+            inner = inner.get(part, {})
+        if leaf.path[-1] in inner:
+            found[leaf.name] = inner[leaf.path[-1]]
+    return found
+
+
+def check_options(config: Any, prefix: str = "") -> None:
+    """Hold every field of a dataclass against its type and the limits of its `knob`; the prefix is that of its section.
 
     Raises
     ------
@@ -32,40 +98,76 @@ def check_options(config: Any) -> None:
     """
     types = get_type_hints(type(config))
     for option in fields(config):
+        if "section" in option.metadata:  # it has checked its own
+            continue
         kinds = get_args(types[option.name]) or (types[option.name],)
-        _check(option, kinds, getattr(config, option.name))
+        _check(prefix + (option.metadata.get("name") or option.name), option.metadata, kinds, getattr(config, option.name))
 
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def _check(option: Field, kinds: tuple[type, ...], value: Any) -> None:
+def _check(name: str, limits: Mapping[str, Any], kinds: tuple[type, ...], value: Any) -> None:
     if value is None and NoneType in kinds:
         return
     kind = next(k for k in kinds if k is not NoneType)
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):  # to Python, true is a whole number
-        raise BadOption(f"{option.name} is {value!r}, expected {_KINDS[kind]}")
-    low, high, choices = (option.metadata.get(key) for key in ("low", "high", "choices"))
+        raise BadOption(f"{name} is {value!r}, expected {_KINDS[kind]}")
+    low, high, choices = (limits.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
-        raise BadOption(f"{option.name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+        raise BadOption(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
     if (low is not None and not value >= low) or (high is not None and not value <= high):
-        limits = f"between {low:g} and {high:g}" if high is not None else f"of at least {low:g}"
-        raise BadOption(f"{option.name} is {value:g}, expected {_KINDS[kind]} {limits}")
+        within = f"between {low:g} and {high:g}" if high is not None else f"of at least {low:g}"
+        raise BadOption(f"{name} is {value:g}, expected {_KINDS[kind]} {within}")
 
 
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """A dataclass from a dictionary; an unknown key is an error that names the known ones.
+def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass from a dictionary, whose options may stand in one row or in the sections that they belong to.
+
+    An unknown name is an error that tells the known ones.
 
     Raises
     ------
     BadOption
+        Also for an option that is given in a row and in its section.
     """
-    known = [option.name for option in fields(cls)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise BadOption(f"unknown option {', '.join(map(repr, unknown))}; {did_you_mean(unknown[0], known)}")
-    return cls(**values)
+    found: dict[tuple[str, ...], Any] = {}
+    for path, name, value in _with_paths(cls, values):
+        if path in found:
+            raise BadOption(f"{name} is given twice, in its section and beside it; give it once")
+        found[path] = value
+    return _made(cls, found)
+
+
+def _with_paths(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """Path, name and value of all options in a dictionary."""
+    known = {leaf.name: leaf.path for leaf in leaves(cls)}
+    sections = {option.name: option.metadata["section"] for option in fields(cls) if "section" in option.metadata}
+    for name, value in values.items():
+        if name in sections and (isinstance(value, Mapping) or is_dataclass(value)):
+            inner = value if isinstance(value, Mapping) else asdict(value)  # type: ignore[arg-type]
+            own = {**{leaf.name: leaf.path for leaf in leaves(sections[name])}, **{o.name: (o.name,) for o in fields(sections[name])}}
+            for key, inner_value in inner.items():
+                if key not in own:
+                    raise BadOption(f"unknown option {key!r} in {name}; {did_you_mean(key, list(own))}")
+                yield (name, *own[key]), f"{name}: {key}", inner_value
+        elif name in known:
+            yield known[name], name, value
+        elif name in sections:
+            raise BadOption(f"{name} is {value!r}, expected options by their names")
+        else:
+            raise BadOption(f"unknown option {name!r}; {did_you_mean(name, [*known, *sections])}")
+
+
+def _made(cls: type, values: Mapping[tuple[str, ...], Any]) -> Any:
+    """A dataclass from values by their paths."""
+    own = {path[0]: value for path, value in values.items() if len(path) == 1}
+    for option in fields(cls):
+        inner = {path[1:]: value for path, value in values.items() if len(path) > 1 and path[0] == option.name}
+        if inner:
+            own[option.name] = _made(option.metadata["section"], inner)
+    return cls(**own)
 
 
 def with_temperature(config: Any, found: float | None, where: str) -> Any:

@@ -32,7 +32,7 @@ LARGE = 5000
 """Frames from which on a reference is not learned by heart, and is not predicted as a whole to see that."""
 
 
-def hold_out(potential: Potential, reference: Reference, share: float | None = None) -> tuple[Reference, Reference]:
+def hold_out(potential: Potential, reference: Reference, fraction: float | None = None) -> tuple[Reference, Reference]:
     """Part a reference into frames for the energy/force term and frames to judge accuracy by.
 
     Training on frames that a model has not seen makes it look more accurate than it is, and a model that knows the frames
@@ -44,7 +44,7 @@ def hold_out(potential: Potential, reference: Reference, share: float | None = N
     potential : Potential
         As it was before any fine-tuning.
     reference : Reference
-    share : float, optional
+    fraction : float, optional
         Of the frames that are held out, if none stand out; see `Reference.split`.
 
     Returns
@@ -52,7 +52,7 @@ def hold_out(potential: Potential, reference: Reference, share: float | None = N
     trained, held_out : Reference
         At most 500 frames are held out.
     """
-    trained, held_out = reference.split(share, MOST)
+    trained, held_out = reference.split(fraction, MOST)
     if len(reference) > LARGE:
         return trained, held_out
     errors = force_errors_by_frame(potential, LabelledFrames.from_reference(reference, potential.device)).cpu()

@@ -87,20 +87,20 @@ class TrainingLoop:
         config: FinetuneConfig,
     ):
         self.potential, self.config = potential, config
-        rule, spec = rule_class(config.update)
-        self.accuracy = Accuracy(potential, held_out, config.force_error_confidence)
-        bounds = Bounds(config.force_error_bound, config.energy_error_bound)
+        rule, spec = rule_class(config.update.rule)
+        self.accuracy = Accuracy(potential, held_out, config.labels.force_error_confidence)
+        bounds = Bounds(config.labels.force_error_bound, config.labels.energy_error_bound)
         loss = QMLoss(energy_weight=ENERGY_WEIGHT)
         self.work = Work(potential, labelled, loss, self.accuracy, bounds, config, self._out_of_time)
         self.rule = rule.from_spec(spec, self.work)
-        window = Window(
-            config.steps(config.window_fs), config.steps(config.check_every_fs), config.steps(config.sample_every_fs), config.escape_factor
-        )
+        dynamics, phases = config.dynamics, config.phases
+        times = (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs)
+        window = Window(*map(dynamics.steps, times), phases.escape_factor)
         self.pools = [
             ReplicaPool(condition, potential, window, config.seed + APART * k) for k, condition in enumerate(conditions)
         ]
         self.schedule = Schedule(
-            config.upper_share, config.lower_share, config.max_simulation_windows, config.max_learning_windows
+            phases.upper_fraction, phases.lower_fraction, phases.max_simulation_windows, phases.max_learning_windows
         )
         self.progress = Progress()
         self.start_weights = self._weights()
@@ -125,11 +125,12 @@ class TrainingLoop:
             Frames to judge accuracy by; without them some of the reference are held out (`hold_out`).
         """
         targets = [Target.from_frames(observable, reference.frames).to(potential.device) for observable in observables]
+        dynamics = config.dynamics
         condition = Condition(
-            StatePoint(config.temperature_K), reference.frames, targets, list(criteria), config.integrator, config.replicas
+            StatePoint(dynamics.temperature_K), reference.frames, targets, list(criteria), dynamics.integrator, dynamics.replicas
         )
         trained, held_out = (
-            hold_out(potential, reference, config.validation_share) if validation is None else (reference, validation)
+            hold_out(potential, reference, config.labels.validation_fraction) if validation is None else (reference, validation)
         )
         labelled, unseen = (LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out))
         return cls(potential, [condition], labelled, unseen, config)
@@ -167,14 +168,14 @@ class TrainingLoop:
         progress, unstable = self.progress, []
         for k, pool in enumerate(self.pools):
             if progress.window == 0:
-                pool.reset_some(self.config.random_resets)
+                pool.reset_some(self.config.phases.random_resets)
             began = pool.replicas.step.clone()
             failures, going = pool.simulate()
             unstable += self._unstable_frames(k, failures, going, began[going])
         progress.window += 1
-        share = self.unstable_fraction
-        record = self._record(share=share, hazard_per_ps=self._hazard())
-        following = self.schedule.after(SIMULATION, progress.window, share)
+        fraction = self.unstable_fraction
+        record = self._record(unstable_fraction=fraction, hazard_per_ps=self._hazard())
+        following = self.schedule.after(SIMULATION, progress.window, fraction)
         if following != SIMULATION:
             self._remember_if_best()
             self._enter(following)
@@ -185,21 +186,21 @@ class TrainingLoop:
         progress = self.progress
         windows = [pool.learn() for pool in self.pools]
         progress.window += 1
-        share = _fraction([failures.failed for _, _, failures in windows])
-        if progress.window == 1 and share < 0.5 * self.unstable_fraction:
+        fraction = _fraction([failures.failed for _, _, failures in windows])
+        if progress.window == 1 and fraction < 0.5 * self.unstable_fraction:
             logger.warning(
                 "only %.0f %% of the replicas failed again after the rewind, %.0f %% had failed before: "
-                "there is little to learn from them", 100 * share, 100 * self.unstable_fraction,
+                "there is little to learn from them", 100 * fraction, 100 * self.unstable_fraction,
             )  # fmt: skip
-        record = self._record(share=share)
-        learned = self.schedule.teaches(share)
+        record = self._record(unstable_fraction=fraction)
+        learned = self.schedule.teaches(fraction)
         if learned:
             samples = [
                 (pool.condition, Samples.from_trajectory(trajectory, [target.observable for target in pool.condition.targets]))
                 for pool, (_, trajectory, _) in zip(self.pools, windows)
             ]
             record |= {"n_samples": sum(len(s) for _, s in samples)} | self._apply(samples)
-        if self.schedule.after(LEARNING, progress.window, share) == SIMULATION:
+        if self.schedule.after(LEARNING, progress.window, fraction) == SIMULATION:
             for pool, (ends, _, failures) in zip(self.pools, windows):
                 pool.go_on_from(ends, failures)
             progress.cycle += 1
@@ -282,7 +283,7 @@ class TrainingLoop:
 
     def _hazard(self) -> float:
         """Failures per replica-ps in this simulation phase, with half a failure added so that none is not zero."""
-        ps = sum(pool.counters.stable_steps for pool in self.pools) * self.config.timestep_fs / 1000.0
+        ps = sum(pool.counters.stable_steps for pool in self.pools) * self.config.dynamics.timestep_fs / 1000.0
         return (sum(pool.counters.failures for pool in self.pools) + 0.5) / max(ps, 1e-9)
 
     def _out_of_time(self) -> bool:
@@ -304,7 +305,7 @@ class TrainingLoop:
             "phase": progress.phase,
             "cycle": progress.cycle,
             "window": progress.window,
-            "md_replica_ps": self.md_steps * self.config.timestep_fs / 1000.0,
+            "md_replica_ps": self.md_steps * self.config.dynamics.timestep_fs / 1000.0,
             **values,
         }
 
@@ -316,7 +317,7 @@ class TrainingLoop:
                 k: {
                     "cycle": self.progress.cycle,
                     "replica": int(replicas[k]),
-                    "time_ps": float(began[k] + failures.step[k]) * self.config.timestep_fs / 1000.0,
+                    "time_ps": float(began[k] + failures.step[k]) * self.config.dynamics.timestep_fs / 1000.0,
                     **several,
                 }
                 for k in failures.failed.nonzero()[:, 0].tolist()

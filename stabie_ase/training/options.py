@@ -5,129 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stabie_ase.system.options import BadOption, HasTimestep, check_options, knob
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, knob, section
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics import Integrator
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(HasTimestep):
-    """Every knob of the StABIE loop; each field's metadata tell what it is. Units are in the names."""
+class DynamicsOptions(HasTimestep):
+    """How replicas move, and how often they are looked at."""
 
-    observable: str | None = knob(
-        None,
-        "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
-        "follow, as in rdf:O-O,r_max=6; if not given hr of a molecule, rdf of a liquid or solid of one element",
-        repeats=True,
-    )
     temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
     timestep_fs: float = knob(0.5, "time step of the dynamics", 1e-3, 20.0)
     thermostat: str = knob(
         "langevin", "langevin, whose noise is replayed after a rewind, or nose-hoover", choices=("langevin", "nose-hoover")
     )
     friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
-    damping_fs: float = knob(20.0, "characteristic time of the Nosé-Hoover chain", 0.1, 1e5)
+    relaxation_time_fs: float = knob(20.0, "relaxation time of the Nosé-Hoover chain", 0.1, 1e5)
     replicas: int = knob(32, "replicas run in parallel", 2, 1_000_000)
-    window_fs: float = knob(250.0, "length of a window of dynamics", 1e-3, 1e7)
     sample_every_fs: float = knob(5.0, "time between two frames for the estimator", 1e-3, 1e7)
     check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
-    criterion: str | None = knob(
-        None,
-        "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough; if not "
-        "given, of a molecule bonds:0.25,contacts:0.25,energy,temperature, of a liquid or solid intermolecular in place of contacts",
-        repeats=True,
-    )
-    average_fs: float = knob(
-        100.0, "time over which the observable of a frame is averaged along its own trajectory for the estimator; 0: none", 0.0, 1e7
-    )
-    near_factor: float = knob(
-        4.0, "the energies of frames beyond this many times a criterion's tolerance are not changed for the observable", 1.0, 1e6
-    )
-    escape_factor: float = knob(
-        8.0, "in learning, replicas beyond this many times a criterion's tolerance are stopped", 1.0, 1e6
-    )
-    upper_share: float = knob(0.5, "unstable share that ends a simulation phase", 0.0, 1.0)
-    lower_share: float = knob(0.1, "unstable share that ends a learning phase", 0.0, 1.0)
-    max_simulation_windows: int = knob(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
-    max_learning_windows: int = knob(3, "windows after which a learning phase ends anyway", 1, 1_000_000)
-    random_resets: float = knob(
-        0.05, "share of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
-    )
-    update: str = knob(
-        "natural",
-        "how samples change the model: natural, labels-only (energies and forces alone, as a control), penalized (the published "
-        "recipe, as in penalized:sgd,learning_rate=1e-4,penalty=1), or FILE.py:CLASS",
-    )
-    observable_weight: float = knob(1.0, "factor on the length of the natural gradient's steps for the observables", 1e-9, 1e9)
-    natural_iterations: int = knob(
-        16, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
-    )
-    fluctuation_floor: float = knob(
-        1e-4,
-        "a bin counts by the inverse of its variance in stable frames plus this share of the mean variance; 1e6: all bins alike",
-        1e-9,
-        1e9,
-    )
-    learning_rate: float = knob(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
-    qm_steps: int = knob(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
-    updates_per_window: int = knob(3, "updates at most on the samples of one window", 1, 1_000_000)
-    min_ess_share: float = knob(0.5, "effective share of the samples below which a new window is run", 0.0, 1.0)
-    gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
-    qm_batch_size: int = knob(32, "frames in the energy/force term of an update", 1, 1_000_000)
-    validation_share: float | None = knob(
-        None,
-        "part of the reference kept out of the energy/force term to judge accuracy by, if not given a tenth or, of few frames, a fifth; "
-        "frames the model has not been trained on, if some stand out by their errors, else what pretraining keeps out",
-        0.0,
-        0.9,
-    )
-    cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
-    force_error_bound: float = knob(
-        0.05,
-        "share by which the force error may grow in a state that is kept, by the upper limit of the mean over the validation frames",
-        0.0,
-        100.0,
-    )
-    force_error_confidence: float = knob(
-        0.75, "confidence of that limit; a few validation frames take most of the bound for a high one", 0.5, 0.9999
-    )
-    energy_error_bound: float = knob(
-        0.1, "share by which the mean energy error, less its offset, may grow on the validation frames in a state that is kept", 0.0, 100.0
-    )
-    max_time_min: float = knob(15.0, "wall time of the loop", 0.0, 1e6)
-    max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
-    max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
-    check_criterion: str | None = knob(
-        None, "criteria of the final comparison with their tolerances (Å), 0.5 if not given; those that are not named count too",
-        repeats=True,
-    )
-    check_replicas: int = knob(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
-    check_ps: float | None = knob(
-        None, "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer than its budget",
-        1e-6, 1e9,
-    )
-    check_rounds: int = knob(20, "rounds of the final comparison at most; it ends as soon as the answer is known", 1, 1_000_000)
-    check_max_time_min: float | None = knob(None, "wall time of the final comparison; that of the loop if not given", 0.0, 1e6)
-    seed: int = knob(0, "seed of everything random", 0, 2**31 - 1)
 
     def __post_init__(self):
         check_options(self)
-        if self.lower_share >= self.upper_share:
-            raise BadOption(
-                f"lower_share is {self.lower_share:g} and upper_share {self.upper_share:g}, expected lower < upper"
-            )
-        for name in ("sample_every_fs", "check_every_fs"):
-            if not self.timestep_fs <= getattr(self, name) <= self.window_fs:
-                raise BadOption(
-                    f"{name} is {getattr(self, name):g}, expected a time from one step ({self.timestep_fs:g} fs) "
-                    f"to one window ({self.window_fs:g} fs)"
-                )
-
-    @property
-    def half_width(self) -> int:
-        """Frames to either side over which an observable is averaged."""
-        return round(0.5 * self.average_fs / self.sample_every_fs)
 
     @property
     def integrator(self) -> Integrator:
@@ -136,7 +36,174 @@ class FinetuneConfig(HasTimestep):
         from stabie_ase.dynamics import integrator_for
 
         ensemble = "nvt-nose-hoover" if self.thermostat == "nose-hoover" else "nvt"
-        return integrator_for(ensemble, self.timestep_fs, self.friction_per_fs, self.damping_fs)
+        return integrator_for(ensemble, self.timestep_fs, self.friction_per_fs, self.relaxation_time_fs)
+
+
+@dataclass(frozen=True)
+class PhaseOptions:
+    """When failures are looked for, and when they are learned from."""
+
+    window_fs: float = knob(250.0, "length of a window of dynamics", 1e-3, 1e7)
+    upper_fraction: float = knob(0.5, "unstable fraction that ends a simulation phase", 0.0, 1.0)
+    lower_fraction: float = knob(0.1, "unstable fraction that ends a learning phase", 0.0, 1.0)
+    max_simulation_windows: int = knob(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
+    max_learning_windows: int = knob(3, "windows after which a learning phase ends anyway", 1, 1_000_000)
+    random_resets: float = knob(
+        0.05, "fraction of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
+    )
+    escape_factor: float = knob(
+        8.0, "in learning, replicas beyond this many times a criterion's tolerance are stopped", 1.0, 1e6
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        if self.lower_fraction >= self.upper_fraction:
+            raise BadOption(
+                f"lower_fraction is {self.lower_fraction:g} and upper_fraction {self.upper_fraction:g}, expected lower < upper"
+            )
+
+
+@dataclass(frozen=True)
+class EstimatorOptions:
+    """What is made of the samples of a window."""
+
+    average_fs: float = knob(
+        100.0, "time over which the observable of a frame is averaged along its own trajectory for the estimator; 0: none", 0.0, 1e7
+    )
+    near_factor: float = knob(
+        4.0, "the energies of frames beyond this many times a criterion's tolerance are not changed for the observable", 1.0, 1e6
+    )
+    fluctuation_floor: float = knob(
+        1e-4,
+        "a bin counts by the inverse of its variance in stable frames plus this fraction of the mean variance; 1e6: all bins alike",
+        1e-9,
+        1e9,
+    )
+    cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
+    min_ess_fraction: float = knob(0.5, "effective fraction of the samples below which a new window is run", 0.0, 1.0)
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """How samples become a change of the parameters."""
+
+    rule: str = knob(
+        "natural",
+        "how samples change the model: natural, labels-only (energies and forces alone, as a control), penalized (the published "
+        "recipe, as in penalized:sgd,learning_rate=1e-4,penalty=1), or FILE.py:CLASS",
+        name="update",
+    )
+    observable_weight: float = knob(1.0, "factor on the length of the natural gradient's steps for the observables", 1e-9, 1e9)
+    natural_iterations: int = knob(
+        16, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
+    )
+    updates_per_window: int = knob(3, "updates at most on the samples of one window", 1, 1_000_000)
+    gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Energies and forces of the reference: training on them, and by how much their errors may grow."""
+
+    learning_rate: float = knob(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
+    qm_steps: int = knob(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
+    qm_batch_size: int = knob(32, "frames in the energy/force term of an update", 1, 1_000_000)
+    validation_fraction: float | None = knob(
+        None,
+        "part of the reference kept out of the energy/force term to judge accuracy by, if not given a tenth or, of few frames, a fifth; "
+        "frames the model has not been trained on, if some stand out by their errors, else what pretraining keeps out",
+        0.0,
+        0.9,
+    )
+    force_error_bound: float = knob(
+        0.05,
+        "fraction by which the force error may grow in a state that is kept, by the upper limit of the mean over the validation frames",
+        0.0,
+        100.0,
+    )
+    force_error_confidence: float = knob(
+        0.75, "confidence of that limit; a few validation frames take most of the bound for a high one", 0.5, 0.9999
+    )
+    energy_error_bound: float = knob(
+        0.1,
+        "fraction by which the mean energy error, less its offset, may grow on the validation frames in a state that is kept",
+        0.0,
+        100.0,
+    )
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """The final comparison with the starting model."""
+
+    criterion: str | None = knob(
+        None,
+        "criteria of the final comparison with their tolerances (Å), 0.5 if not given; those that are not named count too",
+        repeats=True,
+    )
+    replicas: int = knob(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
+    time_ps: float | None = knob(
+        None,
+        "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer than its budget",
+        1e-6,
+        1e9,
+    )
+    rounds: int = knob(20, "rounds of the final comparison at most; it ends as soon as the answer is known", 1, 1_000_000)
+    max_time_min: float | None = knob(None, "wall time of the final comparison; that of the loop if not given", 0.0, 1e6)
+
+    def __post_init__(self):
+        check_options(self, "check_")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Every knob of the StABIE loop, in sections; each field's metadata tell what it is. Units are in the names."""
+
+    observable: str | None = knob(
+        None,
+        "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
+        "follow, as in rdf:O-O,r_max=6; if not given hr of a molecule, rdf of a liquid or solid of one element",
+        repeats=True,
+    )
+    criterion: str | None = knob(
+        None,
+        "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough; if not "
+        "given, of a molecule bonds:0.25,contacts:0.25,energy,temperature, of a liquid or solid intermolecular in place of contacts",
+        repeats=True,
+    )
+    max_time_min: float = knob(15.0, "wall time of the loop", 0.0, 1e6)
+    max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
+    max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
+    seed: int = knob(0, "seed of everything random", 0, 2**31 - 1)
+    dynamics: DynamicsOptions = section(DynamicsOptions)
+    phases: PhaseOptions = section(PhaseOptions)
+    estimator: EstimatorOptions = section(EstimatorOptions)
+    update: UpdateOptions = section(UpdateOptions)
+    labels: LabelOptions = section(LabelOptions)
+    check: CheckOptions = section(CheckOptions, prefix="check")
+
+    def __post_init__(self):
+        check_options(self)
+        for name in ("sample_every_fs", "check_every_fs"):
+            value, dt = getattr(self.dynamics, name), self.dynamics.timestep_fs
+            if not dt <= value <= self.phases.window_fs:
+                raise BadOption(
+                    f"{name} is {value:g}, expected a time from one step ({dt:g} fs) to one window ({self.phases.window_fs:g} fs)"
+                )
+
+    @property
+    def half_width(self) -> int:
+        """Frames to either side over which an observable is averaged."""
+        return round(0.5 * self.estimator.average_fs / self.dynamics.sample_every_fs)
 
 
 @dataclass(frozen=True)
@@ -150,7 +217,7 @@ class PretrainConfig:
     patience: int = knob(50, "epochs without a better validation error that make a plateau", 1, 1_000_000)
     min_learning_rate: float = knob(1e-5, "learning rate below which training has converged", 0.0, 1.0)
     ema_decay: float = knob(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)
-    validation_share: float | None = knob(
+    validation_fraction: float | None = knob(
         None, "part of the reference kept out of training; a tenth if not given, of few frames a fifth", 0.0, 0.9
     )
     seed: int = knob(0, "seed of the weights and the order of the frames", 0, 2**31 - 1)

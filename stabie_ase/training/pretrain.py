@@ -29,7 +29,7 @@ class Pretraining:
 
     def __init__(self, potential: Potential, reference: Reference, config: PretrainConfig, loss: QMLoss | None = None):
         self.potential, self.config, self.loss = potential, config, loss or QMLoss()
-        train, validation = reference.split(config.validation_share)
+        train, validation = reference.split(config.validation_fraction)
         self.train, self.validation = (LabelledFrames.from_reference(r, potential.device) for r in (train, validation))
         self.optimizer = torch.optim.Adam(potential.parameters(), lr=config.learning_rate, amsgrad=True)
         self.average = {name: x.detach().clone() for name, x in potential.state_dict().items()}

@@ -52,15 +52,15 @@ def stable_time_figure(
     axes = figure.add_subplot()
     for name, style in _styles(curves):
         curve = curves[name]
-        times, share = _numbers(curve["times_ps"]), _numbers(curve["share"])
-        axes.step(times, share, where="post", label=_failure_label(name, models), linewidth=2, **style)
+        times, fraction = _numbers(curve["times_ps"]), _numbers(curve["stable_fraction"])
+        axes.step(times, fraction, where="post", label=_failure_label(name, models), linewidth=2, **style)
         if curve.get("low") is not None and curve.get("high") is not None:
             axes.fill_between(
                 times, _numbers(curve["low"]), _numbers(curve["high"]),
                 step="post", color=style["color"], alpha=0.18, linewidth=0,
             )  # fmt: skip
-        if share[-1] > 0:
-            axes.plot(times[-1:], share[-1:], "|", color=style["color"], ms=14, mew=2.5, clip_on=False)
+        if fraction[-1] > 0:
+            axes.plot(times[-1:], fraction[-1:], "|", color=style["color"], ms=14, mew=2.5, clip_on=False)
     axes.axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
     end = time_ps or max((max(curve["times_ps"]) for curve in curves.values()), default=1.0)
     # A little room, so that the bars at the end are not cut.
@@ -119,12 +119,12 @@ MOST_NAMES = 40
 
 
 def phases_figure(records: Sequence[Mapping], config: Mapping | None = None) -> Figure | None:
-    """Unstable share of the replicas over simulated time, window by window, and the hazard; None without windows.
+    """Unstable fraction of the replicas over simulated time, window by window, and the hazard; None without windows.
 
     In a simulation phase replicas that failed stay failed until it ends; in a learning phase all of them are run
     again from the same start in every window (Raja et al., fig. 3a). A control without the observable has neither.
     """
-    records = [record for record in records if record.get("share") is not None]
+    records = [record for record in records if record.get("unstable_fraction") is not None]
     if not records:
         return None
     config = config or {}
@@ -136,10 +136,10 @@ def phases_figure(records: Sequence[Mapping], config: Mapping | None = None) -> 
         times = _numbers([record["md_replica_ps"] for record in run])
         for axes in (upper, lower):
             axes.axvspan(start, times[-1], linewidth=0, zorder=0, **SHADES[phase])
-        share = _numbers([record["share"] for record in run])
-        upper.plot(times, share, markersize=size, linewidth=1.2, **PHASES[phase])
+        fraction = _numbers([record["unstable_fraction"] for record in run])
+        upper.plot(times, fraction, markersize=size, linewidth=1.2, **PHASES[phase])
         start = times[-1]
-    for key in ("upper_share", "lower_share"):
+    for key in ("upper_fraction", "lower_fraction"):
         if config.get(key) is not None:
             upper.axhline(config[key], color="0.3", linewidth=0.9, linestyle=":")
     upper.set(ylim=(-0.04, 1.04), ylabel="unstable replicas", xlim=(0, 1.01 * start or 1.0))
@@ -177,7 +177,7 @@ def learning_figure(
     rows = (
         ("force_mae_eV_per_A", 1000.0, "force MAE\n(meV/Å)", {"color": "#D55E00", "marker": "o"}),
         ("observable_loss", 1.0, "observable\nloss", {"color": "#0072B2", "marker": "s"}),
-        ("ess_share", 1.0, "effective\nsamples", {"color": "#009E73", "marker": "^"}),
+        ("ess_fraction", 1.0, "effective\nsamples", {"color": "#009E73", "marker": "^"}),
     )
     size = 4.5 if len(learned) < 120 else 2.5
     for axes, (key, scale, label, style) in zip(panels, rows):
@@ -193,8 +193,8 @@ def learning_figure(
     _logarithmic_if_wide(panels[1], panels[1].lines[0].get_ydata())
     panels[2].set_ylim(0, 1.04)
     panels[2].yaxis.set_major_formatter(PercentFormatter(1.0))
-    if config.get("min_ess_share") is not None:
-        panels[2].axhline(config["min_ess_share"], color="0.3", linewidth=0.9, linestyle=":")
+    if config.get("min_ess_fraction") is not None:
+        panels[2].axhline(config["min_ess_fraction"], color="0.3", linewidth=0.9, linestyle=":")
     panels[2].set_xlabel("updates of the weights")
     panels[2].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels()

@@ -18,6 +18,8 @@ from stabie_ase.runs.report.table import number, table_rows
 from stabie_ase.runs.report.view import TRAJECTORY, gui_argument, read_frames
 from stabie_ase.stability.causes import broken
 from stabie_ase.system.files import replaced
+from stabie_ase.system.options import row_of
+from stabie_ase.training.options import FinetuneConfig
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
@@ -72,7 +74,8 @@ class RunFiles:
     @property
     def config(self) -> dict:
         """The options of the loop."""
-        return self.about.get("config") or {}
+        config = self.about.get("config") or {}
+        return {name: value for name, value in config.items() if not isinstance(value, dict)} | row_of(FinetuneConfig, config)
 
 
 def _read_json(path: Path) -> dict:
@@ -228,14 +231,14 @@ def _titled(name: str) -> str:
 
 def _course(run: RunFiles, figures: Mapping[str, bytes]) -> str:
     return f"""<h2>Course of the run</h2>
-{_figure("phases", figures, "Above: unstable share of the replicas at the end of each window. In a simulation phase "
-         "(grey, circles) failed replicas wait, so the share grows; in a learning phase (blue, hatched, squares) all "
-         "are run again from the same states, and the share falls if the model learns. Dotted: the shares that end a "
+{_figure("phases", figures, "Above: unstable fraction of the replicas at the end of each window. In a simulation phase "
+         "(grey, circles) failed replicas wait, so the fraction grows; in a learning phase (blue, hatched, squares) all "
+         "are run again from the same states, and the fraction falls if the model learns. Dotted: the fractions that end a "
          "phase. Below: failures per stable replica-ps in each simulation phase (half a failure added).",
          "No window has been simulated yet.")}
 {_figure("learning", figures, "After the updates of each learning window: force error on the validation frames with, as a "
          "band, its upper limit; a step that takes that beyond the dotted bound is taken back. Loss of "
-         "the observable on the window's samples before the updates, and effective share of the samples after them "
+         "the observable on the window's samples before the updates, and effective fraction of the samples after them "
          "(Kish); below the dotted line samples are not used again.",
          "The weights have not been updated: no learning window saw enough failures.")}"""
 

@@ -97,9 +97,9 @@ class _Bins:
         self.n_bins = torch.minimum((extent / cutoff).floor(), most).clamp(min=1).long()
         reach = (cutoff * self.n_bins / extent).ceil().long()
         self.reach = torch.where(self.pbc, reach, torch.minimum(reach, self.n_bins - 1))
-        share = (scaled - self.wraps - lowest[self.system]) / width[self.system]
+        fraction = (scaled - self.wraps - lowest[self.system]) / width[self.system]
         n_bins = self.n_bins[self.system]
-        self.bin = torch.minimum((share * n_bins).long().clamp(min=0), n_bins - 1)
+        self.bin = torch.minimum((fraction * n_bins).long().clamp(min=0), n_bins - 1)
         per_system = self.n_bins.prod(dim=1)
         self.first = torch.cumsum(per_system, 0) - per_system
         index = self._index(self.bin)

@@ -73,12 +73,12 @@ class Reference:
             forces=[self.forces[k] for k in index],
         )
 
-    def split(self, share: float | None = None, most: int | None = None) -> tuple[Reference, Reference]:
+    def split(self, fraction: float | None = None, most: int | None = None) -> tuple[Reference, Reference]:
         """Random split, the same at all times: what pretraining has held out must be held out of fine-tuning too.
 
         Parameters
         ----------
-        share : float, optional
+        fraction : float, optional
             Of the frames in the second part, at least one and never all. If not given a tenth, and of few frames more:
             up to a fifth of them, to make 40.
         most : int, optional
@@ -86,7 +86,7 @@ class Reference:
         """
         size = len(self)
         order = np.random.default_rng(0).permutation(size).tolist()
-        n = round(share * size) if share is not None else max(round(size / 10), min(round(size / 5), TELLING))
+        n = round(fraction * size) if fraction is not None else max(round(size / 10), min(round(size / 5), TELLING))
         n = min(max(1, n), size - 1, most or size)
         return self.subset(sorted(order[n:])), self.subset(sorted(order[:n]))
 

@@ -14,7 +14,7 @@ from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.labels import LabelledFrames, QMLoss
 
 PROBE = 2e-4
-"""Length of the finite differences, as a share of the norm of the weights."""
+"""Length of the finite differences, as a fraction of the norm of the weights."""
 
 
 def natural_direction(
@@ -40,7 +40,7 @@ def natural_direction(
     iterations : int
         Of conjugate gradients; with none d = g.
     damping : float
-        λ as a share of gᵀHg/gᵀg.
+        λ as a fraction of gᵀHg/gᵀg.
 
     Returns
     -------

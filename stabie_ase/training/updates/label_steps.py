@@ -26,20 +26,20 @@ class LabelSteps:
 
     def __init__(self, work: Work):
         self.work, self.runs = work, 0
-        self.optimizer = torch.optim.Adam(work.potential.parameters(), lr=work.config.learning_rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(work.potential.parameters(), lr=work.config.labels.learning_rate, betas=(0.9, 0.99))
 
     def run(self) -> None:
         """All steps of one run."""
         work, config = self.work, self.work.config
-        for k in range(config.qm_steps):
-            chosen = minibatch(len(work.labelled), config.qm_batch_size, config.seed, self.runs * config.qm_steps + k)
+        for k in range(config.labels.qm_steps):
+            chosen = minibatch(len(work.labelled), config.labels.qm_batch_size, config.seed, self.runs * config.labels.qm_steps + k)
             self.optimizer.zero_grad()
             work.loss(work.potential, work.labelled.select(chosen)).backward()
-            norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.gradient_clip)
+            norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.update.gradient_clip)
             if not torch.isfinite(norm):
                 break
             for group in self.optimizer.param_groups:
-                group["lr"] = 0.5 * config.learning_rate * (1.0 + math.cos(math.pi * k / config.qm_steps))
+                group["lr"] = 0.5 * config.labels.learning_rate * (1.0 + math.cos(math.pi * k / config.labels.qm_steps))
             self.optimizer.step()
             if work.on_label_step:
                 work.on_label_step(k + 1)

@@ -23,7 +23,7 @@ from stabie_ase.training.updates.label_steps import LabelSteps
 logger = logging.getLogger(__name__)
 
 STEP = 0.5
-"""First length of a step for the observables: how much it changes forces, as a share of the starting model's force error.
+"""First length of a step for the observables: how much it changes forces, as a fraction of the starting model's force error.
 
 Most of it is made good by the steps on energies and forces that follow. It adapts.
 """
@@ -60,7 +60,7 @@ class NaturalGradient(UpdateRule):
         estimates = [found for found in (self._estimate(*window) for window in windows) if found is not None]
         if not estimates:
             return info
-        for _ in range(config.updates_per_window):
+        for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
             self._update([estimate for _, _, estimate in estimates])
             info.updates += 1
@@ -75,11 +75,11 @@ class NaturalGradient(UpdateRule):
             room = info.growth.within(work.bounds, ROOM)
             self.balance = min(1.2 * self.balance, LONGEST) if room else max(0.7 * self.balance, SHORTEST)
             estimates = [self._reweighted(*found) for found in estimates]
-            if not _ess(estimates) >= config.min_ess_share or work.out_of_time():
+            if not _ess(estimates) >= config.estimator.min_ess_fraction or work.out_of_time():
                 break
         info.figures = {
             "observable_loss": sum(estimate.loss for _, _, estimate in estimates),
-            "ess_share": _ess(estimates),
+            "ess_fraction": _ess(estimates),
             "balance": self.balance,
             "force_mae_eV_per_A": info.growth.force_mae,
             "force_mae_limit_eV_per_A": (1.0 + info.growth.force_growth) * work.accuracy.start_mae,
@@ -90,11 +90,11 @@ class NaturalGradient(UpdateRule):
     def _estimate(self, condition: Condition, samples: Samples) -> tuple[Estimator, list[Target], Estimate] | None:
         """The estimate of a window; None where too little of it is near."""
         config = self.work.config
-        near = samples.within(config.near_factor)
-        if min(int(near.half(k).sum()) for k in ((0, 1) if config.cross_fit else (None,))) < 2:
+        near = samples.within(config.estimator.near_factor)
+        if min(int(near.half(k).sum()) for k in ((0, 1) if config.estimator.cross_fit else (None,))) < 2:
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return None
-        estimator = Estimator(condition.point, config.cross_fit, config.half_width, config.near_factor)
+        estimator = Estimator(condition.point, config.estimator.cross_fit, config.half_width, config.estimator.near_factor)
         targets = self._weighted(condition.targets, near.within(1.0))
         return estimator, targets, estimator(samples, targets)
 
@@ -104,11 +104,11 @@ class NaturalGradient(UpdateRule):
         A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise. A single sound frame
         is as far off by every observable, whatever its unit, as by the first: Σ_k c_k v_k with the variances v_k.
         """
-        weighted, typical = [], []
+        weighted, typical, floor = [], [], self.work.config.estimator.fluctuation_floor
         for target in targets:
             known = stable.values[target.observable.name].to(target.value)
             known = known if target.samples is None else torch.cat([target.samples, known])
-            components = fluctuation_weights(known, target.observable.measure, self.work.config.fluctuation_floor).to(target.value)
+            components = fluctuation_weights(known, target.observable.measure, floor).to(target.value)
             typical.append(float((components * known.var(dim=0, correction=0)).sum()))
             scale = typical[0] / typical[-1] if typical[-1] > 0 else 1.0
             weighted.append(replace(target, components=components * scale))
@@ -126,17 +126,16 @@ class NaturalGradient(UpdateRule):
         for estimate in estimates:
             accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights)
         sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for estimate in estimates)]
-        direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.natural_iterations)
+        direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)
         if math.isfinite(change) and change > 0:
-            self._step(direction, self.balance * config.observable_weight * STEP * work.accuracy.start_rmse / change)
+            self._step(direction, self.balance * config.update.observable_weight * STEP * work.accuracy.start_rmse / change)
         self.steps.run()
 
     def _some(self, pools: list[AtomsBatch]) -> list[AtomsBatch]:
         """A few frames of each pool that has any, other ones for each update."""
         config = self.work.config
-        return [
-            pool.select(minibatch(pool.n_systems, config.qm_batch_size, config.seed, self.steps.runs)) for pool in pools if pool.n_systems
-        ]
+        size, seed = config.labels.qm_batch_size, config.seed
+        return [pool.select(minibatch(pool.n_systems, size, seed, self.steps.runs)) for pool in pools if pool.n_systems]
 
     @torch.no_grad()
     def _step(self, direction: list[Tensor], length: float) -> None:

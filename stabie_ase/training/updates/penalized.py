@@ -53,13 +53,13 @@ class PenalizedGradient(UpdateRule):
         for condition, samples in windows:
             if len(samples) < 2:
                 continue
-            estimate = Estimator(condition.point, config.cross_fit)(samples, condition.targets)
+            estimate = Estimator(condition.point, config.estimator.cross_fit)(samples, condition.targets)
             accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights)
             loss += estimate.loss
-        chosen = minibatch(len(work.labelled), config.qm_batch_size, config.seed, self.updates)
+        chosen = minibatch(len(work.labelled), config.labels.qm_batch_size, config.seed, self.updates)
         labels = work.loss(work.potential, work.labelled.select(chosen))
         (self.penalty * labels).backward()
-        norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.update.gradient_clip)
         if torch.isfinite(norm):
             self.optimizer.step()
         self.updates += 1
