@@ -40,7 +40,9 @@ _HOMES = {
     "Topology": "structures.topology",
     "read_reference": "structures.reference",
     "finetune": "runs.live",
+    "resume": "runs.live",
     "evaluate": "runs.live",
+    "Monitor": "runs.monitor",
 }
 __all__ = sorted(_HOMES)
 

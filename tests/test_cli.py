@@ -347,10 +347,10 @@ estimator: {cross-fit: true}
 
 def test_options_of_a_section_stand_together(here, monkeypatch):
     """By the names of the flags or of the options, with or without the section's own."""
-    import stabie_ase.runs.finetune as run
+    from stabie_ase.runs.finetune import Finetuning
 
     got = []
-    monkeypatch.setattr(run, "prepare", lambda output, inputs, config, *rest: got.append(config) or sys.exit(3))
+    monkeypatch.setattr(Finetuning, "begin", lambda output, inputs, config, *rest, **settings: got.append(config) or sys.exit(3))
     (here / "options.yaml").write_text(SECTIONS)
     tiny.run(*FINETUNE, "--config", "options.yaml", "--check-rounds", "4")
     (config,) = got
@@ -519,7 +519,7 @@ def test_pretrain_writes_a_model_that_opens(here, small_builder):
     "family, extra, rate", [("schnet", (), 1e-3), ("mace", (), 1e-2), ("mace", ("--learning-rate", "0.002"), 0.002)]
 )
 def test_each_family_has_its_learning_rate(here, small_builder, monkeypatch, family, extra, rate):
-    from stabie_ase.training import pretrain as module
+    from stabie_ase.runs import pretrain as module
 
     tiny.small_builder(monkeypatch, "mace")
     began, real = [], module.Pretraining
@@ -542,7 +542,7 @@ def test_pretrain_goes_on_after_ctrl_c(here, small_builder, monkeypatch):
         calls.append(None)
         return real(self)
 
-    monkeypatch.setattr("stabie_ase.cli.pretrain.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("stabie_ase.runs.pretrain.SAVE_EVERY", -1.0)
     monkeypatch.setattr(Pretraining, "run_epoch", interrupted)
     result = tiny.run(*pretrain("--epochs", "6"))
     assert result.exit_code == 130
@@ -558,9 +558,21 @@ def test_pretrain_goes_on_after_ctrl_c(here, small_builder, monkeypatch):
 
 def test_pretrain_refuses_a_state_that_is_not_its_own(here, small_builder):
     (here / "new.pt.pretrain").write_bytes(b"nonsense")
-    told(refused(*pretrain(), folder=here), "new.pt.pretrain is damaged", "remove it")
-    torch.save({"options": {}, "training": {}}, here / "new.pt.pretrain")
-    told(refused(*pretrain(), folder=here), "new.pt.pretrain is of a run with another")
+    told(refused(*pretrain(), folder=here), "new.pt.pretrain is no run directory: it is a file; remove new.pt.pretrain")
+    (here / "new.pt.pretrain").unlink()
+    (here / "new.pt.pretrain").mkdir()
+    (here / "new.pt.pretrain" / "config.json").write_text("{}")
+    told(refused(*pretrain(), folder=here), "config.json is damaged", "remove new.pt.pretrain to begin anew")
+
+
+def test_pretrain_refuses_a_state_that_is_damaged(here, small_builder, monkeypatch):
+    monkeypatch.setattr("stabie_ase.runs.pretrain.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("stabie_ase.runs.pretrain.save_potential", lambda *arguments: 1 / 0)
+    tiny.run(*pretrain("--epochs", "1"))
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    (here / "new.pt.pretrain" / "state.pt").write_bytes(b"nonsense")
+    told(refused(*pretrain("--epochs", "1"), folder=here), "state.pt is damaged", "remove it to let the run begin again")
 
 
 def test_pretrain_on_a_full_disk(here, small_builder, monkeypatch):

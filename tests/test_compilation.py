@@ -14,7 +14,7 @@ from stabie_ase.dynamics import Langevin, PotentialForces, compilation, initial_
 from stabie_ase.dynamics.compilation import NotCompiled, Trial, decide, make_ready, probe
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.potentials.checkpoint import load_potential
-from stabie_ase.runs.finetune import Inputs, prepare, resume
+from stabie_ase.runs.finetune import Finetuning, Inputs
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.labels import LabelledFrames, QMLoss
@@ -191,15 +191,15 @@ def _fails(*inputs):
 def test_resumed_in_the_same_bits(monkeypatch, tmp_path):
     inputs = Inputs(str(tiny.model_path()), str(tiny.reference_path()), compilation="on")
     config = tiny.config(max_cycles=1)
-    whole = prepare(tmp_path / "whole", inputs, config)
+    whole = Finetuning.begin(tmp_path / "whole", inputs, config)
     whole.train()
     assert whole.training.potential._compiled is not None
-    parts = prepare(tmp_path / "parts", inputs, config)
+    parts = Finetuning.begin(tmp_path / "parts", inputs, config)
     while not parts.training.finished:
         record, unstable = parts.training.step()
         parts.directory.append(record, unstable)
         parts.directory.save(parts.training.state())
-        parts = resume(tmp_path / "parts")
+        parts = Finetuning.resume(tmp_path / "parts")
         assert parts.inputs.compilation == "on" and parts.training.potential._compiled is not None
     a, b = whole.training._weights(), parts.training._weights()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -208,6 +208,6 @@ def test_resumed_in_the_same_bits(monkeypatch, tmp_path):
 def test_what_a_trial_said_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr("stabie_ase.dynamics.compilation.decide", lambda *_, **__: "off")
     inputs = Inputs(str(tiny.model_path()), str(tiny.reference_path()), compilation="auto")
-    assert prepare(tmp_path / "run", inputs, tiny.config()).inputs.compilation == "off"
+    assert Finetuning.begin(tmp_path / "run", inputs, tiny.config()).inputs.compilation == "off"
     monkeypatch.undo()
-    assert resume(tmp_path / "run").inputs.compilation == "off"
+    assert Finetuning.resume(tmp_path / "run").inputs.compilation == "off"

@@ -420,24 +420,24 @@ def test_a_switch_may_be_repeated(here):
 def test_runs_know_their_frames_again(here, monkeypatch):
     """From another folder; and not where one of several files, or the files that a pattern names, have changed."""
     from stabie_ase.runs.directory import UnusableRun
-    from stabie_ase.runs.finetune import Inputs, open_run, prepare, resume
+    from stabie_ase.runs.finetune import Finetuning, Inputs
 
     (here / "parts").mkdir()
     for k in range(3):
         write(f"parts/{k}.xyz", tiny.frames(8, seed=k))
     run = here / "run"
-    prepare(run, Inputs("model.pt", ["ref.xyz@:10", "parts/*.xyz"]), tiny.config())
+    Finetuning.begin(run, Inputs("model.pt", ["ref.xyz@:10", "parts/*.xyz"]), tiny.config())
     monkeypatch.chdir("/")
-    inputs = open_run(run)[1]
+    inputs = Finetuning.opened(run)[1]
     assert inputs.reference == [str(here / "ref.xyz@:10"), str(here / "parts" / "*.xyz")]
     assert len(inputs.read_reference()) == 34
-    resume(run)
+    Finetuning.resume(run)
     write(here / "parts" / "1.xyz", tiny.frames(8, seed=5))
     with pytest.raises(UnusableRun, match="reference file of .* has changed"):
-        resume(run)
+        Finetuning.resume(run)
     (here / "ref.xyz").unlink()
     with pytest.raises(UnusableRun, match="reference file of .* is gone: .*ref.xyz"):
-        resume(run)
+        Finetuning.resume(run)
 
 
 def test_dynamics_go_on_from_a_selection(here, monkeypatch):
@@ -450,8 +450,8 @@ def test_dynamics_go_on_from_a_selection(here, monkeypatch):
 
 
 def test_pretraining_does_not_go_on_with_other_frames(here, monkeypatch):
-    monkeypatch.setattr("stabie_ase.cli.pretrain.SAVE_EVERY", -1.0)
-    monkeypatch.setattr("stabie_ase.potentials.checkpoint.save_potential", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("stabie_ase.runs.pretrain.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("stabie_ase.runs.pretrain.save_potential", lambda *arguments: 1 / 0)
     pretrain = ("pretrain", "--model", "schnet", "-o", "new.pt", "--epochs", "1", "--ref")
     tiny.run(*pretrain, "ref.xyz@:20")
     monkeypatch.undo()

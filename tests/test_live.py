@@ -67,7 +67,7 @@ def test_a_run_of_live_objects_is_resumed_with_the_same(here):
         stabie_ase.finetune(tiny.model(), frames, criteria=[bonds], output="broken", on_window=stop, **options)
     refused = tiny.run("finetune", "--resume", "broken")
     assert refused.exit_code != 0 and "begun in Python with these objects: bonds" in refused.output
-    resumed = stabie_ase.finetune(tiny.model(), frames, criteria=[bonds], output="broken", resume_run=True)
+    resumed = stabie_ase.resume("broken", criteria=[bonds])
     assert resumed.models == whole.models
 
 
@@ -96,9 +96,41 @@ def test_what_is_wrong_is_told_and_leaves_nothing(here, changes, words):
     assert list(here.iterdir()) == []
 
 
-def test_a_run_is_resumed_where_it_is():
-    with pytest.raises(ValueError, match="give its directory"):
-        stabie_ase.finetune(tiny.model(), tiny.reference().frames, resume_run=True)
+def test_what_a_run_was_begun_with_as_text_is_not_given_again(here):
+    with pytest.raises(ValueError, match="give objects only, not bonds:0.3"):
+        stabie_ase.resume("run", criteria="bonds:0.3")
+    with pytest.raises(ValueError, match="run is no run directory: no such directory"):
+        stabie_ase.resume("run")
+
+
+def test_a_finished_run_tells_what_it_came_to(here):
+    found = stabie_ase.finetune(tiny.model_path(), tiny.reference_path(), output="run", **OPTIONS)
+    again = stabie_ase.resume("run")
+    assert again.details == found.details and again.report_path.samefile(found.report_path)
+    assert all(torch.equal(x, again.potential.state_dict()[name]) for name, x in found.potential.state_dict().items())
+
+
+def test_a_monitor_is_told_what_goes_on(here):
+    """Words, the directory, and for each task a share that grows to all of it."""
+    told = []
+
+    class Notes(stabie_ase.Monitor):
+        def message(self, text):
+            told.append(("message", text))
+
+        def began(self, run):
+            told.append(("began", run.resume_command))
+
+        def progress(self, task, done, total, note):
+            told.append((task, done / total, note))
+
+    stabie_ase.finetune(tiny.model_path(), tiny.reference_path(), output="run", monitor=Notes(), **OPTIONS)
+    assert told[0][0] == "message" and "40 frames" in told[0][1] and ("began", "stabie-ase finetune --resume run") in told
+    for task in ("stabie", "comparison"):
+        fractions = [entry[1] for entry in told if entry[0] == task]
+        assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    notes = [entry[2] for entry in told if entry[0] == "stabie"]
+    assert any("unstable" in note and "replica-steps/s" in note for note in notes) and any("update 1" in note for note in notes)
 
 
 def test_evaluate_paths_and_objects(here):

@@ -14,10 +14,10 @@ from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read, write
 from helpers import crystal, schnet
 
-import stabie_ase.potentials.checkpoint as checkpoint_module
+import stabie_ase.runs.inputs as inputs_module
 import stabie_ase.runs.md as production_module
 from stabie_ase.potentials.calculator import StABIECalculator
-from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.potentials.checkpoint import load_potential, save_potential
 from stabie_ase.runs.report.view import count_frames, find_trajectory
 from stabie_ase.structures.reference import common_temperature
 
@@ -303,18 +303,17 @@ def test_a_long_time_step_is_told(here):
 
 
 def test_a_directory_from_someone_else_is_not_trusted(here, monkeypatch):
-    """Trust that its config.json claims counts for nothing; the flag given with --resume does."""
+    """Trust that its config.json claims is no trust: the flag has to be given with --resume again."""
     run(*RUN)
     path = here / "model-md" / "config.json"
     config = json.loads(path.read_text())
     config["inputs"]["trust_checkpoint"] = True
     path.write_text(json.dumps(config))
     asked = []
-    real = checkpoint_module.load_potential
-    monkeypatch.setattr(checkpoint_module, "load_potential", lambda *a: asked.append(a[3]) or real(*a))
-    run("md", "--resume", "model-md")
+    monkeypatch.setattr(inputs_module, "load_potential", lambda *a: asked.append(a[3]) or load_potential(*a))
+    assert "was begun with --trust-checkpoint; give it again" in refused("md", "--resume", "model-md")
     run("md", "--resume", "model-md", "--trust-checkpoint")
-    assert asked == [False, True]
+    assert asked == [True]
 
 
 # -- momenta in the starting file

@@ -21,7 +21,8 @@ import stabie_ase.runs.finetune_directory as run_directory_module
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.evaluation import StabilityResult
-from stabie_ase.runs.finetune import Inputs, prepare, resume
+from stabie_ase.runs.finetune import Finetuning, Inputs
+from stabie_ase.runs.monitor import Monitor
 from stabie_ase.stability import BondLengthDeviation, StabilityStatistics
 from stabie_ase.system.options import from_dict
 from stabie_ase.training.options import FinetuneConfig
@@ -85,7 +86,7 @@ def metrics(path):
 
 def half_done(here, n_windows=4):
     """A run directory stopped after some windows."""
-    finetuning = prepare("model-stabie", Inputs("model.pt", "ref.xyz"), tiny.config(max_cycles=3))
+    finetuning = Finetuning.begin("model-stabie", Inputs("model.pt", "ref.xyz"), tiny.config(max_cycles=3))
     stop_after(finetuning, n_windows)
     return here / "model-stabie"
 
@@ -100,7 +101,7 @@ def stop_after(finetuning, n_windows):
             raise KeyboardInterrupt
 
     try:
-        finetuning.train(stop)
+        finetuning.train(on_window=stop)
     except KeyboardInterrupt:
         return finetuning.training.finished
     return True
@@ -109,7 +110,7 @@ def stop_after(finetuning, n_windows):
 def refused(*arguments):
     result = tiny.run(*arguments)
     assert result.exit_code not in (0, 130) and isinstance(result.exception, SystemExit), result.output
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("stabie: ")]
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(("stabie: ", "comparison: "))]
     assert len(lines) == 1 and lines[0].startswith("Error: "), result.stderr
     return lines[0]
 
@@ -144,10 +145,10 @@ def saved_windows(run):
 
 def test_stopped_after_every_window_and_between_the_phases(here, finished):
     options = json.loads((finished[0] / "config.json").read_text())["config"]
-    finetuning = prepare("model-stabie", Inputs("model.pt", "ref.xyz"), from_dict(FinetuneConfig, options))
+    finetuning = Finetuning.begin("model-stabie", Inputs("model.pt", "ref.xyz"), from_dict(FinetuneConfig, options))
     while not stop_after(finetuning, 1):
-        finetuning = resume("model-stabie")
-    resume("model-stabie").finish()
+        finetuning = Finetuning.resume("model-stabie")
+    Finetuning.resume("model-stabie").finish()
     same_ends(here / "model-stabie", finished[0])
 
 
@@ -156,13 +157,14 @@ def test_stopped_in_the_final_comparison(here, finished, no_report):
     for name in ("result.json", "model.pt", "report.html"):
         (here / "run" / name).unlink()
 
-    def interrupt(model, k, steps, state, failures):
-        if model != "start":
-            raise KeyboardInterrupt
+    class Interrupt(Monitor):
+        def progress(self, task, done, total, note):
+            if task == "comparison" and not note.startswith("start"):
+                raise KeyboardInterrupt
 
     # The copy's inputs are those of the finished run, which are still there.
     with pytest.raises(KeyboardInterrupt):
-        resume("run").finish(interrupt)
+        Finetuning.resume("run").finish(Interrupt())
     assert not (here / "run" / "result.json").exists()
     result = tiny.run("finetune", "--resume", "run")
     assert result.exit_code == 0
@@ -209,7 +211,7 @@ def test_full_disk_leaves_a_run_that_can_be_resumed(here, finished, no_report, m
 def test_full_disk_when_the_report_is_written_loses_no_result(finished, tmp_path, monkeypatch):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "report.html").unlink()
-    monkeypatch.setattr("stabie_ase.runs.report.html.write_report", FullDisk(None, 0))
+    monkeypatch.setattr("stabie_ase.runs.live.write_report", FullDisk(None, 0))
     line = refused("finetune", "--resume", tmp_path / "run")
     assert "the run is finished, but its report cannot be written" in line and "No space left on device" in line
     assert f"stabie-ase finetune --resume {tmp_path / 'run'}" in line
@@ -248,7 +250,7 @@ def test_left_overs_of_a_killed_process_are_cleared(here):
     n_frames = len(read(run / "unstable.traj", ":"))
     with TrajectoryWriter(run / "unstable.traj", "a") as trajectory:
         trajectory.write(tiny.frames(1)[0])
-    resume(run)
+    Finetuning.resume(run)
     assert len(metrics(run)) == 4 and len(read(run / "unstable.traj", ":")) == n_frames
     assert not list(run.glob(".*"))
 
@@ -256,7 +258,7 @@ def test_left_overs_of_a_killed_process_are_cleared(here):
 def test_resumed_from_another_folder(here, monkeypatch, tmp_path):
     run = half_done(here)
     monkeypatch.chdir(tmp_path)
-    assert resume(run).training.progress.window or resume(run).training.progress.cycle
+    assert Finetuning.resume(run).training.progress.window or Finetuning.resume(run).training.progress.cycle
 
 
 # -- what cannot be resumed
@@ -410,7 +412,7 @@ def test_other_versions_are_told(half_done_run, tmp_path, caplog):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["versions"]["torch"] = "0.4"
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    resume(tmp_path / "run")
+    Finetuning.resume(tmp_path / "run")
     assert "torch 0.4 -> " in caplog.text
 
 
@@ -489,11 +491,11 @@ def captured(monkeypatch, *arguments):
     """The inputs and the config that a command would begin a run with."""
     got = []
 
-    def instead(output, inputs, config, say):
-        got.append((output, inputs, config))
+    def instead(output, inputs, config, *rest, **settings):
+        got.append((str(output), inputs, config))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "prepare", instead)
+    monkeypatch.setattr(Finetuning, "begin", instead)
     assert tiny.run("finetune", "model.pt", "--ref", "ref.xyz", *arguments).exit_code == 130
     return got[0]
 
@@ -523,7 +525,7 @@ def test_config_of_a_run_brings_its_keys_but_neither_files_nor_trust(here, monke
 )
 def test_names_of_run_and_model(here, monkeypatch, model, run, result):
     got = []
-    monkeypatch.setattr(run_module, "prepare", lambda output, *rest: got.append(output) or 1 / 0)
+    monkeypatch.setattr(Finetuning, "begin", lambda output, *rest, **settings: got.append(str(output)) or 1 / 0)
     tiny.run("finetune", model, "--ref", "ref.xyz")
     assert got == [run]
     assert run_module.model_path(run_directory_module.RunDirectory(run), Inputs(model, "ref.xyz")).name == result
@@ -551,7 +553,7 @@ def stability(n_failed, ps=100.0, n=50):
     ],
 )
 def test_the_winner_is_written_and_the_start_unless_something_was_gained(here, monkeypatch, failures, kept, shown):
-    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config())
+    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config())
     start = finetuning.training.start_weights
     name = "network.lin1.bias"
     candidates = {k: start | {name: start[name] + i} for i, k in enumerate(failures)}
@@ -573,7 +575,7 @@ def test_the_winner_is_written_and_the_start_unless_something_was_gained(here, m
 
 
 def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
-    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(seed=4))
+    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config(seed=4))
     tests = []
     candidates = dict.fromkeys(("start", "best", "last"), finetuning.training.start_weights)
     monkeypatch.setattr(finetuning.training, "candidates", lambda: candidates)
@@ -594,7 +596,7 @@ def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
     ],
 )
 def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked, seconds, expected):
-    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_time_ps=asked))
+    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_time_ps=asked))
     assert finetuning.check_ps == (asked or 4.0)  # no speed known yet
     counters = finetuning.training.pools[0].counters
     counters.md_steps, counters.md_seconds = 1000, seconds
@@ -608,13 +610,13 @@ def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked
     (1.0, {"check_time_ps": 3.0, "check_max_time_min": 0.05}, True),  # 3 s, of which either model has 1.5
 ])  # fmt: skip
 def test_a_comparison_too_short_for_a_rare_failure_is_warned_of_once_that_is_known(here, monkeypatch, caplog, hazard, limits, told):
-    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_rounds=2, **limits))
+    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_rounds=2, **limits))
     progress, phases = finetuning.training.progress, iter(["simulation", "learning", "simulation", "learning", "finished"])
     counters = finetuning.training.pools[0].counters
     counters.md_steps, counters.md_seconds = 1000, 1.0  # one replica-ps a second
 
     def step():
-        record = {"phase": progress.phase, "cycle": progress.cycle, "hazard_per_ps": hazard}
+        record = {"phase": progress.phase, "cycle": progress.cycle, "window": 1, "hazard_per_ps": hazard}
         progress.phase = next(phases)
         progress.cycle += record["phase"] == "learning"
         return record, []
@@ -626,8 +628,8 @@ def test_a_comparison_too_short_for_a_rare_failure_is_warned_of_once_that_is_kno
 
 
 def test_criteria_that_call_the_reference_unstable_are_warned_of(here, caplog):
-    prepare("run", Inputs("model.pt", "ref.xyz"), tiny.config(criterion="bonds:0.02"))
+    Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config(criterion="bonds:0.02"))
     assert "of 40 reference frames are unstable by the criteria of training (bonds" in caplog.text
     caplog.clear()
-    prepare("other", Inputs("model.pt", "ref.xyz"), tiny.config())
+    Finetuning.begin("other", Inputs("model.pt", "ref.xyz"), tiny.config())
     assert "tolerances" not in caplog.text

@@ -71,7 +71,7 @@ def test_resumed_work_tells_what_was_used_before(here, monkeypatch):
     assert tiny.run("md", "--resume", "md", "--time", "0.05").exit_code == 0 and told["md"] == pytest.approx(0.4)
 
     interrupt_after(monkeypatch, 3, pretrain_module.Pretraining, "run_epoch")
-    monkeypatch.setattr("stabie_ase.cli.pretrain.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("stabie_ase.runs.pretrain.SAVE_EVERY", -1.0)
     assert tiny.run(*PRETRAIN, "--epochs", "6").exit_code == 130 and told["pretrain"] == 0.0
     assert tiny.run(*PRETRAIN, "--epochs", "6").exit_code == 0 and told["pretrain"] == pytest.approx(0.5)
 
@@ -86,7 +86,7 @@ def test_resumed_work_tells_what_was_used_before(here, monkeypatch):
 STARTED = {
     "finetune": ([*FINETUNE, *tiny.flags(max_cycles=400)], "run/metrics.jsonl", "go on with: stabie-ase finetune --resume run"),
     "md": ([*MD, "--time", "1000"], "run/state.pt", "go on with: stabie-ase md --resume run"),
-    "pretrain": ([*PRETRAIN, "--epochs", "100000"], "new.pt.pretrain", "the same command goes on from new.pt.pretrain"),
+    "pretrain": ([*PRETRAIN, "--epochs", "100000"], "new.pt.pretrain/state.pt", "the same command goes on from new.pt.pretrain"),
 }
 
 
@@ -100,7 +100,7 @@ def test_sigterm_ends_as_ctrl_c_does(here, command):
 
 
 def test_sigterm_before_anything_was_written(here, monkeypatch):
-    monkeypatch.setattr("stabie_ase.structures.reference.read_frames", lambda path: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("stabie_ase.runs.md.read_frames", lambda path: os.kill(os.getpid(), signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
     result = tiny.run(*MD)
     assert result.exit_code == 143 and result.stderr.strip() == "terminated"

@@ -87,7 +87,7 @@ def test_a_run_with_classes_of_ones_own(here):
     assert (here / "run" / "figures" / "observable-gyration.png").stat().st_size > 5000
     about = json.loads((here / "run" / "config.json").read_text())
     assert any("of another hand" in line for line in about["criterion"])
-    assert about["config"]["update"] == f"{here}/mine.py:Halved"
+    assert about["config"]["update"]["rule"] == f"{here}/mine.py:Halved"
     frames = read(here / "run" / "unstable.traj", ":")
     assert {atoms.info["criterion"] for atoms in frames} <= {"inverted", "bonds", "not finite"}
     assert "inverted" in {atoms.info["criterion"] for atoms in frames}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import click
 
-from stabie_ase.cli.finetune import run_to_end
+from stabie_ase.cli.finetune import begin
 from stabie_ase.cli.main import main, packaged
-from stabie_ase.cli.options import build
-from stabie_ase.training.options import FinetuneConfig
 
 
 @main.command(short_help="Fine-tune a packaged SchNet and compare.")
@@ -17,9 +15,4 @@ from stabie_ase.training.options import FinetuneConfig
 @click.pass_context
 def demo(context, output, **given):
     """Fine-tune the packaged SchNet, trained on 40 frames of aspirin, and compare before and after."""
-    config, quiet = build(FinetuneConfig, given, {"check_time_ps": 1.0}), context.obj["quiet"]
-
-    from stabie_ase.runs.finetune import Inputs, prepare
-
-    inputs = Inputs(packaged("aspirin_schnet.pt"), packaged("aspirin_xtb_train.xyz"))
-    run_to_end(prepare(output, inputs, config, None if quiet else click.echo), quiet)
+    begin(context, packaged("aspirin_schnet.pt"), packaged("aspirin_xtb_train.xyz"), output, check_time_ps=1.0, **given)

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 
 import click
 
 import stabie_ase
+from stabie_ase.cli.interrupts import sigterm_as_ctrl_c, word_and_status
 from stabie_ase.cli.log import PRINTED, logging_of, tell
 from stabie_ase.cli.options import Command
 from stabie_ase.system.allocator import keep_freed_memory
-
-
-class Terminated(KeyboardInterrupt):
-    """A SIGTERM, as `kill` and batch systems send it before they kill."""
-
-
-@contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """In this block the first SIGTERM ends the work as a ctrl-C does, a second one ends the process at once."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-    def end(number, frame):
-        signal.signal(number, signal.SIG_DFL)
-        raise Terminated
-
-    if ours:
-        signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def word_and_status(interrupt: KeyboardInterrupt) -> tuple[str, int]:
-    """What to call an interrupt, and the exit status that shells give it."""
-    number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
-    return "terminated" if number == signal.SIGTERM else "interrupted", 128 + number
 
 
 class OneLine(click.ClickException):
@@ -89,17 +58,6 @@ class OneLineErrors(click.Group):
 def _logged(error: click.ClickException) -> click.ClickException:
     PRINTED.error("Error: %s", error.format_message())
     return error
-
-
-@contextmanager
-def told_how_to_go_on(how: Callable[[], str]) -> Iterator[None]:
-    """A ctrl-C or a SIGTERM in this block ends the program with what became of the work."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        word, status = word_and_status(interrupt)
-        tell(f"\n{word}; {how()}", err=True)
-        raise click.exceptions.Exit(status) from None
 
 
 def explain(error: Exception) -> str:
@@ -177,18 +135,3 @@ def common_options(command):
 def packaged(name: str) -> str:
     """Path of a file that ships with the package."""
     return str(files("stabie_ase") / "data" / name)
-
-
-def check_new_file(path) -> None:
-    """Raise unless a file can be made there that does not exist yet."""
-    import os
-    from pathlib import Path
-
-    path = Path(path)
-    folder = path.absolute().parent
-    if path.exists():
-        raise click.ClickException(f"{path} exists and is not overwritten; remove it or choose another --output")
-    if not folder.is_dir():
-        raise click.ClickException(f"{folder} is no folder; make it or choose another --output")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise click.ClickException(f"{folder} cannot be written to; choose another --output")

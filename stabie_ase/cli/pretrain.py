@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
-from pathlib import Path
-
 import click
 
-from stabie_ase.cli.main import check_device, check_new_file, main, told_how_to_go_on
+from stabie_ase.cli.main import check_device, main
 from stabie_ase.cli.options import build, options_from, reference_option
-from stabie_ase.cli.progress import Progress
-from stabie_ase.potentials.family import families, names
+from stabie_ase.cli.progress import Terminal
+from stabie_ase.potentials.family import names
+from stabie_ase.system.files import check_new_file
 from stabie_ase.training.options import PretrainConfig
-
-SAVE_EVERY = 5.0
-"""Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""
 
 
 @main.command()
@@ -35,79 +29,17 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     """
     check_new_file(output)
 
-    import torch
-    from ase.data import chemical_symbols
+    from stabie_ase.potentials.family import families
+    from stabie_ase.runs.pretrain import PretrainInputs, PretrainRun
 
-    from stabie_ase.potentials.checkpoint import save_potential
-    from stabie_ase.structures.reference import read_reference
-    from stabie_ase.system.files import write_atomically
-    from stabie_ase.training.pretrain import Pretraining
-
-    made = families()[family]
-    if made.build is None:
-        raise click.BadParameter(f"{family} models cannot be trained from nothing; give a checkpoint to finetune", param_hint="--model")
-    config, quiet = build(PretrainConfig, given, made.pretraining), context.obj["quiet"]
+    config = build(PretrainConfig, given, families()[family].pretraining)
     check_device(device)
-    frames = read_reference(reference, energy_key, forces_key, min_frames=10)
-    torch.manual_seed(config.seed)
-    potential = made.build(frames).to(device=device, dtype=getattr(torch, dtype))
-    training = Pretraining(potential, frames, config)
-    options = _options(config, family, dtype, reference, energy_key, forces_key)
-    state_path = Path(output + ".pretrain")
-    resumed = _restore(training, state_path, options)
-    if not quiet:
-        click.echo(f"Reference: {frames.source}")
-        if frames.atom_energies:
-            of = ", ".join(chemical_symbols[z] for z in sorted(frames.atom_energies))
-            click.echo(f"Reference energies of {of} are those of the isolated atoms")
-        click.echo(f"Training {family} on {len(training.train)} frames, validating on {len(training.validation)}")
-        if resumed:
-            click.echo(f"Going on after epoch {training.epoch}")
-
-    def kept():
-        return f"the same command goes on from {state_path}" if state_path.exists() else "nothing was saved yet"
-
-    def used():
-        return max(training.seconds, 60.0 * config.max_time_min * training.epoch / config.epochs)
-
-    saved = time.monotonic()
-    with Progress(60.0 * config.max_time_min, "pretrain", quiet, used()) as progress, told_how_to_go_on(kept):
-        while not training.finished:
-            record = training.run_epoch()
-            progress.show(used(), f"epoch {record['epoch']}, force MAE {1000 * record['force_mae_eV_per_A']:.1f} meV/Å")
-            if time.monotonic() - saved > SAVE_EVERY:
-                write_atomically({"options": options, "training": training.state()}, state_path)
-                saved = time.monotonic()
-    training.take_best()
-    save_potential(potential, output)
-    state_path.unlink(missing_ok=True)
+    inputs = PretrainInputs(family, reference, energy_key, forces_key, device, dtype)
+    with Terminal(context.obj["quiet"]) as terminal:
+        run = PretrainRun.begin_or_resume(output, inputs, config, terminal)
+        run.run(terminal)
+    training = run.training
     click.echo(
         f"Wrote {output}: best of {training.epoch} epochs at {training.best_epoch}, validation force RMSE "
         f"{1000 * training.best_error:.1f} meV/Å, {training.seconds:.0f} s"
     )
-
-
-def _options(config: PretrainConfig, family: str, dtype: str, reference: str | list[str], energy_key, forces_key) -> dict:
-    """What must be the same for a state to be gone on with; the budget may be raised."""
-    from stabie_ase.structures.reference import digest
-
-    options = {name: value for name, value in asdict(config).items() if name not in ("epochs", "max_time_min")}
-    return options | {"family": family, "dtype": dtype, "reference": digest(reference), "energy_key": energy_key, "forces_key": forces_key}
-
-
-def _restore(training, path: Path, options: dict) -> bool:
-    """Go on from a saved state if there is one."""
-    import torch
-
-    if not path.exists():
-        return False
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        different = sorted(name for name in options if saved["options"].get(name) != options[name])
-        if not different:
-            training.restore(saved["training"])
-    except Exception as error:  # a damaged file ends in whatever the bytes lead to
-        raise click.ClickException(f"{path} is damaged ({type(error).__name__}); remove it to begin anew") from error
-    if different:
-        raise click.ClickException(f"{path} is of a run with another {', '.join(different)}; remove it to begin anew")
-    return True

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
+import click
 from tqdm import tqdm
 
-from stabie_ase.cli.log import PRINTED, tell
+from stabie_ase.cli.interrupts import word_and_status
+from stabie_ase.cli.log import PRINTED, keep_log, tell
+from stabie_ase.runs.monitor import Monitor
+
+if TYPE_CHECKING:
+    from stabie_ase.runs.run import Run
 
 REFRESH = 0.1
 """Seconds between two looks of a bar."""
@@ -77,18 +84,55 @@ class Progress:
             tell(text, err=True)
 
 
-class Rate:
-    """Replica-steps per second over the last looks."""
+class Terminal(Monitor):
+    """What the person at the keyboard sees of long work; to be used in a `with` statement.
 
-    def __init__(self):
-        self.before, self.when, self.value = None, time.monotonic(), 0.0
+    A ctrl-C or a SIGTERM in it ends the program with what became of the work.
 
-    def update(self, replica_steps: int) -> str:
-        """Tell the total so far; returns the rate in words."""
-        now = time.monotonic()
-        if self.before is None:  # a resumed run does not begin at zero
-            self.before, self.when = replica_steps, now
-        elif now - self.when > 0.5:
-            self.value = max(0.0, (replica_steps - self.before) / (now - self.when))
-            self.before, self.when = replica_steps, now
-        return f"{self.value:.0f} replica-steps/s"
+    Parameters
+    ----------
+    quiet : bool
+        Errors and results only.
+    """
+
+    def __init__(self, quiet: bool):
+        self.quiet, self.run, self.task, self.bar = quiet, None, "", None
+
+    def message(self, text: str) -> None:
+        """Print it."""
+        if not self.quiet:
+            tell(text)
+
+    def began(self, run: Run) -> None:
+        """Keep the log there from now on, and say how to go on."""
+        self.run = run
+        keep_log(run.directory)
+        self.message(f"Run directory: {run.directory.path}\nctrl-C is safe; to go on: {run.resume_command}")
+
+    def progress(self, task: str, done: float, total: float, note: str) -> None:
+        """A bar for each task."""
+        if task != self.task:
+            self._close()
+            self.task, self.bar = task, Progress(total, task, self.quiet, done)
+        if self.bar is None:
+            return
+        if done >= total and not note:
+            self.bar.done = self.bar.total
+            self._close()
+        else:
+            self.bar.show(done, note)
+
+    def _close(self, *exception) -> None:
+        if self.bar is not None:
+            bar, self.bar = self.bar, None
+            bar.__exit__(*(exception or (None, None, None)))
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._close(kind, error, traceback)
+        if self.run is not None and isinstance(error, KeyboardInterrupt):
+            word, status = word_and_status(error)
+            tell(f"\n{word}; {self.run.onwards}", err=True)
+            raise click.exceptions.Exit(status) from None

@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -116,10 +116,10 @@ class WorkDirectory:
         return f"stabie-ase {self.command} --resume {shlex.quote(str(self.path))}"
 
     @classmethod
-    def check_free(cls, path: str | os.PathLike) -> None:
-        """Raise UnusableRun if new work cannot begin there; leaves nothing behind."""
+    def check_free(cls, path: str | os.PathLike, own: Collection[str] = ()) -> None:
+        """Raise UnusableRun if new work cannot begin there; leaves nothing behind. Its `own` may be in the directory already."""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(not p.match(UNFINISHED) for p in path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not p.match(UNFINISHED) and p.name not in own for p in path.iterdir())):
             resumable = path.is_dir() and (path / "config.json").exists()
             raise UnusableRun(
                 f"{path} exists and is not an empty directory; choose another --output"
@@ -140,7 +140,8 @@ class WorkDirectory:
         try:
             run.write_json("config.json", {"format": FORMAT, "command": cls.command} | config)
         except UnusableRun:
-            run.path.rmdir()  # it was empty
+            with suppress(OSError):  # what else is in it goes with whoever put it there
+                run.path.rmdir()
             raise
         return run
 
@@ -149,7 +150,7 @@ class WorkDirectory:
         """An existing directory and its config.json."""
         run = cls(path)
         if not run.config_path.is_file():
-            what = "it has no config.json" if run.path.is_dir() else "no such directory"
+            what = "it has no config.json" if run.path.is_dir() else "it is a file" if run.path.exists() else "no such directory"
             raise UnusableRun(f"{run.path} is no run directory: {what}")
         try:
             config = json.loads(run.config_path.read_text())

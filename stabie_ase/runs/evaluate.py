@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.potentials.base import Potential
@@ -18,11 +20,14 @@ from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.module import as_potential
 from stabie_ase.runs.checks import check_labels
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
-from stabie_ase.runs.finetune import Live
+from stabie_ase.runs.monitor import Monitor, Rate
 from stabie_ase.runs.options import EvaluationConfig
-from stabie_ase.stability import OnLook
+from stabie_ase.runs.run import Live
+from stabie_ase.stability import Failures
+from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference, read_reference, reference_of
 from stabie_ase.structures.setting import Setting
+from stabie_ase.system.files import replaced
 from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 
@@ -37,6 +42,7 @@ class Evaluation:
     reference : Reference
     yardstick : Yardstick
     test : StabilityTest
+    monitor : Monitor
     results : dict of str to StabilityResult
         Of the models that have been tested.
     seconds_per_ps : dict of str to float
@@ -47,6 +53,7 @@ class Evaluation:
     reference: Reference
     yardstick: Yardstick
     test: StabilityTest
+    monitor: Monitor
     results: dict[str, StabilityResult]
     seconds_per_ps: dict[str, float]
 
@@ -59,7 +66,7 @@ class Evaluation:
         keys: Mapping[str, str | None],
         about: Mapping[str, Any],
         live: Live | None = None,
-        say: Callable[[str], None] | None = None,
+        monitor: Monitor | None = None,
     ) -> Evaluation:
         """Check everything that can be checked before any dynamics.
 
@@ -75,9 +82,9 @@ class Evaluation:
             device, dtype, head and trust of models that are loaded.
         live : Live, optional
             Observables and criteria that have been made already.
-        say : callable, optional
+        monitor : Monitor, optional
         """
-        live = live or Live()
+        live, monitor = live or Live(), monitor or Monitor()
         in_memory = not isinstance(frames, (str, os.PathLike)) and not all(isinstance(x, (str, os.PathLike)) for x in frames)
         reference = (reference_of if in_memory else read_reference)(frames, **keys)
         config = with_temperature(config, reference.temperature_K, "the reference")
@@ -105,21 +112,23 @@ class Evaluation:
             except ValueError as error:
                 raise BadOption(f"{name}: {error}") from error
             check_labels(potential, reference, Path(name).name, "the reference")
-        if say:
-            say(f"Reference: {reference.source}")
-            say(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
-            say("\n".join(f"  - {line}" for line in yardstick.describe()))
-        return cls(potentials, reference, yardstick, test, {}, {})
+        monitor.message(f"Reference: {reference.source}")
+        monitor.message(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
+        monitor.message("\n".join(f"  - {line}" for line in yardstick.describe()))
+        return cls(potentials, reference, yardstick, test, monitor, {}, {})
 
-    def compile(self, name: str, compilation: str, say: Callable[[str], None] | None = None) -> None:
-        """Make the network of a model faster as it is asked for (`compile_where_wanted`)."""
-        test, frames = self.test, self.reference.frames
-        compile_where_wanted(compilation, self.potentials[name], frames, test.replicas, steps=test.n_steps, say=say)
+    def measure(self, name: str, compilation: str = "off") -> None:
+        """Run the replicas of one model, its network made faster as it is asked for (`compile_where_wanted`)."""
+        test, frames, potential = self.test, self.reference.frames, self.potentials[name]
+        compile_where_wanted(compilation, potential, frames, test.replicas, steps=test.n_steps, say=self.monitor.message)
+        began, rate, task = time.monotonic(), Rate(), Path(name).name
 
-    def measure(self, name: str, on_look: OnLook | None = None) -> None:
-        """Run the replicas of one model."""
-        began = time.monotonic()
-        result = run_stability_test(self.potentials[name], self.reference.frames, self.yardstick, self.test, on_look)
+        def on_look(steps: int, state: MDState, failures: Failures) -> None:
+            note = f"unstable {100 * failures.fraction:.0f} %, {rate.update(steps * test.replicas)}"
+            self.monitor.progress(task, steps, test.n_steps, note)
+
+        result = run_stability_test(potential, frames, self.yardstick, test, on_look)
+        self.monitor.progress(task, test.n_steps, test.n_steps, "")  # all may have failed long before
         self.results[name] = result
         self.seconds_per_ps[name] = (time.monotonic() - began) / max(result.statistics.stable_replica_ps, 1e-9)
 
@@ -134,11 +143,25 @@ class Evaluation:
                 found[name]["p_value"] = failures_p_value(self.results[first], result)
         return found
 
-    def run(self) -> dict[str, dict]:
-        """All of it."""
+    def run(self, compilation: str = "off", output: str | os.PathLike | None = None) -> dict[str, dict]:
+        """All of it; the summaries are written to a JSON file if one is given."""
         for name in self.potentials:
-            self.measure(name)
-        return self.summaries()
+            self.measure(name, compilation)
+        first, summaries = next(iter(self.potentials)), self.summaries()
+        self.monitor.message(self._time_to_tell(first))
+        if output is not None:
+            with replaced(output) as temporary:
+                temporary.write_text(json.dumps(summaries, indent=1) + "\n")
+        return summaries
+
+    def _time_to_tell(self, name: str) -> str:
+        """How long a comparison has to be to mean something; of a model that did not fail, for one failure in the time it was seen."""
+        statistics = self.results[name].statistics
+        needed = replica_ps_to_tell(statistics.hazard_per_ps or 1.0 / statistics.stable_replica_ps)
+        return (
+            f"To tell a model four times as stable as {name} from it takes about {needed:.2g} replica-ps of each, "
+            f"{2 * needed * self.seconds_per_ps[name] / 60:.2g} min here"
+        )
 
 
 def _opened(model: str | os.PathLike | nn.Module, about: Mapping[str, Any]) -> Potential:

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import Observable, default_observable, observables_from
+from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
 from stabie_ase.runs.comparison import Comparison, Outcome, verdict
-from stabie_ase.runs.directory import UnusableRun, in_words
 from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failing_frames, summarize
 from stabie_ase.runs.finetune_directory import RunDirectory
-from stabie_ase.runs.inputs import (
-    Inputs,
-    check_unchanged,
-    code_files,
-    digests,
-    versions,
-    warn_of_other_versions,
-    with_absolute_files,
-)
+from stabie_ase.runs.inputs import Inputs, code_files
+from stabie_ase.runs.monitor import Monitor
+from stabie_ase.runs.progress import CheckProgress, LoopProgress
 from stabie_ase.runs.result import curves, observed, price
-from stabie_ase.stability import TRAINING, Criterion, Failures, criteria_from, default_criteria
+from stabie_ase.runs.run import Live, Run
+from stabie_ase.stability import TRAINING, Criterion, criteria_from, default_criteria
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
 from stabie_ase.structures.setting import Setting
-from stabie_ase.system.options import BadOption, from_dict, with_temperature
+from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
 from stabie_ase.training.options import FinetuneConfig
@@ -49,21 +42,53 @@ TIGHT = 0.05
 """Fraction of the reference frames that criteria may call unstable before that is said."""
 
 
-OnCheck = Callable[[str, int, int, MDState, Failures], None]
-"""Told model, round, steps done, replicas and failures while a model is tested."""
-
-
 @dataclass
-class Finetuning:
-    """A run set up and ready to go: `run()` takes it to its end from wherever it is."""
+class Finetuning(Run):
+    """A run of `stabie-ase finetune`: `run()` takes it to its end from wherever it is."""
 
-    directory: RunDirectory
+    directory_class = RunDirectory
+    inputs_class = Inputs
+    config_class = FinetuneConfig
+
     inputs: Inputs
     config: FinetuneConfig
     reference: Reference
     yardstick: Yardstick
     training: TrainingLoop
     held_out_source: str
+
+    @classmethod
+    def set_up(cls, inputs: Inputs, config: FinetuneConfig, monitor: Monitor, live: Live) -> Finetuning:
+        """Everything that can be wrong, looked at before anything is written."""
+        for file in code_files(config):
+            monitor.message(f"Code of yours: {file}")
+        rule_class(config.update.rule)
+        reference, validation = inputs.read_reference(), inputs.read_validation()
+        config = replace(config, dynamics=with_temperature(config.dynamics, reference.temperature_K, "the reference"))
+        potential = inputs.load_potential()
+        reference, validation = (part and part.isolated(potential.cutoff) for part in (reference, validation))
+        monitor.message(f"Reference: {reference.source}")
+        for part in (reference, validation) if validation else (reference,):
+            potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
+        check_inputs(potential, Path(inputs.model).name, reference, validation)
+        setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
+        if not live.observables:
+            config = replace(config, observable=config.observable or default_observable(setting))
+        if not live.criteria:
+            config = replace(config, criterion=config.criterion or default_criteria(setting, TRAINING))
+        observables = live.observables + (observables_from(config.observable, setting) if config.observable else [])
+        criteria = live.criteria + criteria_from(config.criterion or "", setting)
+        for what, found in (("observables", observables), ("criteria", criteria)):
+            named = [one.name for one in found]
+            if len(set(named)) < len(named):
+                raise BadOption(f"two {what} have one name among {', '.join(named)}; results are told by name, give each its own")
+        # What only the user knows to look for counts in the verdict as it does in training.
+        yardstick = Yardstick.from_reference(config.check.criterion, setting, observables).with_criteria(criteria)
+        _warn_of_tight_criteria(potential, reference, criteria)
+        torch.manual_seed(config.seed)
+        training = TrainingLoop.from_reference(potential, reference, observables, criteria, config, validation)
+        held_out = f"{len(training.accuracy.frames)} frames of the reference that are held out" if validation is None else validation.source
+        return cls(inputs, config, reference, yardstick, training, held_out)
 
     @property
     def criteria(self) -> Sequence[Criterion]:
@@ -99,18 +124,21 @@ class Finetuning:
         training = self.training
         return training.md_steps * self.config.dynamics.timestep_fs / 1000.0 / training.md_seconds
 
-    def train(self, on_window: Callable[[dict], None] | None = None) -> None:
+    def train(self, monitor: Monitor | None = None, on_window: Callable[[dict], None] | None = None) -> None:
         """The loop, saved after every window."""
-        training, directory = self.training, self.directory
+        training, directory, monitor = self.training, self.directory, monitor or Monitor()
+        progress = LoopProgress(training, monitor)
         while not training.finished:
             record, unstable = training.step()
             record["seconds"] = training.progress.seconds
             directory.append(record, unstable)
             directory.save(training.state())
+            logger.info("%s", _in_a_line(record))
             if record["phase"] == SIMULATION != training.progress.phase and record["cycle"] == 0:
                 self._warn_if_too_short(record["hazard_per_ps"])
             if on_window:
                 on_window(record)
+        progress.end()
 
     def _warn_if_too_short(self, hazard_per_ps: float) -> None:
         """The first phase has measured the starting model: whether the final comparison has time for enough failures."""
@@ -124,17 +152,14 @@ class Finetuning:
                 "missed; see --check-max-time and --check-rounds", hazard_per_ps, needed, 2.0 * needed / rate / 60.0, seen,
             )  # fmt: skip
 
-    def finish(self, on_check: OnCheck | None = None) -> dict:
-        """Final comparison, model and result; returns what result.json holds.
-
-        `on_check` is called while a model is tested.
-        """
-        result = self._compare(on_check)
+    def finish(self, monitor: Monitor | None = None) -> dict:
+        """Final comparison, model and result; returns what result.json holds."""
+        result = self._compare(monitor or Monitor())
         self.directory.save_model(self.training.potential, self.model_path.name)
         self.directory.write_json(self.directory.result_path.name, result)
         return result
 
-    def compiled_where_wanted(self, say: Callable[[str], None] | None) -> Finetuning:
+    def settle(self, monitor: Monitor) -> None:
         """The network compiled as asked for; always after the setup and before anything else.
 
         What a trial said takes the place of "auto" in the inputs: a resumed run must not measure it again.
@@ -145,16 +170,34 @@ class Finetuning:
             self.reference.frames,
             self.config.dynamics.replicas,
             seconds=60.0 * self.config.max_time_min,
-            say=say,
+            say=monitor.message,
         )
-        return replace(self, inputs=replace(self.inputs, compilation=compiled))
+        self.inputs = replace(self.inputs, compilation=compiled)
 
-    def run(self) -> dict:
-        """All of it."""
-        self.train()
-        return self.finish()
+    def run(self, monitor: Monitor | None = None, on_window: Callable[[dict], None] | None = None) -> dict:
+        """All of it; returns what result.json holds."""
+        monitor = monitor or Monitor()
+        loop, check = self.config.max_time_min, self.check_seconds / 60.0
+        monitor.message(f"Time: up to {loop:.3g} min for the loop, then up to about {check:.3g} min for the comparison")
+        self.train(monitor, on_window)
+        return self.finish(monitor)
 
-    def _compare(self, on_check: OnCheck | None) -> dict:
+    def described(self) -> dict[str, Any]:
+        """What config.json tells beside inputs and options."""
+        return {
+            "model": self.inputs.model,
+            "reference": self.reference.source,
+            "criterion": [criterion.describe() for criterion in self.criteria],
+            "check_criterion": self.yardstick.describe(),
+            "start_force_mae_eV_per_A": self.training.accuracy.start_mae,
+            "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {self.inputs.device}",
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from what state.pt holds."""
+        self.training.restore(state)
+
+    def _compare(self, monitor: Monitor) -> dict:
         """Hold the candidates against the starting model from equal fresh starts; the winner stays in the potential."""
         config, training = self.config, self.training
         test = StabilityTest(
@@ -166,11 +209,14 @@ class Finetuning:
             check_every_fs=min(config.dynamics.check_every_fs, 1000.0 * self.check_ps),
             seed=config.seed + 1,
         )
-        candidates = training.candidates()
+        if config.check.time_ps is None and test.time_ps < LONGEST_CHECK:
+            logger.info("replicas of the comparison run %.2g ps, so that a round fits its time; see --check-max-time", test.time_ps)
+        candidates, told = training.candidates(), CheckProgress(test, config.check.rounds, self.check_seconds, monitor)
         comparison = Comparison(
-            training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check.rounds, on_check
+            training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check.rounds, told.on_check
         )
         outcome = comparison.run(candidates)
+        told.end()
         gained, message = verdict(outcome, self.yardstick, [criterion.name for criterion in self.criteria])
         if training.unchanged and training.progress.updates:
             message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
@@ -203,112 +249,9 @@ class Finetuning:
         return models
 
 
-@dataclass(frozen=True)
-class Live:
-    """What was given as objects and is in no file: a run with any of it is resumed from Python only."""
-
-    observables: list[Observable] = field(default_factory=list)
-    criteria: list[Criterion] = field(default_factory=list)
-
-    def names(self) -> list[str]:
-        """Of all objects."""
-        return [x.name for x in self.observables] + [x.name for x in self.criteria]
-
-
-def prepare(
-    output: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None = None
-) -> Finetuning:
-    """Check everything that can be checked, then begin a run; on an error nothing has been written.
-
-    `say` is told in words what was found on the way.
-    """
-    RunDirectory.check_free(output)
-    return begin(output, inputs, config, say)
-
-
-def begin(
-    output: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None, live: Live | None = None
-) -> Finetuning:
-    """Begin a run in a directory that is known to be free, but for a folder of its inputs."""
-    live = live or Live()
-    setup = _set_up(inputs, with_absolute_files(config), say, live).compiled_where_wanted(say)
-    directory = RunDirectory.create(output, _describe(setup) | {"live": live.names()})
-    directory.claim()
-    return replace(setup, directory=directory)
-
-
 def model_path(directory: RunDirectory, inputs: Inputs) -> Path:
     """The fine-tuned checkpoint: `model` in the run directory with the suffix of the input."""
     return directory.path / ("model" + Path(inputs.model).suffix)
-
-
-def open_run(path: str | os.PathLike) -> tuple[RunDirectory, Inputs, FinetuneConfig, dict]:
-    """A run's directory and what it was begun with, read from its config.json alone; the last is all of that file."""
-    directory, description = RunDirectory.open(path)
-    try:
-        inputs, config = from_dict(Inputs, description["inputs"]), from_dict(FinetuneConfig, description["config"])
-        description["digests"].items()
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UnusableRun(f"{directory.config_path} is damaged ({in_words(error)})") from error
-    return directory, inputs, config, description  # type: ignore[return-value]
-
-
-def resume(path: str | os.PathLike, say: Callable[[str], None] | None = None, live: Live | None = None) -> Finetuning:
-    """Take up a run where its last saved state stands; what was given as objects when it began has to be given again."""
-    directory, inputs, config, description = open_run(path)
-    live = live or Live()
-    if live.names() != description.get("live", []):
-        begun = ", ".join(description.get("live", [])) or "none"
-        raise UnusableRun(
-            f"{path} was begun in Python with these objects: {begun}; go on there with the same, "
-            "stabie_ase.finetune(..., resume_run=True)"
-        )
-    check_unchanged(path, inputs, config, description["digests"])
-    directory.claim()
-    warn_of_other_versions(description.get("versions", {}))
-    finetuning = replace(_set_up(inputs, config, say, live).compiled_where_wanted(say), directory=directory)
-    state = directory.load()
-    if state is not None:
-        try:
-            finetuning.training.restore(state["state"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise directory.damaged_state(error) from error
-    directory.cut_to(state)
-    return finetuning
-
-
-def _set_up(inputs: Inputs, config: FinetuneConfig, say: Callable[[str], None] | None, live: Live) -> Finetuning:
-    if say:
-        for file in code_files(config):
-            say(f"Code of yours: {file}")
-    rule_class(config.update.rule)
-    reference, validation = inputs.read_reference(), inputs.read_validation()
-    config = replace(config, dynamics=with_temperature(config.dynamics, reference.temperature_K, "the reference"))
-    potential = inputs.load_potential()
-    reference, validation = (part and part.isolated(potential.cutoff) for part in (reference, validation))
-    if say:
-        say(f"Reference: {reference.source}")
-    for part in (reference, validation) if validation else (reference,):
-        potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
-    check_inputs(potential, Path(inputs.model).name, reference, validation)
-    setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
-    if not live.observables:
-        config = replace(config, observable=config.observable or default_observable(setting))
-    if not live.criteria:
-        config = replace(config, criterion=config.criterion or default_criteria(setting, TRAINING))
-    observables = live.observables + (observables_from(config.observable, setting) if config.observable else [])
-    criteria = live.criteria + criteria_from(config.criterion or "", setting)
-    for what, found in (("observables", observables), ("criteria", criteria)):
-        named = [one.name for one in found]
-        if len(set(named)) < len(named):
-            raise BadOption(f"two {what} have one name among {', '.join(named)}; results are told by name, give each its own")
-    # What only the user knows to look for counts in the verdict as it does in training.
-    yardstick = Yardstick.from_reference(config.check.criterion, setting, observables).with_criteria(criteria)
-    _warn_of_tight_criteria(potential, reference, criteria)
-    torch.manual_seed(config.seed)
-    training = TrainingLoop.from_reference(potential, reference, observables, criteria, config, validation)
-    held_out = f"{len(training.accuracy.frames)} frames of the reference that are held out" if validation is None else validation.source
-    return Finetuning(None, inputs, config, reference, yardstick, training, held_out)
 
 
 def _warn_of_tight_criteria(potential: Potential, reference: Reference, criteria: Sequence[Criterion]) -> None:
@@ -324,17 +267,8 @@ def _warn_of_tight_criteria(potential: Potential, reference: Reference, criteria
         )
 
 
-def _describe(setup: Finetuning) -> dict:
-    inputs = setup.inputs
-    return {
-        "config": asdict(setup.config),
-        "inputs": asdict(inputs.absolute()),
-        "digests": digests(inputs, setup.config),
-        "model": inputs.model,
-        "reference": setup.reference.source,
-        "criterion": [criterion.describe() for criterion in setup.criteria],
-        "check_criterion": setup.yardstick.describe(),
-        "start_force_mae_eV_per_A": setup.training.accuracy.start_mae,
-        "versions": versions(),
-        "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {inputs.device}",
-    }
+def _in_a_line(record: dict) -> str:
+    """What a window has come to, for the log."""
+    skip = ("phase", "cycle", "window")
+    values = (f"{name} {value:.4g}" for name, value in record.items() if name not in skip and isinstance(value, (int, float)))
+    return f"cycle {record['cycle'] + 1} {record['phase']} {record['window']}: {', '.join(values)}"

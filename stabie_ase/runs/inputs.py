@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import stabie_ase
 from stabie_ase.potentials.base import Potential
@@ -18,7 +19,9 @@ from stabie_ase.structures.reference import Reference, absolute, digest, files_o
 from stabie_ase.system.options import from_dict, in_a_row
 from stabie_ase.system.plugins import file_of
 from stabie_ase.system.spec import Spec, parse
-from stabie_ase.training.options import FinetuneConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +29,46 @@ SPECIFICATIONS = ("observable", "criterion", "check_criterion", "update")
 """Options that may name a class in a file."""
 
 
+class FromFiles:
+    """Inputs some of which are names of files; what every command asks for is there whatever it is called with.
+
+    Attributes
+    ----------
+    FILES : tuple of str
+        The fields that name them.
+    """
+
+    FILES: ClassVar[tuple[str, ...]]
+    trust_checkpoint: bool = False
+
+    def files(self) -> dict[str, str | list[str]]:
+        """What was given as a file, or as several, by the names of the fields."""
+        files = {name: getattr(self, name) for name in self.FILES}
+        return {name: file for name, file in files.items() if file}
+
+    def absolute(self) -> Self:
+        """The same with absolute paths, so that a run can be resumed from another folder."""
+        return replace(self, **{name: absolute(file) for name, file in self.files().items()})  # type: ignore[type-var]
+
+
+class OfAModel(FromFiles):
+    """Inputs with a model among them."""
+
+    model: str
+    device: str
+    dtype: str | None
+    head: str | None
+
+    def load_potential(self) -> Potential:
+        """The starting model."""
+        return load_potential(self.model, self.device, self.dtype, self.trust_checkpoint, self.head)
+
+
 @dataclass(frozen=True)
-class Inputs:
-    """What a run was asked to work on, as config.json holds it."""
+class Inputs(OfAModel):
+    """What a fine-tuning run was asked to work on, as config.json holds it."""
+
+    FILES = ("model", "reference", "validation")
 
     model: str
     reference: str | list[str]
@@ -49,25 +89,17 @@ class Inputs:
         """Frames to judge accuracy by, if a file was given."""
         return read_reference(self.validation, self.energy_key, self.forces_key) if self.validation else None
 
-    def load_potential(self) -> Potential:
-        """The starting model."""
-        return load_potential(self.model, self.device, self.dtype, self.trust_checkpoint, self.head)
 
-    def files(self) -> dict[str, str | list[str]]:
-        """What was given as a file, or as several, by the names of the fields."""
-        files = {"model": self.model, "reference": self.reference, "validation": self.validation}
-        return {name: file for name, file in files.items() if file}
-
-    def absolute(self) -> Inputs:
-        """The same with absolute paths, so that a run can be resumed from another folder."""
-        return replace(self, **{name: absolute(file) for name, file in self.files().items()})
+def with_absolute_files(config: Any) -> Any:
+    """Options with absolute paths of the user's files, so that a run can be resumed from another folder."""
+    found = {name: ",".join(str(_absolute(spec)) for spec in specs) for name, specs in _specifications(config).items()}
+    return from_dict(type(config), in_a_row(config) | found)
 
 
-def with_absolute_files(config: FinetuneConfig) -> FinetuneConfig:
-    """The same with absolute paths of the user's files, so that a run can be resumed from another folder."""
+def _specifications(config: Any) -> dict[str, list[Spec]]:
+    """By the names of the options, those that have any."""
     row = in_a_row(config)
-    files = {name: row[name] and ",".join(str(_absolute(spec)) for spec in parse(row[name])) for name in SPECIFICATIONS}
-    return from_dict(FinetuneConfig, row | files)
+    return {name: parse(row[name]) for name in SPECIFICATIONS if row.get(name)}
 
 
 def _absolute(spec: Spec) -> Spec:
@@ -75,19 +107,18 @@ def _absolute(spec: Spec) -> Spec:
     return spec if file is None else replace(spec, name=f"{Path(file).absolute()}:{spec.name.rpartition(':')[2]}")
 
 
-def code_files(config: FinetuneConfig) -> list[str]:
-    """The user's files that a config names classes in."""
-    row = in_a_row(config)
-    found = (file_of(spec) for name in SPECIFICATIONS for spec in parse(row[name] or ""))
+def code_files(config: Any) -> list[str]:
+    """The user's files that options name classes in."""
+    found = (file_of(spec) for specs in _specifications(config).values() for spec in specs)
     return sorted({file for file in found if file})
 
 
-def digests(inputs: Inputs, config: FinetuneConfig) -> dict[str, str]:
-    """SHA-256 of all files, by what they are: "model", "reference", "validation" or the path of code."""
+def digests(inputs: FromFiles, config: Any) -> dict[str, str]:
+    """SHA-256 of all files, by what they are: "model", "reference" and so on, or the path of code."""
     return {name: digest(file) for name, file in inputs.files().items()} | {file: digest(file) for file in code_files(config)}
 
 
-def check_unchanged(path: str | os.PathLike, inputs: Inputs, config: FinetuneConfig, then: Mapping[str, str]) -> None:
+def check_unchanged(path: str | os.PathLike, inputs: FromFiles, config: Any, then: Mapping[str, str]) -> None:
     """Raise UnusableRun for a file of the run at `path` that is gone or is not what it was, with its digest `then`."""
     named = [(name, file) for name, names in inputs.files().items() for file in files_of(names)]
     for name, file in named + [("code", Path(file)) for file in code_files(config)]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.potentials.family import family_of
 from stabie_ase.potentials.module import as_potential
+from stabie_ase.runs.directory import UnusableRun
 from stabie_ase.runs.evaluate import Evaluation
-from stabie_ase.runs.finetune import Live, begin, resume
+from stabie_ase.runs.finetune import Finetuning, model_path
 from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.runs.inputs import Inputs
+from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.options import EvaluationConfig
 from stabie_ase.runs.report.html import write_report
+from stabie_ase.runs.run import Live
 from stabie_ase.stability import Criterion
 from stabie_ase.structures.reference import Reference, reference_of
+from stabie_ase.system.files import check_new_file
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.options import FinetuneConfig
 
@@ -41,22 +46,34 @@ class FinetuneResult:
 
     Attributes
     ----------
-    potential : Potential
-        With the weights of the result: those of the start if no gain could be told from chance.
-    gained : bool
-    message : str
-        The verdict in a sentence.
-    models : dict of str to dict
-        Summaries of "start" and "stabie", as in result.json; units are in the names.
-    path : Path or None
-        The run directory, if one was asked for.
+    potential : Potential or None
+        With the weights of the result: those of the start if no gain could be told from chance. None if it was not opened.
+    details : dict
+        All that result.json holds; units are in the names.
+    path, model_path, report_path : Path or None
+        The run directory, the checkpoint and the report in it, if a directory was asked for.
     """
 
-    potential: Potential
-    gained: bool
-    message: str
-    models: dict[str, dict]
-    path: Path | None
+    potential: Potential | None
+    details: dict[str, Any]
+    path: Path | None = None
+    model_path: Path | None = None
+    report_path: Path | None = None
+
+    @property
+    def gained(self) -> bool:
+        """Whether the result is more stable than the start by more than chance, and accurate enough."""
+        return self.details["gained"]
+
+    @property
+    def message(self) -> str:
+        """The verdict in a sentence."""
+        return self.details["message"]
+
+    @property
+    def models(self) -> dict[str, dict]:
+        """Summaries of "start" and "stabie"."""
+        return self.details["models"]
 
 
 def finetune(
@@ -67,12 +84,11 @@ def finetune(
     criteria: str | Sequence[str | Criterion] | None = None,
     validation: Frames | None = None,
     output: str | os.PathLike | None = None,
-    resume_run: bool = False,
-    say: Callable[[str], None] | None = None,
+    monitor: Monitor | None = None,
     on_window: Callable[[dict], None] | None = None,
     **options: Any,
 ) -> FinetuneResult:
-    """Make a model stable without new quantum calculations, as `stabie-ase finetune` does.
+    """Make a model stable without new quantum calculations; `stabie-ase finetune` is this function.
 
     Parameters
     ----------
@@ -86,12 +102,13 @@ def finetune(
         Unseen frames to judge accuracy by.
     output : path, optional
         Run directory; live objects are saved there too, so that the run can be resumed. None is kept without it.
-    resume_run : bool
-        Go on with the run in `output`, with the same observables and criteria.
-    say, on_window : callable, optional
-        Told in words what is found on the way, and the record of each window.
+    monitor : Monitor, optional
+        Told in words what is found on the way, and how far the work has come.
+    on_window : callable, optional
+        Told the record of each window.
     **options
-        Any of `FinetuneConfig`, and of `Inputs`: device, dtype, head, energy_key, forces_key, trust_checkpoint, compilation.
+        Any of `FinetuneConfig`, side by side or in their sections, and of `Inputs`: device, dtype, head, energy_key, forces_key,
+        trust_checkpoint, compilation.
 
     Returns
     -------
@@ -103,35 +120,88 @@ def finetune(
         In one line, what was given, what was expected and what to try; nothing has been written.
     """
     texts, live = _texts_and_objects(observables=observables, criteria=criteria)
-    if resume_run:
-        if output is None:
-            raise BadOption("resume_run goes on with the run in output: give its directory")
-        finetuning = resume(output, say, live)
-    else:
-        about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
-        config = from_dict(FinetuneConfig, options | texts)
-        kept = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="stabie-run-"))
-        RunDirectory.check_free(kept)
-        keys = (about_inputs.get("energy_key"), about_inputs.get("forces_key"))
-        try:
-            with _inputs_of(kept, model, frames, validation, keys) as files:
-                finetuning = begin(kept, Inputs(**files, **about_inputs), config, say, live)
-        except BaseException:
-            if output is None:
-                shutil.rmtree(kept, ignore_errors=True)
-            raise
+    about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
+    config = from_dict(FinetuneConfig, options | texts)
+    kept = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="stabie-run-"))
+    RunDirectory.check_free(kept)
+    keys = (about_inputs.get("energy_key"), about_inputs.get("forces_key"))
     try:
-        finetuning.train(on_window)
-        result = finetuning.finish()
-        path = finetuning.directory.path
-        if output is not None:
-            write_report(path)
-        return FinetuneResult(
-            finetuning.training.potential, result["gained"], result["message"], result["models"], path if output is not None else None
-        )
+        with _inputs_of(kept, model, frames, validation, keys) as files:
+            run = Finetuning.begin(kept, Inputs(**files, **about_inputs), config, monitor, live, own=[RunDirectory.INPUTS])
+        return _to_end(run, output is not None, monitor, on_window)
     finally:
         if output is None:
-            shutil.rmtree(finetuning.directory.path, ignore_errors=True)
+            shutil.rmtree(kept, ignore_errors=True)
+
+
+def resume(
+    path: str | os.PathLike,
+    *,
+    observables: str | Sequence[str | Observable] | None = None,
+    criteria: str | Sequence[str | Criterion] | None = None,
+    monitor: Monitor | None = None,
+    on_window: Callable[[dict], None] | None = None,
+    trust_checkpoint: bool = False,
+) -> FinetuneResult:
+    """Take up a run of `finetune` where it stands, as `stabie-ase finetune --resume` does.
+
+    Parameters
+    ----------
+    path : path
+        The run directory.
+    observables, criteria : sequence of objects, optional
+        Those that the run was begun with; what was given as text is in the directory.
+    monitor, on_window
+        See `finetune`.
+    trust_checkpoint : bool
+        Run code that a pickled checkpoint carries.
+
+    Returns
+    -------
+    FinetuneResult
+        Also of a run that is finished.
+
+    Raises
+    ------
+    ValueError
+        The directory cannot be gone on with; the message says why.
+    """
+    texts, live = _texts_and_objects(observables=observables, criteria=criteria)
+    if texts:
+        raise BadOption(f"what a run was begun with as text is in {path}: give objects only, not {', '.join(texts.values())}")
+    directory, inputs, _, _ = Finetuning.opened(path)
+    if directory.complete:
+        about = replace(inputs, model=str(model_path(directory, inputs)), trust_checkpoint=trust_checkpoint)
+        return result_of(directory, inputs, about.load_potential())
+    return _to_end(Finetuning.resume(path, monitor, live, trust_checkpoint), True, monitor, on_window)
+
+
+def _to_end(
+    run: Finetuning, keep: bool, monitor: Monitor | None, on_window: Callable[[dict], None] | None
+) -> FinetuneResult:
+    details = run.run(monitor, on_window)
+    if not keep:
+        return FinetuneResult(run.training.potential, details)
+    return result_of(run.directory, run.inputs, run.training.potential)
+
+
+def result_of(directory: RunDirectory, inputs: Inputs, potential: Potential | None = None) -> FinetuneResult:
+    """What a run that is finished has come to; its report is written unless it has been.
+
+    Raises
+    ------
+    UnusableRun
+        The report cannot be written.
+    """
+    try:
+        report = directory.report_path if directory.report_path.exists() else write_report(directory.path)
+    except OSError as error:
+        raise UnusableRun(
+            f"the run is finished, but its report cannot be written to {directory.path}: {error.strerror or error}; "
+            f"once it can: {directory.resume_command}"
+        ) from error
+    details = json.loads(directory.result_path.read_text())
+    return FinetuneResult(potential, details, directory.path, model_path(directory, inputs), report)
 
 
 def evaluate(
@@ -141,16 +211,18 @@ def evaluate(
     compare: Mapping[str, str | os.PathLike | nn.Module] | Sequence[str | os.PathLike] = (),
     observables: str | Sequence[str | Observable] | None = None,
     criteria: str | Sequence[str | Criterion] | None = None,
-    say: Callable[[str], None] | None = None,
+    monitor: Monitor | None = None,
+    output: str | os.PathLike | None = None,
     energy_key: str | None = None,
     forces_key: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     head: str | None = None,
+    compilation: str = "off",
     trust_checkpoint: bool = False,
     **options: Any,
 ) -> dict[str, dict]:
-    """Measure stability, observables and errors of models, as `stabie-ase evaluate` does.
+    """Measure stability, observables and errors of models; `stabie-ase evaluate` is this function.
 
     Parameters
     ----------
@@ -158,8 +230,10 @@ def evaluate(
     frames : path, several, or frames in memory
     compare : paths, or mapping of names to paths or models, optional
         From the same starts, with the same seeds.
-    observables, criteria, say
+    observables, criteria, monitor
         See `finetune`.
+    output : path, optional
+        A JSON file to write the summaries to.
     **options
         Any of `EvaluationConfig`.
 
@@ -168,6 +242,8 @@ def evaluate(
     dict of str to dict
         A summary of each model by its name ("model" for one in memory), units in the names.
     """
+    if output is not None:
+        check_new_file(output)
     texts, live = _texts_and_objects(observables=observables, criteria=criteria)
     config = from_dict(EvaluationConfig, options | texts)
     others = compare if isinstance(compare, Mapping) else {os.fspath(path): path for path in compare}
@@ -177,7 +253,7 @@ def evaluate(
     models = {name: model, **others}
     keys = {"energy_key": energy_key, "forces_key": forces_key}
     about = {"device": device, "dtype": dtype, "head": head, "trust": trust_checkpoint}
-    return Evaluation.set_up(models, frames, config, keys, about, live, say).run()
+    return Evaluation.set_up(models, frames, config, keys, about, live, monitor).run(compilation, output)
 
 
 def _texts_and_objects(**given: str | Sequence | None) -> tuple[dict[str, str], Live]:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from ase import Atoms, units
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixCom
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState, PotentialForces, kinetic_energy
+from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.dynamics.starts import start, starting_frames
 from stabie_ase.dynamics.state import degrees_of_freedom, has_momenta, remove_com_momentum, take_momenta
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.directory import FrameLog, TextLog, WorkDirectory
+from stabie_ase.runs.inputs import OfAModel
+from stabie_ase.runs.monitor import Monitor, Rate
 from stabie_ase.runs.options import MDConfig
-from stabie_ase.stability import Criterion, Failures, StabilityStatistics, look, watched, with_memory
+from stabie_ase.runs.run import Live, Run
+from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, look, watched, with_memory
+from stabie_ase.structures.reference import common_temperature, read_frames
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system.options import BadOption, with_temperature
+
+logger = logging.getLogger(__name__)
+
+SAFE_TIMESTEP_FS = 1.0
+"""For hydrogen; the fastest vibration of an atom slows down with the root of its mass."""
 
 SAVE_EVERY = 10.0
 """Seconds between two saved states."""
@@ -48,11 +63,28 @@ class MDDirectory(WorkDirectory):
         self.log_of = logs * replicas if one_file else logs
 
 
-class Production:
-    """Replicas run to a requested time. Nothing is written before `take_up` says where.
+@dataclass(frozen=True)
+class MDInputs(OfAModel):
+    """What a run of dynamics was asked to work on, as config.json holds it."""
+
+    FILES = ("model", "start")
+
+    model: str
+    start: str
+    device: str = "cpu"
+    dtype: str | None = None
+    head: str | None = None
+    compilation: str = "off"
+    trust_checkpoint: bool = False
+    one_file: bool = False
+
+
+class Production(Run):
+    """Replicas run to a requested time: a run of `stabie-ase md`.
 
     Parameters
     ----------
+    inputs : MDInputs
     config : MDConfig
         With a temperature.
     potential : Potential
@@ -71,11 +103,15 @@ class Production:
         Steps taken by those.
     """
 
+    directory_class = MDDirectory
+    inputs_class = MDInputs
+    config_class = MDConfig
+
     def __init__(
-        self, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion] = ()
+        self, inputs: MDInputs, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion] = ()
     ):
-        self.config, self.potential = config, potential
-        self.criteria = list(criteria)
+        self.inputs, self.config, self.potential, self.frames = inputs, config, potential, frames
+        self.criteria = [criterion.for_model(potential) for criterion in criteria]
         self.integrator = config.integrator
         self.forces = PotentialForces.driving(potential, self.integrator)
         self.state = start(
@@ -93,6 +129,53 @@ class Production:
         everyone = torch.arange(config.replicas, device=self.state.batch.device)
         self._at_start = Failures.none(self.state.batch).examine(self.state, everyone, [], look(self.state, []), 0)
         self.failed_step, self.done = self._at_start.step, 0
+
+    @classmethod
+    def set_up(cls, inputs: MDInputs, config: MDConfig, monitor: Monitor, live: Live) -> Production:
+        """Everything that can be wrong, looked at before anything is written."""
+        frames, asked_K = read_frames(inputs.start), config.temperature_K
+        found = common_temperature(frames)
+        if config.ensemble == "nve" and not config.new_momenta:
+            found = found or _kinetic_temperature(frames)
+        config = with_temperature(config, found, "the file of starting frames")
+        if config.ensemble.startswith("npt") and not all(atoms.pbc.all() and atoms.cell.rank == 3 for atoms in frames):
+            raise BadOption(f"{config.ensemble} needs frames with a cell that are periodic in all three directions; use nvt or nve")
+        potential = inputs.load_potential()
+        potential.check_numbers(z for atoms in frames for z in set(atoms.numbers))
+        _warn_of_long_steps(config.timestep_fs, min(atoms.get_masses().min() for atoms in frames))
+        # Frames that tell no temperature may be relaxed ones.
+        criteria = criteria_from(config.criterion or "", Setting(frames, config.temperature_K, common_temperature(frames) or 0.0))
+        run = cls(inputs, config, potential, frames, live.criteria + criteria)
+        run._tell_momenta(asked_K, monitor)
+        return run
+
+    def settle(self, monitor: Monitor) -> None:
+        """The network compiled as asked for; what a trial said takes the place of "auto"."""
+        compiled = compile_where_wanted(
+            self.inputs.compilation, self.potential, self.frames, self.config.replicas, steps=self.n_steps, say=monitor.message
+        )
+        self.inputs = replace(self.inputs, compilation=compiled)
+
+    def _tell_momenta(self, asked_K: float | None, monitor: Monitor) -> None:
+        """What became of the momenta in the file, if there are any."""
+        config, n_kept = self.config, sum(self.from_file)
+        if not n_kept:
+            return
+        text = f"Momenta: {n_kept} of {config.replicas} replicas start with those in the file"
+        if n_kept < config.replicas:
+            text += f", the others (a frame used again, or without momenta) with new ones at {config.temperature_K:g} K"
+        monitor.message(text)
+        if config.ensemble == "nve" and asked_K is not None:
+            logger.warning("--temperature %g is not used for the momenta in the file; --new-momenta draws new ones at it", asked_K)
+
+    def arrange(self) -> None:
+        """Decide where frames go."""
+        self.directory.arrange(self.config.replicas, self.inputs.one_file)
+
+    def restore(self, state: dict) -> None:
+        """Go on from what state.pt holds."""
+        self.state, self.done = self.state.restore(state["replicas"]), int(state["done"])
+        self.failed_step = state["failed_step"].to(self.failed_step.device)
 
     @property
     def n_steps(self) -> int:
@@ -113,23 +196,13 @@ class Production:
     def _ps(self, steps: int | np.ndarray) -> float | np.ndarray:
         return steps * self.config.timestep_fs / 1000.0
 
-    def take_up(self, directory: MDDirectory) -> None:
-        """Work in an arranged directory from now on, from its last state or from the start."""
-        self.directory, saved = directory, directory.load()
-        if saved is not None:
-            try:
-                state = saved["state"]
-                self.state, self.done = self.state.restore(state["replicas"]), int(state["done"])
-                self.failed_step = state["failed_step"].to(self.failed_step.device)
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise self.directory.damaged_state(error) from error
-        self.directory.cut_to(saved)
-
-    def run(self, on_sample: Callable[[int, MDState, Tensor], None] | None = None) -> None:
-        """Take all replicas to the end; `on_sample(steps_done, state, stopped)` after every frame.
-
-        A ctrl-C costs the steps since the last frame.
-        """
+    def run(self, monitor: Monitor | None = None) -> None:
+        """Take all replicas to the end. A ctrl-C costs the steps since the last frame."""
+        monitor, config = monitor or Monitor(), self.config
+        bath = "" if config.ensemble == "nve" else f", {config.temperature_K:g} K"
+        monitor.message(f"{config.replicas} replicas, {config.ensemble}{bath}, to {config.time_ps:g} ps")
+        if self.criteria:
+            monitor.message(f"Unstable: {'; '.join(criterion.describe() for criterion in self.criteria)}")
         if self.done == 0 and self.directory.thermo.length == 0:
             with self.directory.writing():
                 self.directory.thermo.append(COLUMNS)
@@ -137,14 +210,15 @@ class Production:
                 self._write(everyone, self._at_start)
             self._save()
         try:
-            self._to_end(on_sample)
+            self._to_end(monitor)
         except KeyboardInterrupt:
             self._save()
             raise
         self._save()
 
-    def _to_end(self, on_sample: Callable[[int, MDState, Tensor], None] | None) -> None:
-        config, saved = self.config, time.monotonic()
+    def _to_end(self, monitor: Monitor) -> None:
+        config, saved, rate = self.config, time.monotonic(), Rate()
+        monitor.progress("md", self.done, self.n_steps, "")
         while self.done < self.n_steps and not bool(self.stopped.all()):
             n = min(config.steps(config.sample_every_fs), self.n_steps - self.done)
             going = (~self.stopped).nonzero()[:, 0]
@@ -161,11 +235,12 @@ class Production:
                 self.failed_step[going[failures.failed]] = self.done + failures.step[failures.failed]
                 self.done += n
                 self._write(going, failures)
-            if on_sample:
-                on_sample(self.done, self.state, self.stopped)
+            stopped = f"stopped {100 * float(self.stopped.double().mean()):.0f} %"
+            monitor.progress("md", self.done, self.n_steps, f"{stopped}, {rate.update(int(self.state.step.sum()))}")
             if time.monotonic() - saved > SAVE_EVERY:
                 self._save()
                 saved = time.monotonic()
+        monitor.progress("md", self.n_steps, self.n_steps, "")  # all may have been stopped long before
 
     def _save(self) -> None:
         self.directory.save({"replicas": self.state.tensors(), "failed_step": self.failed_step, "done": self.done})
@@ -227,3 +302,19 @@ class Production:
             f"{info['replica']},{info['time_ps']:.6g},{atoms.get_potential_energy():.8g},{kinetic:.8g},"
             f"{bath},{info['kinetic_temperature_K']:.6g},{volume},{pressure}"
         )
+
+
+def _warn_of_long_steps(timestep_fs: float, lightest: float) -> None:
+    safe = SAFE_TIMESTEP_FS * (lightest / 1.008) ** 0.5
+    if timestep_fs > safe:
+        logger.warning("a time step of %g fs is long for atoms of %.3g amu; up to %.2g fs is usual", timestep_fs, lightest, safe)
+
+
+def _kinetic_temperature(frames: Sequence[Atoms]) -> float | None:
+    """Mean over the frames that have momenta, in K."""
+    moving = [atoms.copy() for atoms in frames if has_momenta(atoms)]
+    for atoms in moving:  # drift is no heat
+        atoms.set_constraint(atoms.constraints or FixCom())
+        atoms.set_momenta(atoms.get_momenta())
+    found = [atoms.get_temperature() if atoms.get_number_of_degrees_of_freedom() else 0.0 for atoms in moving]
+    return max(1e-3, sum(found) / len(found)) if found else None

@@ -41,6 +41,18 @@ def uninterrupted() -> Iterator[None]:
             handlers[arrived[0][0]](*arrived[0])
 
 
+def check_new_file(path: str | os.PathLike) -> None:
+    """Raise ValueError unless a file can be made there that does not exist yet."""
+    path = Path(path)
+    folder = path.absolute().parent
+    if path.exists():
+        raise ValueError(f"{path} exists and is not overwritten; remove it or choose another --output")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; make it or choose another --output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be written to; choose another --output")
+
+
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name in the same folder to write to; renamed to `path` at the end, so a crash leaves the old file or the new."""

@@ -94,8 +94,8 @@ class TrainingLoop:
         self.work = Work(potential, labelled, loss, self.accuracy, bounds, config, self._out_of_time)
         self.rule = rule.from_spec(spec, self.work)
         dynamics, phases = config.dynamics, config.phases
-        times = (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs)
-        window = Window(*map(dynamics.steps, times), phases.escape_factor)
+        length, looks, samples = map(dynamics.steps, (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs))
+        window = Window(length, looks, samples, phases.escape_factor)
         self.pools = [
             ReplicaPool(condition, potential, window, config.seed + APART * k) for k, condition in enumerate(conditions)
         ]

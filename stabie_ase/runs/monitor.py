@@ -1,0 +1,39 @@
+"""The one way to say something while work goes on: words, and how far it has come."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stabie_ase.runs.run import Run
+
+
+class Monitor:
+    """Is told of long work and says nothing itself; a terminal, a notebook or a log overrides what it wants to know."""
+
+    def message(self, text: str) -> None:
+        """Something was found out, in words."""
+
+    def began(self, run: Run) -> None:
+        """A run has a directory of its own from here on, and can be gone on with."""
+
+    def progress(self, task: str, done: float, total: float, note: str) -> None:
+        """How much of a task is done, of how much, in any unit, and what goes on; a task ends with all of it or with the next one."""
+
+
+class Rate:
+    """Replica-steps per second over the last looks."""
+
+    def __init__(self):
+        self.before, self.when, self.value = None, time.monotonic(), 0.0
+
+    def update(self, replica_steps: int) -> str:
+        """Tell the total so far; returns the rate in words."""
+        now = time.monotonic()
+        if self.before is None:  # a resumed run does not begin at zero
+            self.before, self.when = replica_steps, now
+        elif now - self.when > 0.5:
+            self.value = max(0.0, (replica_steps - self.before) / (now - self.when))
+            self.before, self.when = replica_steps, now
+        return f"{self.value:.0f} replica-steps/s"
