@@ -16,6 +16,7 @@ from torch import Tensor
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
 from stabie_ase.observables import Target
+from stabie_ase.system.processes import softmax, total
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Estimator:
         """ḡ of all samples, or of those of half of the replicas, shape (Σ d,)."""
         chosen = samples.half(half)
         if energy_change is None:
-            return values[chosen].mean(dim=0)
+            return total(values[chosen].sum(dim=0)) / total(chosen.sum())
         return weighted_mean(values, self.point, energy_change, chosen)[0]
 
     def reweighted(self, estimate: Estimate, targets: Sequence[Target], energy_change: Tensor | None) -> Estimate:
@@ -187,20 +188,22 @@ def weighted_mean(
 ) -> tuple[Tensor, Tensor, float]:
     """Mean over the chosen samples, their normalised probabilities (zero elsewhere), and Kish's sample size.
 
+    Of several processes all samples count, and the probabilities are those of this one's (`system.processes`).
+
     Raises
     ------
     ValueError
         Fewer than two samples.
     """
-    n = len(values) if chosen is None else int(chosen.sum())
+    n = int(total(torch.as_tensor(len(values)) if chosen is None else chosen.sum()))
     if n < 2:
         raise ValueError(f"a covariance needs two samples or more, got {n}")
     # Volumes do not change with the parameters: P V cancels.
     log_p = values.new_zeros(len(values)) if energy_change is None else -point.beta * energy_change.double()
     if chosen is not None:
         log_p = torch.where(chosen, log_p, -torch.inf)
-    p = torch.softmax(log_p, dim=0)
-    return p @ values, p, float(1.0 / p.square().sum())
+    p = softmax(log_p)
+    return total(p @ values), p, float(1.0 / total(p.square().sum()))
 
 
 def fluctuation_weights(values: Tensor, weights: Tensor, floor: float) -> Tensor:

@@ -14,6 +14,7 @@ from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate_gradie
 from stabie_ase.observables import Target
 from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.system.processes import sum_gradients
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
@@ -125,6 +126,7 @@ class NaturalGradient(UpdateRule):
         self.steps.optimizer.zero_grad()
         for estimate in estimates:
             accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights)
+        sum_gradients(work.potential.parameters())
         sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for estimate in estimates)]
         direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)
         if math.isfinite(change) and change > 0:

@@ -7,6 +7,7 @@ import copy
 import torch
 
 from stabie_ase.boltzmann import Estimator, accumulate_gradient
+from stabie_ase.system.processes import sum_gradients
 from stabie_ase.system.spec import BadSpec, Spec, did_you_mean
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
@@ -56,6 +57,7 @@ class PenalizedGradient(UpdateRule):
             estimate = Estimator(condition.point, config.estimator.cross_fit)(samples, condition.targets)
             accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights)
             loss += estimate.loss
+        sum_gradients(work.potential.parameters())
         chosen = minibatch(len(work.labelled), config.labels.qm_batch_size, config.seed, self.updates)
         labels = work.loss(work.potential, work.labelled.select(chosen))
         (self.penalty * labels).backward()
