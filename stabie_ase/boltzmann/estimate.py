@@ -94,6 +94,10 @@ class Estimator:
         energy_change : Tensor, shape (n_groups,), optional
             U_θ - U_θ0 in eV.
 
+        Returns
+        -------
+        Estimate
+
         Raises
         ------
         ValueError
@@ -125,8 +129,17 @@ class Estimator:
 
         Parameters
         ----------
-        energy_change : Tensor, shape (n_groups,), optional
-            Of the estimate's samples, U_θ - U_θ0 in eV.
+        estimate : Estimate
+            Under the parameters that the residuals are of.
+        targets : sequence of Target
+            Those of the estimate, in the same order.
+        energy_change : Tensor, shape (n_groups,), or None
+            Of the estimate's samples, U_θ - U_θ0 in eV; None where the parameters are those that the samples were drawn with.
+
+        Returns
+        -------
+        Estimate
+            With other weights and another effective number of samples.
         """
         near, parts = estimate.samples, []
         values = _in_a_row(near, targets)
@@ -186,7 +199,26 @@ def response_weights(
 def weighted_mean(
     values: Tensor, point: StatePoint, energy_change: Tensor | None = None, chosen: Tensor | None = None
 ) -> tuple[Tensor, Tensor, float]:
-    """Mean over the chosen samples, their normalised probabilities (zero elsewhere), and Kish's sample size.
+    """Mean over the chosen samples, p_i ∝ exp(-β [U_θ - U_θ0]) each.
+
+    Parameters
+    ----------
+    values : Tensor, shape (n_samples, d)
+        Averaged over the samples.
+    point : StatePoint
+        Gives β.
+    energy_change : Tensor, shape (n_samples,), optional
+        U_θ - U_θ0 in eV; equal probabilities without it.
+    chosen : Tensor of bool, shape (n_samples,), optional
+        Samples that count; all by default.
+
+    Returns
+    -------
+    mean : Tensor, shape (d,)
+    probabilities : Tensor, shape (n_samples,)
+        Normalised; zero of those that do not count.
+    effective_samples : float
+        Kish's, 1 / Σ p_i².
 
     Of several processes all samples count, and the probabilities are those of this one's (`system.processes`).
 

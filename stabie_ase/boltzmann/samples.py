@@ -89,6 +89,15 @@ class Samples:
         The mean is that of the values but for the ends; fast vibrations are gone, and a frame on its way out counts as what it is
         about to become.
 
+        Parameters
+        ----------
+        half_width : int
+            Frames to either side; with none the samples themselves.
+
+        Returns
+        -------
+        Samples
+
         Raises
         ------
         ValueError
@@ -108,8 +117,10 @@ def trajectory_averages(values: Tensor, frame: Tensor, replica: Tensor, half_wid
     Parameters
     ----------
     values : Tensor, shape (n_samples, d)
-    frame, replica : Tensor of int64, shape (n_samples,)
-        Which frame of which replica each sample is; each pair once.
+    frame : Tensor of int64, shape (n_samples,)
+        Number of the frame that each sample is.
+    replica : Tensor of int64, shape (n_samples,)
+        Whose frame it is; each pair of a frame and a replica once.
     half_width : int
         Frames to either side; with none the values themselves.
 

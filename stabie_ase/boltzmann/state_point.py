@@ -32,7 +32,7 @@ class StatePoint:
         return 1.0 / (units.kB * self.temperature_K)
 
     def exponent(self, energies: Tensor, volumes: Tensor | None = None) -> Tensor:
-        """-β (U + P V), of which the probability of a configuration is the exponential; the shape of `energies`.
+        """-β (U + P V), of which the probability of a configuration is the exponential.
 
         Parameters
         ----------
@@ -40,6 +40,11 @@ class StatePoint:
             In eV.
         volumes : Tensor, optional
             In Å³; needed at constant pressure.
+
+        Returns
+        -------
+        Tensor
+            A number without a unit for each of the energies.
         """
         if self.pressure_GPa is None:
             return -self.beta * energies

@@ -107,8 +107,12 @@ class Sectioned(Command):
 
     Parameters
     ----------
+    *args
+        Of click's command.
     sections : dict of str to sequence of str
         Heading to names of parameters; what is in none of them comes under the last.
+    **settings
+        Of click's command.
     """
 
     def __init__(self, *args, sections: Mapping[str, Sequence[str]], **settings):

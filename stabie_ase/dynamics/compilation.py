@@ -74,10 +74,21 @@ class Trial:
 
 
 def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int, kernels: bool = False) -> None:
-    """Compile a potential's network for dynamics of so many replicas, and make the first call.
+    """Compile a potential's network for dynamics, and make the first call.
 
     Done before anything else is measured or timed, and always on the same input, so that the code does not depend on
-    where a run is taken up. With `kernels`, those of the family are taken instead.
+    where a run is taken up.
+
+    Parameters
+    ----------
+    potential : Potential
+        Compiled in place.
+    frames : sequence of Atoms
+        The first call is on the first of them.
+    replicas : int
+        Systems of a batch in the dynamics.
+    kernels : bool
+        Take the kernels of the potential's family instead of a compiler's.
 
     Raises
     ------
@@ -109,10 +120,15 @@ def decide(
     Parameters
     ----------
     choice : {"off", "on", "kernels", "auto"}
-    potential, frames, replicas
+    potential : Potential
+    frames : sequence of Atoms
         As for `make_ready`.
-    seconds, steps : float
-        How long dynamics will go on for, the smaller of the two.
+    replicas : int
+        Systems of a batch in the dynamics.
+    seconds : float
+        For which dynamics will go on at most.
+    steps : float
+        Time steps that there will be at most.
     say : callable, optional
         Told in words what was found.
 
@@ -139,7 +155,24 @@ def decide(
 
 
 def compile_where_wanted(choice: str, potential: Potential, frames: Sequence[Atoms], replicas: int, **how_long) -> str:
-    """`decide`, do it and return it.
+    """`decide`, and do it.
+
+    Parameters
+    ----------
+    choice : {"off", "on", "kernels", "auto"}
+    potential : Potential
+        Compiled in place.
+    frames : sequence of Atoms
+        As for `make_ready`.
+    replicas : int
+        Systems of a batch in the dynamics.
+    **how_long
+        `seconds` or `steps`, and `say`, of `decide`.
+
+    Returns
+    -------
+    {"off", "on", "kernels"}
+        What was done.
 
     Raises
     ------
@@ -153,6 +186,19 @@ def compile_where_wanted(choice: str, potential: Potential, frames: Sequence[Ato
 
 def probe(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial:
     """`try_out` in a process of its own, which a compiler may take down with it.
+
+    Parameters
+    ----------
+    potential : Potential
+        Copied to the other process, and left as it is.
+    frames : sequence of Atoms
+        As for `make_ready`.
+    replicas : int
+        Systems of a batch in the dynamics.
+
+    Returns
+    -------
+    Trial
 
     Raises
     ------
@@ -181,7 +227,20 @@ def probe(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial
 
 
 def try_out(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial:
-    """Time steps of dynamics before and after compilation, in this process; the potential is compiled afterwards.
+    """Time steps of dynamics before and after compilation, in this process.
+
+    Parameters
+    ----------
+    potential : Potential
+        Is compiled afterwards.
+    frames : sequence of Atoms
+        As for `make_ready`.
+    replicas : int
+        Systems of the batch that is timed.
+
+    Returns
+    -------
+    Trial
 
     Raises
     ------

@@ -36,6 +36,10 @@ def integrator_for(
     compressibility_per_GPa : float
         Estimate that sets the speed of the cell only, in 1/GPa.
 
+    Returns
+    -------
+    Integrator
+
     Raises
     ------
     ValueError

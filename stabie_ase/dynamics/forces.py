@@ -61,6 +61,15 @@ class PotentialForces:
     def __call__(self, batch: AtomsBatch) -> Prediction:
         """Energies, forces and, if asked for, stress.
 
+        Parameters
+        ----------
+        batch : AtomsBatch
+            Worked through in parts where it does not fit into memory at once.
+
+        Returns
+        -------
+        Prediction
+
         Raises
         ------
         MemoryError

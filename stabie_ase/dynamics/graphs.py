@@ -178,6 +178,12 @@ class GraphedBlocks:
 class FixedForces:
     """A potential as a force function with a neighbour list of fixed length that is not checked, only followed.
 
+    Parameters
+    ----------
+    potential : Potential
+    skin : float
+        How far beyond the cutoff the list reaches, in Å.
+
     Attributes
     ----------
     list : NeighborList or None

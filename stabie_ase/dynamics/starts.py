@@ -45,6 +45,11 @@ def start(
         Chooses frames, momenta and noise.
     pressure_GPa : float
         For a barostat.
+
+    Returns
+    -------
+    MDState
+        With the integrator's own columns.
     """
     chosen = starting_frames(frames, n, seed)
     batch = AtomsBatch.from_atoms(chosen, device=potential.device)

@@ -161,6 +161,10 @@ def initial_state(
     mobile : Tensor of bool, shape (n_atoms,), optional
         Atoms that may move (see `mobile_atoms`); all by default.
 
+    Returns
+    -------
+    MDState
+
     Raises
     ------
     ValueError
@@ -212,13 +216,7 @@ def remove_com_momentum(batch: AtomsBatch, momenta: Tensor, mobile: Tensor) -> T
 
 
 def has_momenta(atoms: Atoms) -> bool:
-    """Whether ASE atoms bring momenta of their own; all zero, as some formats write them for want of any, are none.
-
-    Raises
-    ------
-    ValueError
-        Momenta that are not finite.
-    """
+    """Whether ASE atoms bring momenta of their own; all zero, as some formats write for want of any, are none; ValueError if not finite."""
     momenta = atoms.get_momenta()
     if not np.isfinite(momenta).all():
         raise ValueError("momenta of the starting frames are not finite; remove them or draw new ones")
@@ -226,15 +224,21 @@ def has_momenta(atoms: Atoms) -> bool:
 
 
 def take_momenta(state: MDState, images: Sequence[Atoms], taken: Sequence[bool], fix_com: bool) -> MDState:
-    """Copy in which the replicas `taken` have the momenta of their ASE atoms instead of those drawn.
+    """Copy in which some replicas have the momenta of their ASE atoms instead of those drawn.
 
     Parameters
     ----------
     state : MDState
-    images, taken : sequence of Atoms, sequence of bool
+    images : sequence of Atoms
         One a replica. Atoms that are held get no momentum.
+    taken : sequence of bool
+        Which replicas have the momenta of their atoms, one a replica.
     fix_com : bool
         Take out the centre-of-mass momentum, except where an atom is held.
+
+    Returns
+    -------
+    MDState
     """
     batch = state.batch
     momenta = torch.as_tensor(np.concatenate([atoms.get_momenta() for atoms in images])).to(state.momenta) * state.mobile[:, None]
@@ -245,9 +249,19 @@ def take_momenta(state: MDState, images: Sequence[Atoms], taken: Sequence[bool],
 
 
 def mobile_atoms(images: Sequence[Atoms]) -> Tensor:
-    """Which atoms the constraints of ASE atoms leave free, shape (n_atoms,).
+    """Which atoms the constraints of ASE atoms leave free.
 
     `FixAtoms` is honoured, `FixCom` is left to the ensemble, whose `fix_com` tells.
+
+    Parameters
+    ----------
+    images : sequence of Atoms
+        One a replica.
+
+    Returns
+    -------
+    Tensor of bool, shape (n_atoms,)
+        Of all images in a row.
 
     Raises
     ------

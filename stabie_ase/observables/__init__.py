@@ -44,6 +44,11 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     text : str or sequence of str
         As "hr", "rdf:O-O,r_max=6" or "mine.py:Gyration"; several in a sequence, or separated by commas.
     setting : Setting
+        The system, which decides what they are laid out for.
+
+    Returns
+    -------
+    list of Observable
 
     Raises
     ------

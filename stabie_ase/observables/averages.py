@@ -107,7 +107,7 @@ def noise_floor(values: Tensor, weights: Tensor, n_splits: int = 100) -> float |
 
     Two random halves of the frames differ by twice the error of the mean of all: the variance of either half's mean is
     2σ²/n, that of their difference 4σ²/n, that of the whole mean σ²/n. Half the distance of two halves, averaged over
-    `n_splits` splits, is the floor.
+    many splits, is the floor.
 
     Parameters
     ----------
@@ -115,6 +115,8 @@ def noise_floor(values: Tensor, weights: Tensor, n_splits: int = 100) -> float |
         g of independent reference frames.
     weights : Tensor, shape (d,)
         c.
+    n_splits : int
+        Random halvings that are averaged over.
 
     Returns
     -------

@@ -76,6 +76,17 @@ class Observable:
     def from_spec(cls, spec: Spec, setting: Setting) -> Observable:
         """The observable laid out for a system like the reference.
 
+        Parameters
+        ----------
+        spec : Spec
+            What was asked for, as `rdf:O-O,r_max=6`.
+        setting : Setting
+            The system, by its reference frames.
+
+        Returns
+        -------
+        Observable
+
         Raises
         ------
         BadSpec, ValueError

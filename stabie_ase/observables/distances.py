@@ -50,7 +50,20 @@ class DistanceDistribution(Observable):
 
     @classmethod
     def from_reference(cls, frames: Sequence[Atoms], margin: float = 2.0, **settings) -> DistanceDistribution:
-        """A grid that reaches `margin` (Å) beyond the longest distance of the reference.
+        """A grid that reaches beyond the longest distance of the reference.
+
+        Parameters
+        ----------
+        frames : sequence of Atoms
+            The reference.
+        margin : float
+            How far the grid goes beyond, in Å.
+        **settings
+            The other fields of the class.
+
+        Returns
+        -------
+        DistanceDistribution
 
         Raises
         ------

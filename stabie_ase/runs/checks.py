@@ -83,7 +83,7 @@ class Agreement(NamedTuple):
 
 
 def nearest_unit(factor: float, known: Mapping[str, float]) -> tuple[str, bool] | None:
-    """The unit whose factor is the nearest, and whether it is the labels that have it; None if none is near.
+    """The unit whose factor is the nearest.
 
     Parameters
     ----------
@@ -91,6 +91,11 @@ def nearest_unit(factor: float, known: Mapping[str, float]) -> tuple[str, bool] 
         Labels over predictions.
     known : mapping of str to float
         As `FORCE_UNITS`.
+
+    Returns
+    -------
+    (str, bool) or None
+        Its name, and whether it is the labels that have it; None if none is near.
     """
     if not factor > 0:
         return None
@@ -108,8 +113,10 @@ def check_labels(potential: Potential, labelled: Reference, model: str, what: st
     ----------
     potential : Potential
     labelled : Reference
-    model, what : str
-        What to call the model and the frames.
+    model : str
+        What to call the model.
+    what : str
+        What to call the frames.
 
     Raises
     ------
@@ -199,12 +206,7 @@ def _composition(atoms: Atoms) -> str:
 
 
 def check_inputs(potential: Potential, model: str, reference: Reference, validation: Reference | None = None) -> None:
-    """All that can be seen to be inconsistent before a fine-tuning run.
-
-    Raises
-    ------
-    InconsistentLabels
-    """
+    """Hold a model against the labels of its reference and of the validation frames; InconsistentLabels before a run that goes wrong."""
     check_labels(potential, reference, model, "the reference")
     if validation is not None:
         check_same_system(validation.frames, reference.frames, "--valid", "the reference")

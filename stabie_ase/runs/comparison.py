@@ -137,7 +137,7 @@ def worse_stretch(outcome: Outcome, target: Target) -> str | None:
 
 
 def verdict(outcome: Outcome, yardstick: Yardstick, listened: Iterable[str]) -> tuple[bool, str]:
-    """Whether the model became more stable, and in words.
+    """Whether the model became more stable.
 
     Parameters
     ----------
@@ -145,6 +145,12 @@ def verdict(outcome: Outcome, yardstick: Yardstick, listened: Iterable[str]) -> 
     yardstick : Yardstick
     listened : iterable of str
         Names of the criteria that training used.
+
+    Returns
+    -------
+    gained : bool
+    message : str
+        The reason, in words.
     """
     a, b, evidence = outcome.start.statistics, outcome.end.statistics, outcome.evidence
     if a.n_failed == 0:

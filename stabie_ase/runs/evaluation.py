@@ -118,12 +118,7 @@ class Yardstick:
     def from_reference(cls, text: str | None, setting: Setting, observables: Sequence[Observable]) -> Yardstick:
         """The criteria that suit the system, those that `text` names with its tolerances, and the observables' means over the reference.
 
-        A reference that tells another temperature is warned of.
-
-        Raises
-        ------
-        ValueError
-            See `criteria_from`.
+        A reference that tells another temperature is warned of; ValueError as of `criteria_from`.
         """
         frames = setting.frames
         criteria = criteria_from(text or "", setting, default_criteria(setting, VERDICT))
@@ -273,9 +268,7 @@ def _whole_slices(failures: Failures, test: StabilityTest) -> Tensor:
     return (ends < _first(failures)[:, None]).cpu()
 
 
-def _judge_windows(
-    trajectory: Trajectory, failures: Failures, criterion: DistanceShift, test: StabilityTest
-) -> Failures:
+def _judge_windows(trajectory: Trajectory, failures: Failures, criterion: DistanceShift, test: StabilityTest) -> Failures:
     """The failures, and those of replicas that outlived a window over which they were not like the reference."""
     means = _sliced(trajectory, failures, criterion.cumulative, criterion.target.numel(), test)
     whole = _whole_slices(failures, test)
@@ -309,10 +302,16 @@ def summarize(
     ----------
     result : StabilityResult
     yardstick : Yardstick
-    held_out, reference : QMErrors
-        On frames that the model has not seen, if there are any that it surely has not, and on the reference.
+    held_out : QMErrors or None
+        On frames that the model has not seen, if there are any that it surely has not.
+    reference : QMErrors
+        On the reference.
     other : StabilityResult, optional
         Of another model from the same starts: observables are also given over the time in which both are stable.
+
+    Returns
+    -------
+    dict of str to object
     """
     statistics = result.statistics
     median, low, high = statistics.median_ps()

@@ -96,8 +96,10 @@ def finetune(
         A checkpoint, or a model in memory, which is copied and left as it is.
     frames : path, several, or frames in memory
         With energies (eV) and forces (eV/Å).
-    observables, criteria : str, or sequence of str or of objects, optional
+    observables : str, or sequence of str or of objects, optional
         As on the command line, or made already; what suits the system if not given.
+    criteria : str, or sequence of str or of objects, optional
+        Of stability, in the same way.
     validation : as `frames`, optional
         Unseen frames to judge accuracy by.
     output : path, optional
@@ -230,10 +232,28 @@ def evaluate(
     frames : path, several, or frames in memory
     compare : paths, or mapping of names to paths or models, optional
         From the same starts, with the same seeds.
-    observables, criteria, monitor
+    observables : str, or sequence of str or of objects, optional
         See `finetune`.
+    criteria : str, or sequence of str or of objects, optional
+        See `finetune`.
+    monitor : Monitor, optional
+        Told in words what is measured, and how far it has come.
     output : path, optional
         A JSON file to write the summaries to.
+    energy_key : str, optional
+        Name of the energies (eV) in the frames, if not a usual one.
+    forces_key : str, optional
+        Name of the forces (eV/Å) in the frames, if not a usual one.
+    device : str
+        As torch calls it.
+    dtype : str, optional
+        "float32" or "float64"; that of the checkpoint if not given.
+    head : str, optional
+        Of a MACE model that has several.
+    compilation : {"off", "on", "auto", "kernels"}
+        Whether networks are made faster for dynamics.
+    trust_checkpoint : bool
+        Load a checkpoint that may run code of its own.
     **options
         Any of `EvaluationConfig`.
 

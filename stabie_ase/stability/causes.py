@@ -12,12 +12,17 @@ PAIRS = {"bonds": "{}-{} bond", "contacts": "{}...{} contact"}
 
 
 def broken(frames: Sequence[Atoms]) -> Counter[str]:
-    """Failures by what broke: "C-H bond", "C...H contact", or a criterion's name where it does not blame two atoms.
+    """Failures by what broke.
 
     Parameters
     ----------
     frames : sequence of Atoms
         Unstable frames: the atoms to blame have tag 1, and info tells the `criterion`.
+
+    Returns
+    -------
+    Counter of str
+        Of "C-H bond", "C...H contact", or a criterion's name where it does not blame two atoms.
     """
     return Counter(_what_broke(atoms) for atoms in frames)
 

@@ -96,6 +96,15 @@ def replica_ps_to_tell(hazard_per_ps: float, ratio: float = 4.0, power: float = 
     ----------
     hazard_per_ps : float
         Of the worse model, in failures per replica-ps.
+    ratio : float
+        Of the two hazards, above 1.
+    power : float
+        Chance that the difference is found, 1 - β.
+
+    Returns
+    -------
+    float
+        In replica-ps; infinite where nothing fails.
     """
     p = ratio / (1.0 + ratio)
     z_alpha, z_beta = norm.isf(LEVEL), norm.ppf(power)

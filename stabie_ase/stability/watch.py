@@ -231,16 +231,25 @@ def watched(
 
     Parameters
     ----------
-    state, integrator, forces, n_steps
-        See `simulate`.
+    state : MDState
+        Replicas to begin with.
+    integrator : Integrator
+    forces : ForceFunction
+    n_steps : int
     criteria : sequence of Criterion
-    check_every, sample_every : int
-        In steps; without `sample_every` no frame is kept. Each frame is looked at too: its severity is the trajectory's
-        column "severity".
-    stop_unstable, escape, on_look
+    check_every : int
+        Steps between two looks at the criteria.
+    sample_every : int, optional
+        Steps between two frames; without it none is kept. Each is looked at too: its severity is the trajectory's column
+        "severity".
+    stop_unstable : bool
+        See `Watch`.
+    escape : float
         See `Watch`.
     record_momenta : bool
         Keep momenta with the frames.
+    on_look : callable, optional
+        See `Watch`.
 
     Returns
     -------

@@ -54,6 +54,15 @@ class Topology:
 
         In a single hot frame a bond can be stretched beyond any sensible threshold.
 
+        Parameters
+        ----------
+        frames : sequence of Atoms
+            Of one system.
+
+        Returns
+        -------
+        Topology
+
         Raises
         ------
         ValueError

@@ -171,13 +171,7 @@ def _made(cls: type, values: Mapping[tuple[str, ...], Any]) -> Any:
 
 
 def with_temperature(config: Any, found: float | None, where: str) -> Any:
-    """A config whose temperature (K) is the one found in some frames unless one was given.
-
-    Raises
-    ------
-    BadOption
-        Neither.
-    """
+    """A config whose temperature (K) is the one found in some frames unless one was given; BadOption if there is neither."""
     if config.temperature_K is not None:
         return config
     if found is None:

@@ -36,6 +36,10 @@ def find(spec: Spec, what: str, group: str, own: Mapping[str, str]) -> Any:
     own : mapping of str to str
         The package's "module:Class" by name.
 
+    Returns
+    -------
+    type
+
     Raises
     ------
     BadSpec

@@ -44,6 +44,11 @@ class Spec:
         argument : str, optional
             The option that the argument stands for; without it none is taken.
 
+        Returns
+        -------
+        dict of str to object
+            Of the options that are given.
+
         Raises
         ------
         BadSpec
@@ -75,7 +80,16 @@ CLASS = re.compile(r"^(?P<name>[^:,=]+(?:\.py|\.[A-Za-z_]\w*)?:[A-Z]\w*)(?::(?P<
 
 
 def parse(text: str) -> list[Spec]:
-    """Specifications separated by commas; a part with an equals sign is an option of the one before.
+    """Specifications separated by commas.
+
+    Parameters
+    ----------
+    text : str
+        A part with an equals sign is an option of the specification before it.
+
+    Returns
+    -------
+    list of Spec
 
     Raises
     ------

@@ -24,8 +24,10 @@ def check_criterion(
     Parameters
     ----------
     criterion : Criterion
-    sound, broken : sequence of Atoms
-        Of one system; two sound ones at least.
+    sound : sequence of Atoms
+        Stable frames of one system, two at least.
+    broken : sequence of Atoms
+        Unstable frames of the same system.
     potential : Potential
         That gives their energies.
     temperature_K : float

@@ -96,13 +96,20 @@ def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int = 64
 
 
 def errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> tuple[Tensor, Tensor]:
-    """Absolute errors of each frame, float64, shape (n_frames,) each.
+    """Absolute errors of each frame.
+
+    Parameters
+    ----------
+    potential : Potential
+    frames : LabelledFrames
+    chunk_size : int
+        Frames that are worked out at once.
 
     Returns
     -------
-    energies : Tensor
+    energies : Tensor of float64, shape (n_frames,)
         Of the energy less the mean offset over all frames, in eV.
-    forces : Tensor
+    forces : Tensor of float64, shape (n_frames,)
         Mean over the force components, in eV/Å.
     """
     energy, force = _deviations(potential, frames, chunk_size)

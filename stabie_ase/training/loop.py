@@ -72,8 +72,10 @@ class TrainingLoop:
         Trained in place.
     conditions : sequence of Condition
         Replicas of all of them are run, and all their targets bear on each update.
-    labelled, held_out : LabelledFrames
-        Energies and forces to train on, and to judge accuracy by.
+    labelled : LabelledFrames
+        Energies and forces to train on.
+    held_out : LabelledFrames
+        Energies and forces to judge accuracy by.
     config : FinetuneConfig
         With a temperature.
     """
@@ -119,10 +121,7 @@ class TrainingLoop:
     ) -> TrainingLoop:
         """A loop at one condition: from the frames of a reference, which are also its targets and what is trained on.
 
-        Parameters
-        ----------
-        validation : Reference, optional
-            Frames to judge accuracy by; without them some of the reference are held out (`hold_out`).
+        Accuracy is judged by the frames of `validation`; without them some of the reference are held out (`hold_out`).
         """
         targets = [Target.from_frames(observable, reference.frames).to(potential.device) for observable in observables]
         dynamics = config.dynamics

@@ -25,6 +25,7 @@ class Pretraining:
         Trained in place.
     reference : Reference
     config : PretrainConfig
+    loss : QMLoss, optional
     """
 
     def __init__(self, potential: Potential, reference: Reference, config: PretrainConfig, loss: QMLoss | None = None):

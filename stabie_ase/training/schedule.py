@@ -35,6 +35,10 @@ class Schedule:
             Its number in the phase, from 1.
         unstable : float
             Fraction of the replicas that have failed: since the phase began, or in this window of learning.
+
+        Returns
+        -------
+        str
         """
         if phase == SIMULATION:
             if unstable >= self.upper_fraction or window >= self.max_simulation_windows:

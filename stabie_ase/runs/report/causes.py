@@ -27,6 +27,10 @@ def failures_in_words(statistics: StabilityStatistics, time_ps: float, frames: S
         How long a replica has run that has not failed.
     frames : sequence of Atoms
         As for `broken`.
+
+    Returns
+    -------
+    str
     """
     lines = [f"{statistics.n_failed} of {len(statistics.failed)} replicas failed"]
     if statistics.stable_replica_ps > 0:

@@ -71,7 +71,7 @@ def stable_time_figure(
 
 
 def observable_figure(name: str, observed: Mapping, models: Mapping[str, Mapping] | None = None) -> Figure | None:
-    """An observable before failure against its reference, and the differences below; None if no model has one.
+    """An observable before failure against its reference, and the differences below.
 
     Parameters
     ----------
@@ -80,6 +80,12 @@ def observable_figure(name: str, observed: Mapping, models: Mapping[str, Mapping
     observed : dict
         As result.json has it under "observables".
     models : dict of str to summary, optional
+        For the errors in the legend.
+
+    Returns
+    -------
+    Figure or None
+        None if no model has a frame before its failure.
     """
     shown = {model: mean for model, mean in observed["means"].items() if mean is not None}
     if not shown:

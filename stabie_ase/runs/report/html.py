@@ -26,11 +26,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     """Write report.html and figures/*.png into a run directory and return the path of the report.
 
     Both are replaced whole or not at all. Figures that the run has no data for are left out, with a line that says so.
-
-    Raises
-    ------
-    ValueError
-        The directory holds no run, or its files are damaged.
+    ValueError where the directory holds no run, or its files are damaged.
     """
     run = RunFiles.read(run_dir)
     figures = {name: png(figure) for name, figure in _draw(run).items() if figure is not None}

@@ -22,6 +22,10 @@ def format_table(models: Mapping[str, Mapping[str, Any]], time_ps: float | None 
         Summaries as returned by `stabie_ase.runs.evaluation.summarize`; any entry may be missing or None.
     time_ps : float, optional
         Length of the test, to say "> 5" of a median that was not reached.
+
+    Returns
+    -------
+    str
     """
     rows = table_rows(models, time_ps)
     labels = [label for label, _ in rows]

@@ -18,18 +18,21 @@ T = TypeVar("T")
 
 
 def view(path: str | os.PathLike) -> subprocess.Popen:
-    """Start ASE's GUI on the unstable frames of a run in a process of its own, which the caller may wait for.
-
-    Raises
-    ------
-    ValueError
-        As `view_command`.
-    """
+    """Start ASE's GUI on the unstable frames of a run in a process of its own, which may be waited for; ValueError as of `view_command`."""
     return subprocess.Popen(view_command(path))
 
 
 def view_command(path: str | os.PathLike) -> list[str]:
-    """The command that opens the unstable frames of a run directory, or any .traj file, in ASE's GUI.
+    """The command that opens frames in ASE's GUI.
+
+    Parameters
+    ----------
+    path : path
+        A run directory, whose unstable frames are opened, or any .traj file.
+
+    Returns
+    -------
+    list of str
 
     Raises
     ------

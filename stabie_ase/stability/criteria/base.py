@@ -96,13 +96,7 @@ def check_tolerance(tolerance: float, what: str) -> None:
 
 
 def tolerance_of(spec: Spec) -> float:
-    """The one number that a criterion is given, in Å, as in bonds:0.25.
-
-    Raises
-    ------
-    BadSpec
-        None, or something else.
-    """
+    """The one number that a criterion is given, in Å, as in bonds:0.25; BadSpec if there is none, or something else."""
     tolerance = spec.read({"tolerance": float}, "tolerance").get("tolerance")
     if tolerance is None:
         raise BadSpec(f"criterion {spec.name!r} has no tolerance; write it as in {spec.name}:0.25")

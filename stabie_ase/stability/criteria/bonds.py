@@ -48,6 +48,17 @@ class BondLengthDeviation(OneFrame):
     def from_topology(cls, topology: Topology, tolerance: float) -> BondLengthDeviation:
         """All bonds of a system.
 
+        Parameters
+        ----------
+        topology : Topology
+            Tells the bonds and their mean lengths.
+        tolerance : float
+            Deviation from the mean length that is still stable, in Å.
+
+        Returns
+        -------
+        BondLengthDeviation
+
         Raises
         ------
         ValueError

@@ -58,13 +58,7 @@ class Contacts(OneFrame):
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> Contacts:
-        """`contacts:TOLERANCE`, in Å.
-
-        Raises
-        ------
-        ValueError
-            The reference is periodic.
-        """
+        """`contacts:TOLERANCE`, in Å; ValueError where the reference is periodic."""
         if any(atoms.pbc.any() for atoms in setting.frames):
             raise ValueError("contacts are for an isolated molecule, but the reference is periodic; see intermolecular")
         return cls.from_topology(setting.topology, tolerance_of(spec))

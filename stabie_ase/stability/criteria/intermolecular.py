@@ -41,10 +41,7 @@ class IntermolecularDistance(OneFrame):
     def from_spec(cls, spec: Spec, setting: Setting) -> IntermolecularDistance:
         """`intermolecular:1.2`, the distance in Å; without one, a little below the smallest in the reference.
 
-        Raises
-        ------
-        ValueError
-            The reference is one molecule.
+        ValueError where the reference is one molecule.
         """
         molecule = setting.topology.molecule
         if int(molecule.max()) == 0:

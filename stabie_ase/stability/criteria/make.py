@@ -47,6 +47,10 @@ def criteria_from(text: str, setting: Setting, others: str = "") -> list[Criteri
     others : str
         Such a list again: criteria that are added where `text` does not name them.
 
+    Returns
+    -------
+    list of Criterion
+
     Raises
     ------
     BadSpec, ValueError

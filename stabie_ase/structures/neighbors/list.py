@@ -211,8 +211,10 @@ class VerletList:
 
     Parameters
     ----------
-    cutoff, skin : float
-        In Å.
+    cutoff : float
+        Distance within which pairs are wanted, in Å.
+    skin : float
+        How far beyond it the list reaches, in Å.
     """
 
     def __init__(self, cutoff: float, skin: float = 1.0):

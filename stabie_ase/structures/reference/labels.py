@@ -108,13 +108,18 @@ def check_declared_units(names: FileNames, energy_key: str, forces_key: str) -> 
 
 
 def common_temperature(frames: Sequence[Atoms], where: Sequence[str] | None = None) -> float | None:
-    """The temperature in K that the frames' info tells, if they all agree.
+    """The temperature that the frames' info tells, if they all agree.
 
     Parameters
     ----------
     frames : sequence of Atoms
     where : sequence of str, optional
         What to call each of them in messages.
+
+    Returns
+    -------
+    float or None
+        In K.
 
     Raises
     ------

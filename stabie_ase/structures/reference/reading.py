@@ -83,6 +83,12 @@ class Reference:
             up to a fifth of them, to make 40.
         most : int, optional
             Frames in the second part at most; they are some of those that there would be without this limit.
+
+        Returns
+        -------
+        kept : Reference
+        held_out : Reference
+            The second part.
         """
         size = len(self)
         order = np.random.default_rng(0).permutation(size).tolist()
@@ -118,9 +124,16 @@ def read_reference(
     ----------
     names : str or path, or several
         See `read_frames`.
-    energy_key, forces_key : str, optional
-        Found under their usual names if not given.
+    energy_key : str, optional
+        Name of the energies (eV); found under their usual names if not given.
+    forces_key : str, optional
+        Name of the forces (eV/Å), likewise.
     min_frames : int
+        Fewer are an error.
+
+    Returns
+    -------
+    Reference
 
     Raises
     ------
@@ -136,13 +149,7 @@ def read_reference(
 def reference_of(
     frames: Sequence[Atoms], energy_key: str | None = None, forces_key: str | None = None, min_frames: int = 2
 ) -> Reference:
-    """Frames in memory as a reference, checked as `read_reference` checks a file's; they are copied.
-
-    Raises
-    ------
-    UnusableReference
-        See `read_reference`.
-    """
+    """Frames in memory as a reference; they are copied, and checked and refused as `read_reference` does it with those of a file."""
     named = [(f"frame {k}", _copied(atoms)) for k, atoms in enumerate(frames)]
     return _checked("the frames given", "memory", named, energy_key, forces_key, min_frames)[0]
 

@@ -19,7 +19,19 @@ __all__ = ["UPDATES", "LabelsOnly", "NaturalGradient", "PenalizedGradient", "Upd
 
 
 def rule_class(text: str) -> tuple[type[UpdateRule], spec.Spec]:
-    """The update rule that is asked for by a name, or as FILE.py:CLASS, and all that was asked of it.
+    """The update rule that is asked for.
+
+    Parameters
+    ----------
+    text : str
+        A name, or FILE.py:CLASS, with options.
+
+    Returns
+    -------
+    rule : type
+        Of `UpdateRule`.
+    asked : Spec
+        All that was asked of it.
 
     Raises
     ------

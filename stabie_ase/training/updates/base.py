@@ -78,6 +78,11 @@ class UpdateInfo:
 class UpdateRule:
     """Changes the parameters by what windows of dynamics have told.
 
+    Parameters
+    ----------
+    work : Work
+        The potential, and what its accuracy is judged by.
+
     Attributes
     ----------
     needs_dynamics : bool
