@@ -59,9 +59,12 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     found = []
     for wanted in (wanted for part in texts for wanted in spec.parse(part)):
         cls = plugins.find(wanted, "observable", "stabie_ase.observables", OBSERVABLES)
-        found.append(cls.from_spec(wanted, setting))
-        if found[-1].name in [other.name for other in found[:-1]]:
-            raise spec.BadSpec(f"observable {found[-1].name!r} is given twice in {', '.join(texts)!r}; name each once")
+        new = cls.from_spec(wanted, setting)
+        for other in found:
+            if new.name == other.name or new.subject == other.subject:
+                also = "" if new.name == other.name else f", as {other.name!r} too"
+                raise spec.BadSpec(f"observable {new.name!r} is given twice in {', '.join(texts)!r}{also}; name each once")
+        found.append(new)
     if not found:
         raise spec.BadSpec(f"no observable is given; known: {', '.join(OBSERVABLES)}")
     return found

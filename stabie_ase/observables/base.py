@@ -59,6 +59,11 @@ class Observable:
     axis: Axis
 
     @property
+    def subject(self) -> str:
+        """What it is of, which two that are the same share even if their names differ; its name, if names never do."""
+        return self.name
+
+    @property
     def measure(self) -> Tensor:
         """c_k of the distance Σ_k c_k |ḡ_k - g_k|, float64, shape (d,): the bin widths of a density, else 1/d each."""
         d = len(self.axis.values)

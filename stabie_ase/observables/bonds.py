@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,7 +28,7 @@ class BondLengths(Observable):
     ----------
     topology : Topology
     elements : tuple of int
-        Atomic numbers of the two elements, the lower first; of all bonds if none are given.
+        Atomic numbers of the two elements, in the order of the name; of all bonds if none are given.
     """
 
     topology: Topology
@@ -36,21 +37,23 @@ class BondLengths(Observable):
 
     def __post_init__(self):
         if not self.bonds.shape[1]:
-            raise ValueError(f"the reference has no {self._of('-')}bonds, so that their lengths cannot be matched".replace("  ", " "))
+            which = "" if self.elements is None else f"{pair_name(self.elements)} "
+            raise ValueError(f"the reference has no {which}bonds, so that their lengths cannot be matched")
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> BondLengths:
         """`bond-length`, or `bond-length:O-H` for the bonds between two elements."""
-        elements = spec.read({"elements": element_pair}, "elements").get("elements")
-        return cls(setting.topology, elements and tuple(sorted(elements)))
+        return cls(setting.topology, spec.read({"elements": element_pair}, "elements").get("elements"))
 
     @property
     def name(self) -> str:
         """"bond-length", or with its two elements."""
-        return "bond-length" if self.elements is None else f"bond-length:{self._of()}"
+        return "bond-length" if self.elements is None else f"bond-length:{pair_name(self.elements)}"
 
-    def _of(self, after: str = "") -> str:
-        return "" if self.elements is None else "-".join(chemical_symbols[z] for z in reversed(self.elements)) + after.replace("-", " ")
+    @property
+    def subject(self) -> str:
+        """Of two elements in any order."""
+        return self.name if self.elements is None else f"bond-length:{pair_name(sorted(self.elements))}"
 
     @cached_property
     def bonds(self) -> Tensor:
@@ -59,7 +62,7 @@ class BondLengths(Observable):
         if self.elements is None:
             return bonds
         found = self.topology.numbers[bonds].sort(dim=0).values
-        return bonds[:, (found == torch.tensor(self.elements)[:, None]).all(dim=0)]
+        return bonds[:, (found == torch.tensor(sorted(self.elements))[:, None]).all(dim=0)]
 
     @cached_property
     def axis(self) -> Axis:
@@ -80,6 +83,11 @@ def element_pair(text: str) -> tuple[int, int]:
     if len(symbols) != 2 or any(s not in atomic_numbers for s in symbols):
         raise ValueError("expected two elements, as O-H")
     return atomic_numbers[symbols[0]], atomic_numbers[symbols[1]]
+
+
+def pair_name(elements: Sequence[int]) -> str:
+    """O-H and the like of two atomic numbers."""
+    return "-".join(chemical_symbols[z] for z in elements)
 
 
 def check_known(elements: tuple[int, ...], numbers: Tensor, spec: Spec) -> None:

@@ -11,7 +11,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis, Observable
-from stabie_ase.observables.bonds import check_known, element_pair
+from stabie_ase.observables.bonds import check_known, element_pair, pair_name
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.setting import Setting
@@ -67,12 +67,17 @@ class RadialDistribution(Observable):
     @property
     def name(self) -> str:
         """"rdf:" and the two elements."""
-        return "rdf:" + "-".join(chemical_symbols[z] for z in self.elements)
+        return f"rdf:{pair_name(self.elements)}"
+
+    @property
+    def subject(self) -> str:
+        """Of two elements in any order: g_ab = g_ba."""
+        return f"rdf:{pair_name(sorted(self.elements))}"
 
     @property
     def label(self) -> str:
         """Of the values, which have no unit."""
-        return "g(r), " + "-".join(chemical_symbols[z] for z in self.elements)
+        return f"g(r), {pair_name(self.elements)}"
 
     @property
     def n_bins(self) -> int:
