@@ -18,6 +18,7 @@ import stabie_ase.runs.comparison as comparison
 import stabie_ase.runs.directory as directory_module
 import stabie_ase.runs.finetune as run_module
 import stabie_ase.runs.finetune_directory as run_directory_module
+import stabie_ase.runs.report.view as view
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.evaluation import StabilityResult
@@ -449,6 +450,14 @@ def test_what_broke_in_training_is_told(finished):
     path, printed = finished
     (line,) = [line for line in printed.stdout.splitlines() if line.startswith("What broke in training: ")]
     assert re.findall(r"(\S+ \S+) (\d+)", line.split(": ")[1]) == [("C-C bond", str(len(read(path / "unstable.traj", ":"))))]
+
+
+def test_unstable_frames_are_read_once(here, monkeypatch):
+    read_frames, files = view._of_frames, []
+    monkeypatch.setattr(view, "_of_frames", lambda trajectory, what: files.append(trajectory) or read_frames(trajectory, what))
+    printed = tiny.run(*BEGIN)
+    assert "What broke in training: C-C bond" in printed.stdout and "each at the moment" in (here / "model-stabie/report.html").read_text()
+    assert [file.name for file in files] == ["unstable.traj"]
 
 
 def test_config_holds_every_option_resolved(finished):

@@ -90,10 +90,8 @@ def _go_on(context, path, files, inputs, given) -> None:
 def _tell(result) -> None:
     """The table, the verdict, and where everything is."""
     from stabie_ase.runs.finetune_directory import RunDirectory
-    from stabie_ase.runs.report.causes import broken_in_words
+    from stabie_ase.runs.report.causes import broken_in, broken_in_words
     from stabie_ase.runs.report.table import format_table
-    from stabie_ase.runs.report.view import read_frames
-    from stabie_ase.stability.causes import broken
 
     details = result.details
     tell(format_table(result.models, details["test"]["time_ps"]))
@@ -103,5 +101,5 @@ def _tell(result) -> None:
     tell(f"Report: {result.report_path}")
     unstable = RunDirectory(result.path).unstable_path
     if unstable.exists():
-        tell(f"What broke in training: {broken_in_words(broken(read_frames(unstable)))}")
+        tell(f"What broke in training: {broken_in_words(broken_in(unstable))}")
         tell(f"Unstable frames: stabie-ase view {result.path}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from ase import Atoms
 
 from stabie_ase.runs.report.table import number
+from stabie_ase.runs.report.view import read_frames
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.stability.causes import broken
 
@@ -15,6 +18,17 @@ from stabie_ase.stability.causes import broken
 def broken_in_words(counts: Mapping[str, int]) -> str:
     """What broke how often, the most frequent first; "nothing" if nothing did."""
     return ", ".join(f"{what} {n}" for what, n in Counter(counts).most_common()) or "nothing"
+
+
+def broken_in(trajectory: Path) -> Counter[str]:
+    """What broke in the frames of a trajectory file, which is read once as long as it stays as it is."""
+    now = trajectory.stat()
+    return _broken_in(trajectory.absolute(), now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=1)
+def _broken_in(trajectory: Path, mtime_ns: int, size: int) -> Counter[str]:
+    return broken(read_frames(trajectory))
 
 
 def failures_in_words(statistics: StabilityStatistics, time_ps: float, frames: Sequence[Atoms]) -> str:

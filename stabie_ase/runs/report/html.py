@@ -7,16 +7,16 @@ import json
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from stabie_ase.runs.report.causes import broken_in_words
+from stabie_ase.runs.report.causes import broken_in, broken_in_words
 from stabie_ase.runs.report.figures import learning_figure, observable_figure, phases_figure, png, stable_time_figure
 from stabie_ase.runs.report.table import number, table_rows
-from stabie_ase.runs.report.view import TRAJECTORY, gui_argument, read_frames
-from stabie_ase.stability.causes import broken
+from stabie_ase.runs.report.view import TRAJECTORY, gui_argument
 from stabie_ase.system.files import replaced
 from stabie_ase.system.options import row_of
 from stabie_ase.training.options import FinetuneConfig
@@ -252,15 +252,15 @@ def _figure(name: str, figures: Mapping[str, bytes], caption: str, without: str 
 def _unstable(run: RunFiles) -> str:
     path = run.path / TRAJECTORY
     try:
-        frames = read_frames(path) if path.is_file() else []
+        broke = broken_in(path) if path.is_file() else Counter()
     except ValueError as error:
         return f"<h2>Unstable frames</h2>\n<p>{escape(str(error))}</p>"
-    if not frames:
+    if not broke:
         return "<h2>Unstable frames</h2>\n<p>No replica has failed, so there are none to look at.</p>"
     ours = shlex.join(["stabie-ase", "view", str(run.path)])
     ases = shlex.join(["ase", "gui", gui_argument(path)])
     return f"""<h2>Unstable frames</h2>
-<p>{_count(len(frames), "frame")} from training, each at the moment a replica failed: {escape(broken_in_words(broken(frames)))}.
+<p>{_count(broke.total(), "frame")} from training, each at the moment a replica failed: {escape(broken_in_words(broke))}.
 To look at them:</p>
 <pre>{escape(ours)}</pre>
 <p>or, where only ASE is installed,</p>
