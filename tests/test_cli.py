@@ -17,6 +17,7 @@ from ase import Atoms
 from ase.io import read, write
 
 from stabie_ase.cli.progress import Progress
+from stabie_ase.system.files import as_json
 
 
 def contents(folder):
@@ -436,6 +437,49 @@ FIGURES = {
     "n_replicas", "n_failed", "stable_replica_ps", "hazard_per_ps", "median_stable_ps", "reference_force_mae_eV_per_A",
     "reference_energy_mae_eV", "hr_error",
 }  # fmt: skip
+
+
+NOT_FINITE = """
+import torch
+from stabie_ase.observables import Axis, Observable
+
+class Odd(Observable):
+    name, label, axis = "odd", "odd", Axis.of_names("component", ["nan", "inf", "one"])
+
+    def values(self, batch):
+        return torch.tensor([[float("nan"), float("inf"), 1.0]]).expand(batch.n_systems, 3)
+"""
+
+
+def json_of(text):
+    """As a strict reader takes it: NaN and Infinity are no JSON."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_an_observable_that_is_not_finite_spoils_no_file(here):
+    (here / "odd.py").write_text(NOT_FINITE)
+    shutil.copy("model.pt", "same.pt")
+    odd = ("--observable", "odd.py:Odd,hr")
+    evaluated = tiny.run(
+        *EVALUATE, *odd, "--compare", "same.pt", "--time", "0.03", "--replicas", "4", "--timestep", "1", "--output", "result.json"
+    )
+    trained = tiny.run(*FINETUNE, *odd, *tiny.flags(update="labels-only", max_updates=1), "--output", "run")
+    (row,) = [line for line in trained.stdout.splitlines() if line.startswith("odd error") and "while" not in line]
+    assert evaluated.exit_code == 0, evaluated.output
+    assert row.split() == ["odd", "error", *2 * ["not", "finite"]]
+    assert "not finite" in evaluated.stdout
+    figures = json_of((here / "result.json").read_text())["model.pt"]
+    assert figures["odd_error"] is None and figures["odd_error_floor"] is None and figures["hr_error"] > 0
+    result = json_of((here / "run" / "result.json").read_text())
+    assert result["models"]["start"]["odd_error"] is None and result["observables"]["odd"]["reference"] == [None, None, 1.0]
+    for line in (here / "run" / "metrics.jsonl").read_text().splitlines():
+        json_of(line)
+    assert "<th scope=\"row\">odd error</th><td>-</td><td>-</td>" in (here / "run" / "report.html").read_text()
+
+
+def test_numbers_that_are_not_finite_are_null():
+    data = {"a": [1.5, float("nan"), (float("inf"), np.float64("-inf"))], "b": {"c": float("nan"), "d": True, "e": "NaN", "f": 2}}
+    assert json_of(as_json(data)) == {"a": [1.5, None, [None, None]], "b": {"c": None, "d": True, "e": "NaN", "f": 2}}
 
 
 def test_evaluate_compares_from_the_same_starts(here, monkeypatch):

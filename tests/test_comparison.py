@@ -126,6 +126,8 @@ def test_verdict(start, end, gained, words):
         ((0.1, 0.1, 0.1, 0.1), None),
         ((0.1, 0.1, 0.2, 0.1), "part 3 of 4"),
         ((0.01, 0.04, 0.04, 0.04), None),
+        ((0.1, np.nan, 0.1, 0.1), "part 2 of 4 of the time it is not finite"),
+        ((0.1, 0.1, 0.1, np.inf), "part 4 of 4 of the time it is not finite"),
     ],
 )
 def test_an_observable_that_got_worse_in_any_stretch_of_time_is_no_gain(errors, worse):
@@ -133,6 +135,10 @@ def test_an_observable_that_got_worse_in_any_stretch_of_time_is_no_gain(errors, 
     assert (worse_stretch(found, TARGET) is None) is (worse is None)
     gained, message = verdict(found, YARDSTICK, ["bonds"])
     assert gained is (worse is None) and (worse is None or worse in message)
+
+
+def test_an_observable_that_is_not_finite_in_either_model_tells_nothing():
+    assert worse_stretch(outcome(result(40, (np.nan,) * 4), result(5, (np.nan,) * 4)), TARGET) is None
 
 
 def test_a_mean_over_few_replicas_has_a_floor_of_its_own():

@@ -234,7 +234,7 @@ def test_table_without_values():
     empty = {"n_replicas": 8, "n_failed": 8, "hazard_per_ps": None, "hr_error": None, "held_out_force_mae_eV_per_A": np.nan}
     rows = dict(table_rows({"model": empty}))
     assert rows["h(r) error"] == ["-"] and rows["failures per replica-ps"] == ["-"]
-    assert rows["force MAE, held-out (meV/Å)"] == ["nan"]
+    assert rows["force MAE, held-out (meV/Å)"] == ["not finite"]
     assert rows["median stable time (ps)"] == ["not reached"]
     assert "8 of 8" in format_table({"model": empty})
 
@@ -246,7 +246,7 @@ def test_names_cannot_steer_the_terminal():
 @pytest.mark.parametrize(
     "value, text",
     [(0.0, "0"), (0.05, "0.0500"), (1.0, "1.00"), (123.4, "123"), (1234.5, "1234"), (2e-7, "2.00e-07"),
-     (np.inf, "inf")],
+     (np.inf, "not finite"), (None, "-")],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
     assert number(value) == text

@@ -192,7 +192,7 @@ class FullDisk:
         (directory_module, "write_atomically", 6),
         (TrajectoryWriter, "write", 7),
         (run_directory_module, "save_potential", 0),
-        (run_directory_module.json, "dumps", 3),
+        (run_directory_module, "as_json", 3),
     ],
     ids=["first state", "later state", "unstable frames", "model", "metrics"],
 )
@@ -231,7 +231,7 @@ def test_what_torch_makes_of_a_full_disk_is_told_as_one(here, monkeypatch):
 
 def test_full_disk_at_the_very_beginning_leaves_nothing(here, monkeypatch):
     before = sorted(p.name for p in here.iterdir())
-    monkeypatch.setattr(directory_module.json, "dump", FullDisk(None, 0))
+    monkeypatch.setattr(directory_module, "as_json", FullDisk(None, 0))
     assert "cannot write to model-stabie: No space left on device" in refused(*BEGIN)
     assert sorted(p.name for p in here.iterdir()) == before
 

@@ -55,7 +55,7 @@ class SlicedMeans:
 
     def keep(self, chosen: Tensor) -> SlicedMeans:
         """Only some cells, shape (n_replicas, n_slices)."""
-        return SlicedMeans(self.sums * chosen[..., None], self.counts * chosen)
+        return SlicedMeans(torch.where(chosen[..., None], self.sums, 0.0), self.counts * chosen)  # 0 · nan would be nan
 
     def mean(self) -> Tensor | None:
         """Over all frames, shape (d,); None if there are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -118,7 +119,8 @@ class Comparison:
 def worse_stretch(outcome: Outcome, target: Target) -> str | None:
     """Where in time the observable's error has grown beyond the start's and the floor, in words; None if nowhere.
 
-    Where nobody of the starting model is left, its error over all of its time stands for it.
+    Where nobody of the starting model is left, its error over all of its time stands for it. An error that is not finite has
+    grown, unless the start's is not finite either.
     """
     name, value, measure = target.observable.name, target.value, target.observable.measure
     start_error, start_spread = outcome.start.observed[name].distance(value, measure)
@@ -131,8 +133,11 @@ def worse_stretch(outcome: Outcome, target: Target) -> str | None:
             continue
         floor = target.floor_of(int((end.counts.sum(dim=1) > 0).sum()))
         allowed = max(before or 0.0, floor) + STANDARD_ERRORS * (spread**2 + (spread_before or 0.0) ** 2) ** 0.5
+        where = f"in part {part + 1} of {STRETCHES} of the time"
+        if not math.isfinite(error) and math.isfinite(before or 0.0):
+            return f"{where} it is not finite"
         if error > allowed:
-            return f"in part {part + 1} of {STRETCHES} of the time it is {error:.3g}, at most {allowed:.3g} can be chance"
+            return f"{where} it is {error:.3g}, at most {allowed:.3g} can be chance"
     return None
 
 

@@ -15,7 +15,7 @@ import torch
 from ase import Atoms
 from ase.io.trajectory import Trajectory as TrajectoryFile
 
-from stabie_ase.system.files import replaced, uninterrupted, write_atomically
+from stabie_ase.system.files import as_json, replaced, uninterrupted, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -200,9 +200,9 @@ class WorkDirectory:
             raise UnusableRun(f"cannot write to {self.path}: {reason}{onwards}") from error
 
     def write_json(self, name: str, data: dict) -> None:
-        """Write a JSON file whole or not at all."""
+        """Write a JSON file whole or not at all (`as_json`)."""
         with self.writing(), replaced(self.path / name) as temporary, open(temporary, "w") as file:
-            json.dump(data, file, indent=1)
+            file.write(as_json(data, indent=1))
 
     def save(self, state: dict) -> None:
         """State to resume from, and how much of the logs belongs to it."""

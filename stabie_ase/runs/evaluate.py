@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from stabie_ase.stability import Failures
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference, read_reference, reference_of
 from stabie_ase.structures.setting import Setting
-from stabie_ase.system.files import replaced
+from stabie_ase.system.files import as_json, replaced
 from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 
@@ -151,7 +150,7 @@ class Evaluation:
         self.monitor.message(self._time_to_tell(first))
         if output is not None:
             with replaced(output) as temporary:
-                temporary.write_text(json.dumps(summaries, indent=1) + "\n")
+                temporary.write_text(as_json(summaries, indent=1) + "\n")
         return summaries
 
     def _time_to_tell(self, name: str) -> str:

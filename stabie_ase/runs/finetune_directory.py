@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from ase import Atoms
@@ -10,6 +9,7 @@ from ase import Atoms
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.runs.directory import FrameLog, TextLog, WorkDirectory
+from stabie_ase.system.files import as_json
 
 
 class RunDirectory(WorkDirectory):
@@ -34,7 +34,7 @@ class RunDirectory(WorkDirectory):
     def append(self, record: dict, unstable: list[Atoms]) -> None:
         """One line of metrics, and the frames that failed."""
         with self.writing():
-            self.metrics.append(json.dumps(record))
+            self.metrics.append(as_json(record))
             self.unstable.append(unstable)
 
     def save_model(self, potential: Potential, name: str) -> None:

@@ -268,8 +268,9 @@ def evaluate(
     config = from_dict(EvaluationConfig, options | texts)
     others = compare if isinstance(compare, Mapping) else {os.fspath(path): path for path in compare}
     name = "model" if isinstance(model, nn.Module) else os.fspath(model)
-    if name in others:
-        raise BadOption(f"two models are called {name!r}; give those of compare other names")
+    named = [name, *([os.fspath(path) for path in compare] if not isinstance(compare, Mapping) else others)]
+    for twice in (found for k, found in enumerate(named) if found in named[:k]):
+        raise BadOption(f"two models are called {twice!r}; give those of compare other names")
     models = {name: model, **others}
     keys = {"energy_key": energy_key, "forces_key": forces_key}
     about = {"device": device, "dtype": dtype, "head": head, "trust": trust_checkpoint}

@@ -10,7 +10,7 @@ from typing import Any
 WIDTH = 80
 """Columns of a terminal that a table may fill."""
 
-MISSING = "-"
+MISSING, NOT_FINITE = "-", "not finite"
 
 
 def format_table(models: Mapping[str, Mapping[str, Any]], time_ps: float | None = None) -> str:
@@ -125,8 +125,10 @@ def number(value: float | None, scale: float = 1.0, digits: int = 3) -> str:
     if value is None:
         return MISSING
     value = scale * float(value)
-    if value == 0.0 or not math.isfinite(value):
-        return f"{value:g}"
+    if not math.isfinite(value):
+        return NOT_FINITE
+    if value == 0.0:
+        return "0"
     if not 1e-4 <= abs(value) < 1e7:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
