@@ -127,6 +127,21 @@ def derivative_of_means(values, jacobian):
     return -n / (n - 1) / KT * covariance
 
 
+def test_a_weight_of_two_doubles_an_observable_s_part_of_the_gradient():
+    (a, reference_a, _), (b, reference_b, _) = random_values(12), random_values(12, d=3, seed=1)
+    samples = samples_of({"a": a, "b": b})
+
+    def found(weight_a, weight_b):
+        pairs = ((Vector(5, "a").weighted(weight_a), reference_a), (Vector(3, "b").weighted(weight_b), reference_b))
+        return Estimator(StatePoint(T))(samples, [Target(vector, reference, weight=vector.weight) for vector, reference in pairs])
+
+    both, more = found(1.0, 1.0), found(1.0, 2.0)
+    part = Estimator(StatePoint(T))(samples, [Target(Vector(3, "b"), reference_b)])
+    torch.testing.assert_close(more.weights - both.weights, part.weights, rtol=1e-12, atol=1e-15)
+    assert more.losses == {"a": both.losses["a"], "b": pytest.approx(2 * both.losses["b"])} and more.loss > both.loss
+    assert float(part.weights.abs().max()) > 0
+
+
 def test_one_weighted_backward_is_the_explicit_formula():
     """To round-off, with every parameter of a neural network."""
     potential, frames, (values, reference, weights) = small_schnet(), molecules(12), random_values(12)

@@ -83,6 +83,7 @@ def test_without_an_output_nothing_is_left(here):
         ({"max_tme_min": 3.0}, "unknown option 'max_tme_min'"),
         ({"observables": ["hr", "hr"]}, "given twice"),
         ({"observables": [DistanceDistribution(9.0), "hr"]}, "two observables have one name among hr, hr"),
+        ({"observables": "hr,weight=0"}, "expected a positive finite number"),
         ({"frames": []}, "0 frames"),
         ({"model": "none.pt"}, "none.pt: no such file"),
     ],

@@ -316,6 +316,17 @@ def test_molecules_as_groups():
 # -- specifications
 
 
+def test_weights_of_observables():
+    """By default one; a copy has another, and the target has that of its observable."""
+    frames = [molecule("CH3CH2OH")] * 2
+    found = observables_from("hr,r_max=5,weight=2.5,bond-length:C-H", Setting(frames, 300.0))
+    assert [one.weight for one in found] == [2.5, 1.0] and [one.describe() for one in found] == ["hr (weight 2.5)", "bond-length:C-H"]
+    assert [Target.from_frames(one, frames).weight for one in found] == [2.5, 1.0]
+    assert found[0].r_max == 5.0 and found[0].name == "hr" and found[1].weighted(3.0).weight == 3.0 and found[1].weight == 1.0
+    with pytest.raises(ValueError, match="a weight is -1, expected a positive finite number"):
+        found[0].weighted(-1.0)
+
+
 REFUSED = {
     "h": "unknown observable 'h'; did you mean 'hr'? known: bond-length, hr, rdf, or FILE.py:CLASS",
     "hr,r_mx=5": "'hr,r_mx=5' has an unknown option 'r_mx'; did you mean 'r_max'?",
@@ -323,6 +334,15 @@ REFUSED = {
     "hr:O-O": "'hr' takes no argument",
     "hr,hr": "observable 'hr' is given twice",
     "": "no observable is given",
+    "hr,weight=0": "'hr,weight=0' has weight='0', expected a positive finite number",
+    "hr,weight=-1": "weight='-1', expected a positive finite number",
+    "hr,weight=inf": "weight='inf', expected a positive finite number",
+    "hr,weight=nan": "weight='nan', expected a positive finite number",
+    "hr,weight=much": "weight='much', expected a positive finite number",
+    "hr,weight=1,weight=2": "gives weight twice",
+    "hr,wieght=2": "has an unknown option 'wieght'; did you mean 'weight'?",
+    "bond-length:C-H,wight=2": "did you mean 'weight'? known: elements, weight",
+    "weight=2": "begins with an option",
     "hr,,rdf": "empty part",
     "r_max=5": "begins with an option",
     "bond-length:O-X-H": "expected two elements, as O-H",

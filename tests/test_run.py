@@ -24,6 +24,7 @@ from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.evaluation import StabilityResult
 from stabie_ase.runs.finetune import Finetuning, Inputs
 from stabie_ase.runs.monitor import Monitor
+from stabie_ase.runs.report.html import write_report
 from stabie_ase.stability import BondLengthDeviation, StabilityStatistics
 from stabie_ase.system.options import from_dict
 from stabie_ase.training.options import FinetuneConfig
@@ -151,6 +152,19 @@ def test_stopped_after_every_window_and_between_the_phases(here, finished):
         finetuning = Finetuning.resume("model-stabie")
     Finetuning.resume("model-stabie").finish()
     same_ends(here / "model-stabie", finished[0])
+
+
+def test_a_weight_is_told_kept_and_taken_up_again(here):
+    said = []
+    config = tiny.config(observable="hr,bond-length,weight=2", max_cycles=3)
+    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), config, said.append)
+    stop_after(finetuning, 2)
+    kept = json.loads((here / "run" / "config.json").read_text())
+    assert "Observables: hr, bond-length (weight 2)" in said and kept["observable"] == ["hr", "bond-length (weight 2)"]
+    assert "hr, bond-length (weight 2)" in write_report("run").read_text()
+    finetuning.directory._claimed.close()
+    for one in (finetuning, resume("run")):
+        assert [target.weight for target in one.training.pools[0].condition.targets] == [1.0, 2.0]
 
 
 def test_stopped_in_the_final_comparison(here, finished, no_report):

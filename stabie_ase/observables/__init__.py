@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stabie_ase.observables.base import Axis, Observable, Target
+from stabie_ase.observables.base import WEIGHT, Axis, Observable, Target, checked_weight
 from stabie_ase.observables.bonds import BondLengths
 from stabie_ase.observables.distances import DistanceDistribution
 from stabie_ase.observables.rdf import RadialDistribution
@@ -42,7 +42,8 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     Parameters
     ----------
     text : str or sequence of str
-        As "hr", "rdf:O-O,r_max=6" or "mine.py:Gyration"; several in a sequence, or separated by commas.
+        As "hr", "rdf:O-O,r_max=6" or "mine.py:Gyration"; several in a sequence, or separated by commas. Any of them
+        takes `weight`, as in "rdf:O-O,weight=2".
     setting : Setting
         The system, which decides what they are laid out for.
 
@@ -59,7 +60,9 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     found = []
     for wanted in (wanted for part in texts for wanted in spec.parse(part)):
         cls = plugins.find(wanted, "observable", "stabie_ase.observables", OBSERVABLES)
-        new = cls.from_spec(wanted, setting)
+        weight, rest = wanted.take("weight", _weight, 1.0)
+        new = cls.from_spec(rest, setting)
+        new = new if weight == 1.0 else new.weighted(weight)
         for other in found:
             if new.name == other.name or new.subject == other.subject:
                 also = "" if new.name == other.name else f", as {other.name!r} too"
@@ -68,3 +71,10 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     if not found:
         raise spec.BadSpec(f"no observable is given; known: {', '.join(OBSERVABLES)}")
     return found
+
+
+def _weight(text: str) -> float:
+    try:
+        return checked_weight(float(text))
+    except ValueError:
+        raise ValueError(f"expected {WEIGHT}") from None

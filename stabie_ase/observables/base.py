@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,11 +54,14 @@ class Observable:
     label : str
         Of its values, with their unit.
     axis : Axis
+    weight : float
+        Factor on its loss among those of all that are trained on.
     """
 
     name: str
     label: str
     axis: Axis
+    weight = 1.0
 
     @property
     def subject(self) -> str:
@@ -100,6 +105,26 @@ class Observable:
         spec.read({})
         return cls()
 
+    def weighted(self, weight: float) -> Observable:
+        """A copy with another weight; ValueError for one that is no positive finite number."""
+        other = copy.copy(self)
+        object.__setattr__(other, "weight", checked_weight(weight))  # a frozen dataclass has no other way
+        return other
+
+    def describe(self) -> str:
+        """Its name, and its weight if that is not 1."""
+        return self.name if self.weight == 1.0 else f"{self.name} (weight {self.weight:g})"
+
+
+WEIGHT = "a positive finite number"
+
+
+def checked_weight(weight: float) -> float:
+    """The weight, a factor without a unit; ValueError if it is none."""
+    if not 0.0 < weight < math.inf:
+        raise ValueError(f"a weight is {weight:g}, expected {WEIGHT}")
+    return weight
+
 
 @dataclass(frozen=True)
 class Target:
@@ -131,10 +156,10 @@ class Target:
     components: Tensor | None = None
 
     @classmethod
-    def from_frames(cls, observable: Observable, frames: Sequence[Atoms], weight: float = 1.0) -> Target:
-        """The mean over reference frames, each of which is taken to be independent of the others."""
+    def from_frames(cls, observable: Observable, frames: Sequence[Atoms]) -> Target:
+        """The mean over reference frames, each of which is taken to be independent of the others; the observable's own weight."""
         samples = observable(AtomsBatch.from_atoms(frames))
-        return cls(observable, samples.mean(dim=0), noise_floor(samples, observable.measure), len(frames), weight, samples)
+        return cls(observable, samples.mean(dim=0), noise_floor(samples, observable.measure), len(frames), observable.weight, samples)
 
     @property
     def metric(self) -> Tensor:

@@ -82,6 +82,7 @@ class Finetuning(Run):
             named = [one.name for one in found]
             if len(set(named)) < len(named):
                 raise BadOption(f"two {what} have one name among {', '.join(named)}; results are told by name, give each its own")
+        monitor.message(f"Observables: {', '.join(observable.describe() for observable in observables)}")
         # What only the user knows to look for counts in the verdict as it does in training.
         yardstick = Yardstick.from_reference(config.check.criterion, setting, observables).with_criteria(criteria)
         _warn_of_tight_criteria(potential, reference, criteria)
@@ -187,6 +188,7 @@ class Finetuning(Run):
         return {
             "model": self.inputs.model,
             "reference": self.reference.source,
+            "observable": [target.observable.describe() for target in self.yardstick.targets],
             "criterion": [criterion.describe() for criterion in self.criteria],
             "check_criterion": self.yardstick.describe(),
             "start_force_mae_eV_per_A": self.training.accuracy.start_mae,

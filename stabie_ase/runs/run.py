@@ -26,8 +26,8 @@ class Live:
     criteria: list[Criterion] = field(default_factory=list)
 
     def names(self) -> list[str]:
-        """Of all objects."""
-        return [x.name for x in self.observables] + [x.name for x in self.criteria]
+        """Of all objects, with the weights of observables."""
+        return [x.describe() for x in self.observables] + [x.name for x in self.criteria]
 
 
 class Opened(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,11 +24,14 @@ class Spec:
     argument : str or None
         What follows the name behind a colon.
     options : dict of str to str
+    taken : tuple of str
+        Further options there are, which have been read already.
     """
 
     name: str
     argument: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    taken: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         colon = [] if self.argument is None else [self.argument]
@@ -64,13 +67,24 @@ class Spec:
         values = {}
         for key, text in given.items():
             if key not in readers:
-                raise BadSpec(f"{str(self)!r} has an unknown option {key!r}; {did_you_mean(key, readers, 'no options')}")
-            try:
-                values[key] = readers[key](text)
-            except ValueError as error:
-                reason = str(error) if readers[key] not in (int, float) else f"expected {KINDS[readers[key]]}"
-                raise BadSpec(f"{str(self)!r} has {key}={text!r}, {reason}") from None
+                known = [*readers, *self.taken]
+                raise BadSpec(f"{str(self)!r} has an unknown option {key!r}; {did_you_mean(key, known, 'no options')}")
+            values[key] = self._value(key, text, readers[key])
         return values
+
+    def take(self, key: str, reader: Callable[[str], Any], otherwise: Any) -> tuple[Any, Spec]:
+        """The value of one option, or another if it is not given, and the specification without it."""
+        text = self.options.get(key)
+        value = otherwise if text is None else self._value(key, text, reader)
+        options = {k: v for k, v in self.options.items() if k != key}
+        return value, replace(self, options=options, taken=(*self.taken, key))
+
+    def _value(self, key: str, text: str, reader: Callable[[str], Any]) -> Any:
+        try:
+            return reader(text)
+        except ValueError as error:
+            reason = str(error) if reader not in (int, float) else f"expected {KINDS[reader]}"
+            raise BadSpec(f"{str(self)!r} has {key}={text!r}, {reason}") from None
 
 
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}

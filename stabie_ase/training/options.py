@@ -171,7 +171,7 @@ class FinetuneConfig:
     observable: str | None = knob(
         None,
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
-        "follow, as in rdf:O-O,r_max=6; if not given hr of a molecule, rdf of a liquid or solid of one element",
+        "follow, as in rdf:O-O,r_max=6,weight=2; if not given hr of a molecule, rdf of a liquid or solid of one element",
         repeats=True,
     )
     criterion: str | None = knob(

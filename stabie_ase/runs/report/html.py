@@ -275,6 +275,7 @@ def _settings(run: RunFiles) -> str:
     facts = {
         "model": about.get("model"),
         "reference": about.get("reference"),
+        "observables": ", ".join(about.get("observable") or ()),
         "criteria in training": "; ".join(about.get("criterion") or ()),
         "command": about.get("command"),
         "hardware": about.get("hardware"),
