@@ -156,14 +156,18 @@ def test_stopped_after_every_window_and_between_the_phases(here, finished):
 
 def test_a_weight_is_told_kept_and_taken_up_again(here):
     said = []
+
+    class Words(Monitor):
+        message = staticmethod(said.append)
+
     config = tiny.config(observable="hr,bond-length,weight=2", max_cycles=3)
-    finetuning = prepare("run", Inputs("model.pt", "ref.xyz"), config, said.append)
+    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), config, Words())
     stop_after(finetuning, 2)
     kept = json.loads((here / "run" / "config.json").read_text())
     assert "Observables: hr, bond-length (weight 2)" in said and kept["observable"] == ["hr", "bond-length (weight 2)"]
     assert "hr, bond-length (weight 2)" in write_report("run").read_text()
     finetuning.directory._claimed.close()
-    for one in (finetuning, resume("run")):
+    for one in (finetuning, Finetuning.resume("run")):
         assert [target.weight for target in one.training.pools[0].condition.targets] == [1.0, 2.0]
 
 

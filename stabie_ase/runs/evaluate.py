@@ -82,6 +82,12 @@ class Evaluation:
         live : Live, optional
             Observables and criteria that have been made already.
         monitor : Monitor, optional
+            Told in words what is measured, and how far it has come.
+
+        Returns
+        -------
+        Evaluation
+            Of which no model has been tested yet.
         """
         live, monitor = live or Live(), monitor or Monitor()
         in_memory = not isinstance(frames, (str, os.PathLike)) and not all(isinstance(x, (str, os.PathLike)) for x in frames)

@@ -151,10 +151,14 @@ def resume(
     ----------
     path : path
         The run directory.
-    observables, criteria : sequence of objects, optional
+    observables : sequence of Observable, optional
         Those that the run was begun with; what was given as text is in the directory.
-    monitor, on_window
-        See `finetune`.
+    criteria : sequence of Criterion, optional
+        The same.
+    monitor : Monitor, optional
+        Told in words what is found on the way, and how far the work has come.
+    on_window : callable, optional
+        Told the record of each window.
     trust_checkpoint : bool
         Run code that a pickled checkpoint carries.
 
@@ -188,13 +192,7 @@ def _to_end(
 
 
 def result_of(directory: RunDirectory, inputs: Inputs, potential: Potential | None = None) -> FinetuneResult:
-    """What a run that is finished has come to; its report is written unless it has been.
-
-    Raises
-    ------
-    UnusableRun
-        The report cannot be written.
-    """
+    """What a run that is finished has come to; its report is written unless it has been. UnusableRun if it cannot be."""
     try:
         report = directory.report_path if directory.report_path.exists() else write_report(directory.path)
     except OSError as error:

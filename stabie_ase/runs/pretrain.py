@@ -90,7 +90,22 @@ class PretrainRun(Run):
     def begin_or_resume(
         cls, output: str | os.PathLike, inputs: PretrainInputs, config: PretrainConfig, monitor: Monitor | None = None
     ) -> PretrainRun:
-        """A run that writes a model to `output`: the interrupted one if there is any, with a budget that may be another.
+        """A run that writes a model: the interrupted one if there is any, with a budget that may be another.
+
+        Parameters
+        ----------
+        output : path
+            Of the model; the run's directory is beside it.
+        inputs : PretrainInputs
+            Frames and family; those of an interrupted run have to be the same.
+        config : PretrainConfig
+            All but epochs and time have to be the same.
+        monitor : Monitor, optional
+            Told in words what is found on the way.
+
+        Returns
+        -------
+        PretrainRun
 
         Raises
         ------

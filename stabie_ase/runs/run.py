@@ -101,13 +101,22 @@ class Run:
         Parameters
         ----------
         path : path
-        inputs, config
-            As the class names them.
+            The directory.
+        inputs : FromFiles
+            What to work on, of the class that the run names.
+        config : dataclass
+            How, likewise.
         monitor : Monitor, optional
+            Told in words what is found on the way.
         live : Live, optional
             Objects that no file holds.
         own : collection of str
             What the directory may hold already.
+
+        Returns
+        -------
+        Run
+            Ready to go from its start.
 
         Raises
         ------
@@ -132,13 +141,7 @@ class Run:
 
     @classmethod
     def opened(cls, path: str | os.PathLike) -> Opened:
-        """A run's directory and what it was begun with.
-
-        Raises
-        ------
-        UnusableRun
-            It is none, or damaged.
-        """
+        """A run's directory and what it was begun with; UnusableRun if it is none, or damaged."""
         directory, description = cls.directory_class.open(path)
         try:
             inputs, config = from_dict(cls.inputs_class, description["inputs"]), from_dict(cls.config_class, description["config"])
@@ -161,13 +164,20 @@ class Run:
         Parameters
         ----------
         path : path
+            The directory.
         monitor : Monitor, optional
+            Told in words what is found on the way.
         live : Live, optional
             What was given as objects when it began has to be given again.
         trust_checkpoint : bool
             The directory may be someone else's: trust is given anew each time.
         **changes
             Options that may become others on the way, as a later end may.
+
+        Returns
+        -------
+        Run
+            Ready to go on.
 
         Raises
         ------

@@ -90,12 +90,7 @@ def row_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_options(config: Any, prefix: str = "") -> None:
-    """Hold every field of a dataclass against its type and the limits of its `knob`; the prefix is that of its section.
-
-    Raises
-    ------
-    BadOption
-    """
+    """Hold every field of a dataclass, whose section has this prefix, against its type and the limits of its `knob`, or BadOption."""
     types = get_type_hints(type(config))
     for option in fields(config):
         if "section" in option.metadata:  # it has checked its own
@@ -123,14 +118,21 @@ def _check(name: str, limits: Mapping[str, Any], kinds: tuple[type, ...], value:
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from a dictionary, whose options may stand in one row or in the sections that they belong to.
+    """A dataclass from options that stand in one row or in the sections that they belong to.
 
-    An unknown name is an error that tells the known ones.
+    Parameters
+    ----------
+    cls : type
+    values : mapping of str to values, or of the name of a section to a mapping of its own
+
+    Returns
+    -------
+    A `cls`.
 
     Raises
     ------
     BadOption
-        Also for an option that is given in a row and in its section.
+        An unknown name, which tells the known ones; an option that is given in a row and in its section.
     """
     found: dict[tuple[str, ...], Any] = {}
     for path, name, value in _with_paths(cls, values):
