@@ -1,5 +1,7 @@
 """README's snippets, its two commands, and every example run as they are written."""
 
+import doctest
+import operator
 import re
 import runpy
 import subprocess
@@ -32,6 +34,22 @@ def test_python_snippets_run_in_the_order_they_are_read(tmp_path, monkeypatch, c
         exec(compile(snippet, "README.rst", "exec"), names)
     printed = capsys.readouterr().out
     assert "failed within 50 fs" in printed and "1/Å from" in printed
+
+
+SHOWN = (
+    "finetune", "evaluate", "load_potential", "read_reference", "AtomsBatch.from_atoms", "StABIECalculator", "simulate", "watched",
+    "criteria_from", "observables_from",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_examples_of_the_docstrings_that_users_meet_first_run(name, tmp_path, monkeypatch):
+    (tmp_path / "aspirin.xyz").write_bytes((DATA / "aspirin_xtb_train.xyz").read_bytes())
+    (tmp_path / "aspirin_schnet.pt").write_bytes((DATA / "aspirin_schnet.pt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    documented = operator.attrgetter(name)(stabie_ase)
+    (example,) = (found for found in doctest.DocTestFinder(recurse=False).find(documented, name) if found.examples)
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
 
 
 def test_readme_tells_the_test_command_that_ci_runs():

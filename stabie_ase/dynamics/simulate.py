@@ -41,6 +41,17 @@ def simulate(
     ------
     ValueError
         The integrator cannot advance the state.
+
+    Examples
+    --------
+    >>> from ase import units
+    >>> from ase.io import read
+    >>> from stabie_ase import AtomsBatch, Langevin, PotentialForces, initial_state, load_potential, simulate
+    >>> forces = PotentialForces(load_potential("aspirin_schnet.pt"))
+    >>> state = initial_state(AtomsBatch.from_atoms(read("aspirin.xyz", ":4")), forces, temperature_K=300.0)
+    >>> state = simulate(state, Langevin(0.5 * units.fs, 0.01 / units.fs), forces, n_steps=5)
+    >>> state.step.tolist()
+    [5, 5, 5, 5]
     """
     integrator.check(state)
     state = running = integrator.prepare(state)

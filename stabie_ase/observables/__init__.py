@@ -55,6 +55,14 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     ------
     BadSpec, ValueError
         Unknown names or options, two of one name, or a system for which one has no meaning.
+
+    Examples
+    --------
+    >>> from ase.io import read
+    >>> from stabie_ase import Setting, observables_from
+    >>> hr, bonds = observables_from("hr,bond-length:C-O", Setting(read("aspirin.xyz", ":"), 500.0))
+    >>> hr.name, bonds.name, len(bonds.axis.values)
+    ('hr', 'bond-length:C-O', 5)
     """
     texts = [text] if isinstance(text, str) else list(text)
     found = []

@@ -120,6 +120,16 @@ def finetune(
     ------
     ValueError
         In one line, what was given, what was expected and what to try; nothing has been written.
+
+    Examples
+    --------
+    >>> import stabie_ase
+    >>> result = stabie_ase.finetune(
+    ...     "aspirin_schnet.pt", "aspirin.xyz", replicas=4, window_fs=20.0, max_updates=1,
+    ...     check={"replicas": 4, "time_ps": 0.02, "rounds": 1},
+    ... )
+    >>> sorted(result.models)
+    ['stabie', 'start']
     """
     texts, live = _texts_and_objects(observables=observables, criteria=criteria)
     about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
@@ -259,6 +269,13 @@ def evaluate(
     -------
     dict of str to dict
         A summary of each model by its name ("model" for one in memory), units in the names.
+
+    Examples
+    --------
+    >>> import stabie_ase
+    >>> found = stabie_ase.evaluate("aspirin_schnet.pt", "aspirin.xyz", time_ps=0.01, replicas=2)
+    >>> found["aspirin_schnet.pt"]["n_replicas"]
+    2
     """
     if output is not None:
         check_new_file(output)

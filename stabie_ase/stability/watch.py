@@ -257,6 +257,21 @@ def watched(
         The last frame of every replica, with what the criteria remember of it.
     trajectory : Trajectory or None
     failures : Failures
+
+    Examples
+    --------
+    >>> from ase import units
+    >>> from ase.io import read
+    >>> from stabie_ase import (
+    ...     AtomsBatch, Langevin, PotentialForces, Setting, criteria_from, initial_state, load_potential, watched
+    ... )
+    >>> frames = read("aspirin.xyz", ":")
+    >>> forces = PotentialForces(load_potential("aspirin_schnet.pt"))
+    >>> state = initial_state(AtomsBatch.from_atoms(frames[:4]), forces, temperature_K=300.0)
+    >>> criteria = criteria_from("bonds:0.5,contacts:0.5", Setting(frames, 300.0))
+    >>> state, _, failures = watched(state, Langevin(0.5 * units.fs, 0.01 / units.fs), forces, 10, criteria, check_every=5)
+    >>> print(f"{failures.fraction:.0%} failed")
+    0% failed
     """
     state = with_memory(state, criteria)
     every = check_every if sample_every is None else math.gcd(check_every, sample_every)

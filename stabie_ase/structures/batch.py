@@ -75,7 +75,16 @@ class AtomsBatch:
     def from_atoms(
         cls, atoms: Atoms | Sequence[Atoms], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64
     ) -> AtomsBatch:
-        """Collect ASE atoms; one `Atoms` makes a batch of one system. Their cells are those of `lattice`."""
+        """Collect ASE atoms; one `Atoms` makes a batch of one system. Their cells are those of `lattice`.
+
+        Examples
+        --------
+        >>> from ase.build import molecule
+        >>> from stabie_ase import AtomsBatch
+        >>> batch = AtomsBatch.from_atoms([molecule("H2O"), molecule("CH4")])
+        >>> batch.sizes
+        [3, 5]
+        """
         images = [atoms] if isinstance(atoms, Atoms) else list(atoms)
         if not images:
             raise ValueError("a batch needs at least one Atoms object, got none")

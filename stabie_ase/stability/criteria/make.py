@@ -55,6 +55,14 @@ def criteria_from(text: str, setting: Setting, others: str = "") -> list[Criteri
     ------
     BadSpec, ValueError
         Unknown or repeated names, a tolerance that is no positive number, or a reference without meaning for one.
+
+    Examples
+    --------
+    >>> from ase.io import read
+    >>> from stabie_ase import Setting, criteria_from
+    >>> criteria = criteria_from("bonds:0.25,contacts:0.25", Setting(read("aspirin.xyz", ":"), 500.0))
+    >>> print(criteria[0].describe())
+    a bond off its mean length by more than 0.25 Å (21 bonds)
     """
     wanted = parse(text)
     named = [spec.name for spec in wanted]

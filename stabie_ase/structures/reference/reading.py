@@ -140,6 +140,13 @@ def read_reference(
     UnusableReference
         The file is missing, empty or no structure file; energies or forces are missing (the keys found are named), not
         finite or huge; atoms sit on top of each other; too few frames.
+
+    Examples
+    --------
+    >>> from stabie_ase import read_reference
+    >>> reference = read_reference("aspirin.xyz")
+    >>> print(reference.source)
+    50 frames of C9H8O4 from aspirin.xyz (energies from 'energy', forces from 'forces', 500 K)
     """
     reference, keys = _checked(", ".join(each(names)), _shown(names), named_frames(names), energy_key, forces_key, min_frames)
     check_declared_units(names, *keys)
