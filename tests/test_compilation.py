@@ -9,11 +9,13 @@ import tiny
 import torch
 from ase import units
 from helpers import ENERGIES, METHANOL, WATER, schnet
+from torch import nn
 
 from stabie_ase.dynamics import Langevin, PotentialForces, compilation, initial_state, simulate
 from stabie_ase.dynamics.compilation import NotCompiled, Trial, decide, make_ready, probe
-from stabie_ase.potentials.analytic import LennardJones
+from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
+from stabie_ase.potentials.evaluators import Plain
 from stabie_ase.runs.finetune import Finetuning, Inputs
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
@@ -53,7 +55,7 @@ def test_same_forces_with_the_same_parameters(family):
     potential = list(families())[family]()
     plain = [computed(potential, images) for images in (FRAMES, FRAMES[:3])]
     make_ready(potential, FRAMES, len(FRAMES))
-    assert potential._compiled is not None
+    assert potential.is_compiled
     for images, expected in zip((FRAMES, FRAMES[:3]), plain):  # one code for batches of any size
         found = computed(potential, images)
         agree(found, expected)
@@ -61,7 +63,7 @@ def test_same_forces_with_the_same_parameters(family):
         for p in potential.parameters():
             p.mul_(1.1)
     followed = computed(potential, FRAMES)
-    potential.compile_network(None)
+    potential.evaluator = Plain()
     expected = computed(potential, FRAMES)
     agree(followed, expected)
     assert float((expected.energies - plain[0].energies).abs().max()) > 1e-4
@@ -71,20 +73,20 @@ class Counted:
     """A compiled network that counts its calls."""
 
     def __init__(self, potential):
-        self.network, self.calls = potential._compilable(), 0
+        self.network, self.calls = potential.compilable(), 0
 
-    def __call__(self, *inputs):
+    def __call__(self, inputs):
         self.calls += 1
-        return self.network(*inputs)
+        return self.network(inputs)
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """A SchNet `compiled` for batches by something that only counts."""
+    """A SchNet `compiled` by something that only counts."""
     potential = schnet()
     counter = Counted(potential)
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: counter)
-    potential.compile_network(many=True)
+    potential.compile_network()
     return potential, counter
 
 
@@ -100,11 +102,47 @@ def test_only_forces_of_frozen_batches_are_compiled(counted):
     QMLoss()(potential, labelled).backward()
     with torch.no_grad():
         potential.energies(batch, neighbors)
-    computed(potential, WATER)  # one system
     far = METHANOL.copy()
     far.positions *= 100.0
     computed(potential, [far, far])  # no pair
+    computed(potential, [far, WATER[:2]])  # a single pair
     assert counter.calls == 1
+    computed(potential, METHANOL)  # whose inputs are of the same kind
+    assert counter.calls == 2
+
+
+class PerSystem(Potential):
+    """Energies of systems, of inputs that tell how many there are; it keeps count of them."""
+
+    family, cutoff, evaluates_atoms = "per system", 3.0, False
+
+    def __init__(self):
+        super().__init__()
+        self.k, self.plain = nn.Parameter(torch.ones((), dtype=torch.float64)), []
+
+    def inputs(self, batch, neighbors):
+        sizes = batch.counts
+        return {"vectors": neighbors.vectors(batch), "system": batch.system[neighbors.pairs[0]], "sizes": sizes}
+
+    def evaluate(self, inputs):
+        self.plain.append(len(inputs["sizes"]))
+        return self._sum(inputs)
+
+    def compilable(self):
+        return self._sum
+
+    def _sum(self, inputs):
+        zeros = inputs["vectors"].new_zeros(len(inputs["sizes"]))
+        return self.k * zeros.index_add(0, inputs["system"], inputs["vectors"].square().sum(dim=1))
+
+
+@pytest.mark.parametrize("first, other", [(FRAMES, WATER), (WATER, FRAMES)], ids=["several", "one"])
+def test_code_for_several_systems_is_not_used_for_one_nor_the_other_way_round(monkeypatch, first, other):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    potential = PerSystem()
+    potential.compile_network()
+    computed(potential, first), computed(potential, other), computed(potential, first)
+    assert potential.plain == [1 if other is WATER else len(other)]
 
 
 def test_dynamics_run_on_the_compiled_network(counted):
@@ -161,16 +199,25 @@ def test_other_forces_are_not_taken(monkeypatch):
     potential = schnet()
 
     def broken(function, dynamic):
-        return lambda numbers, pairs, distances: 1.01 * function(numbers, pairs, distances)
+        return lambda inputs: 1.01 * function(inputs)
 
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(NotCompiled, match="gives other forces"):
         compilation.try_out(potential, FRAMES, 4)
 
 
+class OwnGraph(Potential):
+    """Overrides the energies."""
+
+    family, cutoff = "own graph", 3.0
+
+    def energies(self, batch, neighbors):
+        return batch.sum_over_atoms(batch.positions.square().sum(dim=1))
+
+
 def test_a_family_that_has_nothing_to_compile():
-    with pytest.raises(NotCompiled, match="^the Lennard-Jones potential cannot be compiled$"):
-        make_ready(LennardJones(1.0, 1.0, 3.0), FRAMES, 4)
+    with pytest.raises(NotCompiled, match="^the own graph potential cannot be compiled$"):
+        make_ready(OwnGraph(), FRAMES, 4)
 
 
 def test_what_cannot_be_compiled_leaves_nothing_behind(monkeypatch, tmp_path):
@@ -193,14 +240,14 @@ def test_resumed_in_the_same_bits(monkeypatch, tmp_path):
     config = tiny.config(max_cycles=1)
     whole = Finetuning.begin(tmp_path / "whole", inputs, config)
     whole.train()
-    assert whole.training.potential._compiled is not None
+    assert whole.training.potential.is_compiled
     parts = Finetuning.begin(tmp_path / "parts", inputs, config)
     while not parts.training.finished:
         record, unstable = parts.training.step()
         parts.directory.append(record, unstable)
         parts.directory.save(parts.training.state())
         parts = Finetuning.resume(tmp_path / "parts")
-        assert parts.inputs.compilation == "on" and parts.training.potential._compiled is not None
+        assert parts.inputs.compilation == "on" and parts.training.potential.is_compiled
     a, b = whole.training._weights(), parts.training._weights()
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -12,6 +12,7 @@ from helpers import ENERGIES, METHANOL, WATER, schnet
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.dynamics.compilation import NotCompiled, compile_where_wanted, make_ready
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
+from stabie_ase.potentials.evaluators import Plain
 from stabie_ase.potentials.mace import MACEPotential
 from stabie_ase.potentials.mace import kernels as cueq
 from stabie_ase.structures.batch import AtomsBatch
@@ -50,14 +51,14 @@ def test_same_forces_with_the_same_parameters(monkeypatch, reduced, correlation)
         potential = mace(correlation)
     plain = computed(potential), computed(potential, [WATER])
     potential.use_kernels()
-    assert potential._compiled.config["use_reduced_cg"] is reduced or correlation == 2
+    assert potential.evaluator.config["use_reduced_cg"] is reduced or correlation == 2
     agree(computed(potential), plain[0])
     agree(computed(potential, [WATER]), plain[1])
     with torch.no_grad():
         for p in potential.parameters():
             p.mul_(1.1)
     followed = computed(potential)
-    potential.compile_network(None)
+    potential.evaluator = Plain()
     agree(followed, computed(potential))
     assert float((followed.forces - plain[0].forces).abs().max()) > 1e-3
 
@@ -68,7 +69,7 @@ def test_dynamics_run_on_them_and_training_does_not(monkeypatch):
     potential.use_kernels()
     calls = []
     evaluate = cueq.Kernels.__call__
-    monkeypatch.setattr(cueq.Kernels, "__call__", lambda self, graph: calls.append(1) or evaluate(self, graph))
+    monkeypatch.setattr(cueq.Kernels, "__call__", lambda self, *given: calls.append(1) or evaluate(self, *given))
     batch = AtomsBatch.from_atoms(FRAMES)
     potential(batch, neighbor_list(batch, potential.cutoff)).sum().backward()
     assert not calls and all(p.grad is not None for p in potential.parameters() if p.requires_grad)
@@ -122,7 +123,7 @@ def test_what_is_saved_does_not_know_of_them(tmp_path):
 @installed
 def test_other_forces_are_not_taken(monkeypatch):
     evaluate = cueq.Kernels.__call__
-    monkeypatch.setattr(cueq.Kernels, "__call__", lambda self, graph: 1.01 * evaluate(self, graph))
+    monkeypatch.setattr(cueq.Kernels, "__call__", lambda self, *given: 1.01 * evaluate(self, *given))
     potential = mace()
     with pytest.raises(NotCompiled, match="has no kernels for this MACE, or gives other forces"):
         make_ready(potential, FRAMES, 3, kernels=True)

@@ -28,7 +28,7 @@ def test_python_snippets_run_in_the_order_they_are_read(tmp_path, monkeypatch, c
     (tmp_path / "aspirin.xyz").write_bytes((DATA / "aspirin_xtb_train.xyz").read_bytes())
     (tmp_path / "aspirin_schnet.pt").write_bytes((DATA / "aspirin_schnet.pt").read_bytes())
     monkeypatch.chdir(tmp_path)
-    assert len(snippets("python")) == 5
+    assert len(snippets("python")) == 6
     names = {}
     for snippet in snippets("python"):
         exec(compile(snippet, "README.rst", "exec"), names)

@@ -213,7 +213,7 @@ def test_compiled_code_is_called_by_one_thread_at_a_time(monkeypatch, often):
 
     monkeypatch.setattr(torch, "compile", compiled)
     potential = schnet().requires_grad_(False)
-    potential.compile_network(many=False)
+    potential.compile_network()
     expected = predict(schnet(), METHANOL).forces
     for found in in_threads(lambda _: [predict(potential, METHANOL).forces for _ in range(20)], range(4)):
         assert all(torch.equal(x, expected) for x in found)
@@ -242,7 +242,7 @@ COPIES = pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.load
 def test_a_copy_is_plain_and_knows_only_its_own_parameters(family, copied, monkeypatch):
     potential = family()
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda *inputs: function(*inputs))
-    potential.compile_network(many=True)
+    potential.compile_network()
     expected = predict(potential, [crystal(), WATER])
     with potential.frozen():
         compiled = predict(potential, [crystal(), WATER])
@@ -253,7 +253,7 @@ def test_a_copy_is_plain_and_knows_only_its_own_parameters(family, copied, monke
     with torch.no_grad():
         for p in twin.parameters():
             p.mul_(1.1)
-    twin.compile_network(many=True)
+    twin.compile_network()
     with twin.frozen():
         changed = predict(twin, [crystal(), WATER])
     assert not torch.allclose(changed.forces, expected.forces, atol=1e-4)
@@ -268,7 +268,7 @@ def test_a_copy_is_plain_and_knows_only_its_own_parameters(family, copied, monke
 def test_a_calculator_of_a_compiled_potential_is_copied(family, copied, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda *inputs: function(*inputs))
     potential = family().requires_grad_(False)
-    potential.compile_network(many=False)
+    potential.compile_network()
     atoms = crystal()
     atoms.calc = StABIECalculator(potential)
     stress = atoms.get_stress()
@@ -284,7 +284,7 @@ def test_a_calculator_of_a_compiled_potential_is_copied(family, copied, monkeypa
 def test_what_torch_has_compiled_is_left_behind():
     torch._dynamo.reset()
     potential = schnet().requires_grad_(False)
-    potential.compile_network(many=True)
+    potential.compile_network()
     batch = AtomsBatch.from_atoms([METHANOL, WATER])
     neighbors = neighbor_list(batch, potential.cutoff)
     expected = potential.compute(batch, neighbors)

@@ -27,6 +27,7 @@ from stabie_ase.dynamics.integrators import Langevin
 from stabie_ase.dynamics.state import initial_state
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
+from stabie_ase.potentials.evaluators import Plain
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 
@@ -95,14 +96,14 @@ def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int, ker
     NotCompiled
     """
     try:
-        potential.use_kernels() if kernels else potential.compile_network(many=replicas > 1)
+        potential.use_kernels() if kernels else potential.compile_network()
         batch = _batch(potential, frames, min(replicas, FEW))
         with potential.frozen():
             potential.compute(batch, neighbor_list(batch, potential.cutoff))
     except (NotImplementedError, ImportError) as error:
         raise NotCompiled(str(error)) from error
     except Exception as error:  # there are many ways for a compiler to fail
-        potential.compile_network(None)
+        potential.evaluator = Plain()
         raise NotCompiled(f"the {potential.family} network cannot be compiled here: {_first_line(error)}") from error
 
 

@@ -30,8 +30,11 @@ class Harmonic(Potential):
         self.cutoff = 1.0
         self.k = nn.Parameter(torch.tensor(float(k), dtype=dtype))
 
-    def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
-        return 0.5 * self.k * batch.positions.square().sum(dim=1)
+    def inputs(self, batch: AtomsBatch, neighbors: NeighborList) -> dict[str, Tensor]:
+        return {"positions": batch.positions}
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Tensor:
+        return 0.5 * self.k * inputs["positions"].square().sum(dim=1)
 
 
 class PairPotential(Potential):
@@ -41,13 +44,17 @@ class PairPotential(Potential):
         """Energies of pairs, shape (n_pairs,), in eV, from their distances in Å."""
         raise NotImplementedError
 
-    def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+    def inputs(self, batch: AtomsBatch, neighbors: NeighborList) -> dict[str, Tensor]:
         half = neighbors.half
         vectors = half.vectors(batch)
         near = (vectors.detach().square().sum(dim=1) < self.cutoff**2).nonzero()[:, 0]
-        energies = 0.5 * self.pair_energies(vectors.index_select(0, near).norm(dim=1))
-        i, j = half.pairs.index_select(1, near)
-        zeros = vectors.new_zeros(batch.n_atoms)
+        distances = vectors.index_select(0, near).norm(dim=1)
+        return {"numbers": batch.numbers, "pairs": half.pairs.index_select(1, near), "distances": distances}
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Tensor:
+        energies = 0.5 * self.pair_energies(inputs["distances"])
+        i, j = inputs["pairs"]
+        zeros = energies.new_zeros(inputs["numbers"].shape[0])
         return zeros.index_add(0, i, energies).index_add(0, j, energies)
 
 

@@ -14,6 +14,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
+from stabie_ase.potentials.evaluators import Compiled, Evaluator, Plain
 from stabie_ase.potentials.turns import alone, together
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList
@@ -42,13 +43,13 @@ class Prediction(NamedTuple):
 
 
 class Potential(nn.Module):
-    """Base of all potentials. A subclass sets `cutoff` and `numbers` and implements one method.
+    """Base of all potentials. A subclass sets `cutoff` and `numbers`, and implements `inputs` and `evaluate`.
 
-    Implement `atomic_energies(batch, neighbors) -> (n_atoms,)` where the model gives per-atom energies, else
-    `energies(batch, neighbors) -> (n_systems,)`. Both receive the batch in the model's own precision, work in eV and
-    Å, must be differentiable in positions, cells and parameters, and may be given pairs beyond the cutoff. Vectors between
-    atoms are to be taken from `neighbors.vectors(batch)`, which are right wherever the atoms are; differences of positions
-    that have been rounded are not.
+    `inputs` makes tensors of a batch and its neighbour list, trimmed to the cutoff, and `evaluate` energies of these tensors alone,
+    so that it can be compiled. A model that builds its own graph overrides `atomic_energies` (per atom) or `energies` (per system)
+    instead. All work in the model's own precision, in eV and Å, must be differentiable in positions, cells and parameters, and
+    may be given pairs beyond the cutoff. Vectors between atoms are to be taken from `neighbors.vectors(batch)`, which are right
+    wherever the atoms are; differences of positions that have been rounded are not.
 
     Attributes
     ----------
@@ -66,6 +67,10 @@ class Potential(nn.Module):
         The one in use.
     bears_fixed_lists : bool
         Pairs beyond the cutoff contribute nothing even where a list of fixed length keeps them.
+    evaluates_atoms : bool
+        `evaluate` gives energies per atom, else per system.
+    evaluator : Evaluator
+        How `evaluate` is carried out. Copies and pickles have the plain one: other code works on the parameters it was made with.
     """
 
     cutoff: float
@@ -75,29 +80,49 @@ class Potential(nn.Module):
     heads: tuple[str, ...] = ()
     head: str | None = None
     bears_fixed_lists: bool = False
-    _compiled: Callable[..., Tensor] | None = None
-    _compiled_for_many: bool | None = None
+    evaluates_atoms: bool = True
+    evaluator: Evaluator = Plain()
     _checked: Tensor | None = None
     _n_freezing: int = 0
     _to_thaw: tuple[nn.Parameter, ...] = ()
-    _passing: ClassVar[tuple[str, ...]] = ("_compiled", "_compiled_for_many", "_checked", "_n_freezing", "_to_thaw")
+    _passing: ClassVar[tuple[str, ...]] = ("evaluator", "_checked", "_n_freezing", "_to_thaw")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of copies and pickles: compiled code stays behind, since it works on the parameters that it was made with."""
+        """Of copies and pickles: what belongs to this object alone stays behind."""
         return {name: value for name, value in self.__dict__.items() if name not in self._passing}
+
+    def inputs(self, batch: AtomsBatch, neighbors: NeighborList) -> dict[str, Tensor]:
+        """Tensors of any shape, all that `evaluate` is to know of a batch; differentiable in positions and cells, which are in Å."""
+        raise NotImplementedError(f"the {self.family} potential has neither inputs and evaluate nor energies of its own")
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Energies in eV, shape (n_atoms,), or (n_systems,) where `evaluates_atoms` is False.
+
+        A function of these tensors and the parameters; no shape in it depends on a value in a tensor.
+        """
+        raise NotImplementedError(f"the {self.family} potential builds its own graph")
+
+    def _evaluated(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+        inputs, evaluator = self.inputs(batch, neighbors), self.evaluator
+        return evaluator(self, inputs) if evaluator.fits(self, inputs) else self.evaluate(inputs)
 
     def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Per-atom energies, shape (n_atoms,), in eV; they sum to the energies of the systems."""
-        raise PropertyNotImplementedError(f"the {self.family} potential gives no per-atom energies")
+        if not self.gives_atomic_energies:
+            raise PropertyNotImplementedError(f"the {self.family} potential gives no per-atom energies")
+        return self._evaluated(batch, neighbors)
 
     def energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
         """Potential energies, shape (n_systems,), in eV."""
-        return batch.sum_over_atoms(self.atomic_energies(batch, neighbors).double())
+        if self.gives_atomic_energies:
+            return batch.sum_over_atoms(self.atomic_energies(batch, neighbors).double())
+        return self._evaluated(batch, neighbors)
 
     @property
     def gives_atomic_energies(self) -> bool:
         """Whether per-atom energies, shape (n_atoms,), can be asked for."""
-        return type(self).atomic_energies is not Potential.atomic_energies
+        own, evaluates = (getattr(type(self), name) is not getattr(Potential, name) for name in ("atomic_energies", "evaluate"))
+        return own or (evaluates and self.evaluates_atoms)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -198,25 +223,25 @@ class Potential(nn.Module):
                         copies[tensor] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
                     setattr(module, name, copies[tensor])
 
-    def compile_network(self, many: bool | None = True) -> None:
-        """Evaluate the network by compiled code from now on, where only forces are asked for and parameters are frozen.
+    def compile_network(self) -> None:
+        """Carry out `evaluate` by compiled code from now on, where only forces are asked for and parameters are frozen.
 
-        To be called when the potential is where it shall stay; the first call after it takes a minute or so. Training
-        uses the plain network as before, with the same parameters. Copies and pickles of the potential are not compiled.
-
-        Parameters
-        ----------
-        many : bool or None
-            For batches of several systems or for single ones: torch makes different code of a size of one, and the
-            other kind is evaluated plainly. None undoes it.
+        To be called when the potential is where it shall stay. The first call after it takes a minute or so, and says whether the
+        code is for single systems or for several (see `Compiled`). Training uses the plain network as before, with the same
+        parameters. `potential.evaluator = Plain()` undoes it.
 
         Raises
         ------
         NotImplementedError
-            The family has no network that can be compiled.
+            The family has no `evaluate` that could be compiled.
         """
-        self._compiled = None if many is None else torch.compile(self._compilable(), dynamic=True)
-        self._compiled_for_many = many
+        self.evaluator = Compiled(self.compilable())
+
+    def compilable(self) -> Callable[[dict[str, Tensor]], Tensor]:
+        """What returns the same energies in eV as `evaluate`, of the same parameters, and can be compiled."""
+        if type(self).evaluate is Potential.evaluate:
+            raise NotImplementedError(f"the {self.family} potential cannot be compiled")
+        return self.evaluate
 
     def use_kernels(self) -> None:
         """Like `compile_network`, by kernels that somebody has written for this family in place of a compiler's.
@@ -232,24 +257,10 @@ class Potential(nn.Module):
         """
         raise NotImplementedError(f"there are no kernels for the {self.family} potential")
 
-    def _carry_over(self) -> None:
-        """Bring parameters to where other code expects them."""
-
     @property
     def is_compiled(self) -> bool:
         """Whether other code than the plain network is at hand for dynamics."""
-        return self._compiled is not None
-
-    def _compilable(self) -> Callable[..., Tensor]:
-        """The network as a function of tensors, none of whose shapes depends on a number in another."""
-        raise NotImplementedError(f"the {self.family} potential cannot be compiled")
-
-    def _network_for(self, plain: Callable[..., Tensor], batch: AtomsBatch, n_pairs: int) -> Callable[..., Tensor]:
-        """The compiled network where there is one that fits the call, else the plain one."""
-        if self._compiled is None or n_pairs < 2 or self._compiled_for_many not in (None, batch.n_systems > 1):
-            return plain
-        for_forces = torch.is_grad_enabled() and batch.positions.requires_grad
-        return self._compiled if for_forces and not any(p.requires_grad for p in self.parameters()) else plain
+        return not isinstance(self.evaluator, Plain)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -263,7 +274,7 @@ class Potential(nn.Module):
                 p.requires_grad_(False)
             self._n_freezing, self._to_thaw = self._n_freezing + 1, (*self._to_thaw, *training)
         try:
-            self._carry_over()
+            self.evaluator.carry_over()
             yield
         finally:
             with _freezing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,21 +120,17 @@ class SchNetPotential(Potential):
         self.reference_energies = table.to(self.reference_energies.device)
         return self
 
-    def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
+    def inputs(self, batch: AtomsBatch, neighbors: NeighborList) -> dict[str, Tensor]:
+        """Numbers, shape (n_atoms,), pairs in both directions, (2, 2 n), and the distances of the first half of them, (n,), in Å."""
         half = neighbors.half
         distances = half.vectors(batch).norm(dim=1)
         if neighbors.fixed_length:  # at the cutoff the envelope is zero
-            network = self._network_for(self._evaluate, batch, half.n_pairs)
-            return network(batch.numbers, neighbors.pairs, distances.clamp(max=self.cutoff))
+            return {"numbers": batch.numbers, "pairs": neighbors.pairs, "distances": distances.clamp(max=self.cutoff)}
         near = (distances.detach() < self.cutoff).nonzero()[:, 0]
-        network = self._network_for(self._evaluate, batch, len(near))
-        return network(batch.numbers, half.select(near).full.pairs, distances.index_select(0, near))
+        return {"numbers": batch.numbers, "pairs": half.select(near).full.pairs, "distances": distances.index_select(0, near)}
 
-    def _compilable(self) -> Callable[..., Tensor]:
-        return self._evaluate
-
-    def _evaluate(self, numbers: Tensor, pairs: Tensor, distances: Tensor) -> Tensor:
-        """Per-atom energies; distances are those of the first half of the pairs."""
+    def evaluate(self, inputs: dict[str, Tensor]) -> Tensor:
+        numbers, pairs, distances = inputs["numbers"], inputs["pairs"], inputs["distances"]
         net = self.network
         envelope = 0.5 * (torch.cos(distances * (torch.pi / self.cutoff)) + 1.0)
         expansion = _gaussians(net.distance_expansion, distances)

@@ -7,6 +7,9 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from stabie_ase.potentials.evaluators import Evaluated, asks_for_forces
+from stabie_ase.potentials.mace.rebuild import default_dtype
+
 PACKAGES = {"cpu": ("cuequivariance_torch",), "cuda": ("cuequivariance_torch", "cuequivariance_ops_torch")}
 """What has to be there for a kind of device: the kernels themselves are for GPUs, and there is a slow way for others."""
 
@@ -14,7 +17,7 @@ INSTALL = "pip install 'stabie_ase[cuequivariance]', and for a GPU also cuequiva
 
 
 class Kernels:
-    """The twin of a MACE network that calls cuequivariance.
+    """Evaluator of a MACE: the twin of its network that calls cuequivariance.
 
     Its weights are those of the network in another arrangement, as it was when they were last carried over.
 
@@ -47,14 +50,19 @@ class Kernels:
         config["cueq_config"] = CuEquivarianceConfig(
             enabled=True, layout="ir_mul", group="O3_e3nn", optimize_all=True, conv_fusion=device == "cuda"
         )
-        with torch.random.fork_rng(devices=[]):
+        self.dtype = network.r_max.dtype
+        with default_dtype(self.dtype), torch.random.fork_rng(devices=[]):
             self.twin = type(network)(**config).to(network.r_max.device).requires_grad_(False)
         self.network, self.config, self.carried = network, config, None
         self.carry_over()
 
-    def __call__(self, graph: dict[str, Tensor]) -> Tensor:
+    def fits(self, potential: Evaluated, inputs: dict[str, Tensor]) -> bool:
+        """Whether only forces in eV/Å are asked for."""
+        return asks_for_forces(potential, inputs)
+
+    def __call__(self, potential: Evaluated, inputs: dict[str, Tensor]) -> Tensor:
         """Per-atom energies, shape (n_atoms,), float64, in eV."""
-        return self.twin(graph, compute_force=False)["node_energy"].double()
+        return self.twin(inputs, compute_force=False)["node_energy"].double()
 
     def carry_over(self) -> None:
         """Give the twin the network's weights, if these have changed."""
@@ -63,7 +71,7 @@ class Kernels:
         now = [(p.data_ptr(), p._version) for p in self.network.parameters()]
         if now == self.carried:
             return
-        with torch.no_grad():
+        with default_dtype(self.dtype), torch.no_grad():
             transfer_weights(
                 self.network,
                 self.twin,

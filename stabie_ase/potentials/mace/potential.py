@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from ase import Atoms
 from torch import Tensor, nn
 
 from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.evaluators import Plain
 from stabie_ase.potentials.mace import kernels
 from stabie_ase.potentials.mace.rebuild import default_dtype, import_mace, plain_twin
 from stabie_ase.structures.batch import AtomsBatch
@@ -107,57 +109,12 @@ class MACEPotential(Potential):
             )
         return cls(network)
 
-    def atomic_energies(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
-        near = neighbors.within(batch, self.cutoff)
-        return self._network_for(self._evaluate, batch, near.n_pairs)(self._graph(batch, near))
-
-    def _evaluate(self, graph: dict[str, Tensor]) -> Tensor:
-        # On a CPU TorchScript's optimiser gains nothing, and its first calls differ from later ones in the last bits: a
-        # resumed run would not end as an uninterrupted one.
-        with torch.jit.optimized_execution(graph["positions"].device.type != "cpu"):
-            return self.network(graph, compute_force=False)["node_energy"].double()
-
-    def _compilable(self) -> Callable[..., Tensor]:
-        network = plain_twin(self.network)
-        return lambda graph: network(graph, compute_force=False)["node_energy"].double()
-
-    def use_kernels(self) -> None:
-        """Evaluate forces in dynamics by NVIDIA's cuequivariance; taken only if it gives the same on a few atoms."""
-        self._compiled = self._compiled_for_many = None
-        batch = self._some_atoms()
-        neighbors = neighbor_list(batch, self.cutoff)
-        with self.frozen():
-            expected = self.compute(batch, neighbors).forces
-            # Which basis a file's couplings are in depends on what was installed where the model was made.
-            for reduced in (True, False):
-                try:
-                    with default_dtype(self.dtype):
-                        self._compiled = kernels.Kernels(self.network, reduced)
-                    difference = float((self.compute(batch, neighbors).forces - expected).abs().max())
-                except (NotImplementedError, RuntimeError, KeyError):
-                    continue
-                if difference <= SAME_FORCES * float(expected.abs().max()):
-                    return
-        self._compiled = None
-        raise NotImplementedError("cuequivariance has no kernels for this MACE, or gives other forces than it")
-
-    def _carry_over(self) -> None:
-        if isinstance(self._compiled, kernels.Kernels):
-            with default_dtype(self.dtype):
-                self._compiled.carry_over()
-
-    def _some_atoms(self) -> AtomsBatch:
-        """Two clusters with all elements and distances of all lengths up to the cutoff."""
-        numbers = np.resize(self.numbers, max(8, len(self.numbers)))
-        edge = 0.5 * self.cutoff * len(numbers) ** (1 / 3)
-        places = np.random.default_rng(0).uniform(0.0, edge, (2, len(numbers), 3))
-        return AtomsBatch.from_atoms([Atoms(numbers, x) for x in places], self.device)
-
-    def _graph(self, batch: AtomsBatch, near: NeighborList) -> dict[str, Tensor]:
-        """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j.
+    def inputs(self, batch: AtomsBatch, neighbors: NeighborList) -> dict[str, Tensor]:
+        """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j, shape (n_pairs, 3), in Å.
 
         They are given to it whole, as shifts of atoms at the origin: it would take differences of rounded positions.
         """
+        near = neighbors.within(batch, self.cutoff)
         return {
             "positions": torch.zeros_like(batch.positions, requires_grad=False),
             "edge_index": near.pairs,
@@ -165,6 +122,42 @@ class MACEPotential(Potential):
             "cell": batch.cells.reshape(-1, 3),
             **self._fixed_inputs(batch),
         }
+
+    def evaluate(self, inputs: dict[str, Tensor]) -> Tensor:
+        # On a CPU TorchScript's optimiser gains nothing, and its first calls differ from later ones in the last bits: a
+        # resumed run would not end as an uninterrupted one.
+        with torch.jit.optimized_execution(inputs["positions"].device.type != "cpu"):
+            return _per_atom(self.network, inputs)
+
+    def compilable(self) -> Callable[[dict[str, Tensor]], Tensor]:
+        """`evaluate` without TorchScript; energies in eV."""
+        return partial(_per_atom, plain_twin(self.network))
+
+    def use_kernels(self) -> None:
+        """Evaluate forces in dynamics by NVIDIA's cuequivariance; taken only if it gives the same on a few atoms."""
+        self.evaluator = Plain()
+        batch = self._some_atoms()
+        neighbors = neighbor_list(batch, self.cutoff)
+        with self.frozen():
+            expected = self.compute(batch, neighbors).forces
+            # Which basis a file's couplings are in depends on what was installed where the model was made.
+            for reduced in (True, False):
+                try:
+                    self.evaluator = kernels.Kernels(self.network, reduced)
+                    difference = float((self.compute(batch, neighbors).forces - expected).abs().max())
+                except (NotImplementedError, RuntimeError, KeyError):
+                    continue
+                if difference <= SAME_FORCES * float(expected.abs().max()):
+                    return
+        self.evaluator = Plain()
+        raise NotImplementedError("cuequivariance has no kernels for this MACE, or gives other forces than it")
+
+    def _some_atoms(self) -> AtomsBatch:
+        """Two clusters with all elements and distances of all lengths up to the cutoff."""
+        numbers = np.resize(self.numbers, max(8, len(self.numbers)))
+        edge = 0.5 * self.cutoff * len(numbers) ** (1 / 3)
+        places = np.random.default_rng(0).uniform(0.0, edge, (2, len(numbers), 3))
+        return AtomsBatch.from_atoms([Atoms(numbers, x) for x in places], self.device)
 
     def _fixed_inputs(self, batch: AtomsBatch) -> dict[str, Tensor]:
         """What does not change while the atoms only move; kept from call to call."""
@@ -188,6 +181,9 @@ class MACEPotential(Potential):
             raise ValueError(f"the model has several heads: choose one of {', '.join(self.heads)}")
         return self.heads.index(self.head)
 
+
+def _per_atom(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    return network(inputs, compute_force=False)["node_energy"].double()
 
 
 def _replace_empty_parameters(network: nn.Module) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,8 @@ def load_default_kept() -> Iterator[None]:
             os.environ[name] = before
 
 
-def import_mace():
+def import_mace() -> tuple[ModuleType, ModuleType]:
+    """`mace.modules` and `e3nn.o3`; ImportError where they are not installed."""
     try:
         # It greets on standard output where cuequivariance is missing.
         with alone(), load_default_kept(), redirect_stdout(io.StringIO()):
@@ -112,6 +114,7 @@ def import_mace():
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within this block torch makes tensors in this precision: for the whole process, so that no other thread works meanwhile."""
     with alone():
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
