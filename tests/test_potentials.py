@@ -3,6 +3,7 @@
 import copy
 import logging
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -407,6 +408,43 @@ def test_weights_that_modules_share_stay_shared_after_inference_mode():
         module = Twice()
     predict(ModulePotential(module, 3.0), WATER)
     assert module.first.weight is module.second.weight and module.first.weight.requires_grad
+
+
+class Layers(nn.Module):
+    """A bare module of two layers and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Linear(3, 3, dtype=torch.float64) for _ in range(2))
+        self.register_buffer("scale", torch.ones(3, dtype=torch.float64))
+
+    def forward(self, z, pos, batch):
+        energies = (self.second(self.first(pos).tanh()) * self.scale).square().sum(dim=1)
+        return energies.new_zeros(int(batch[-1]) + 1).index_add(0, batch, energies)
+
+
+def scale_made_again(module):
+    module.scale = torch.full((3,), 0.7, dtype=torch.float64)
+
+
+def second_made_again(module):
+    module.second = nn.Linear(3, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("change", [scale_made_again, second_made_again])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_forces_of_a_module_of_which_a_part_was_made_in_inference_mode(change, frozen):
+    module, potential = Layers(), ModulePotential(Layers(), 3.0)
+    predict(potential, WATER)  # when all was as usual
+    potential.module = module
+    with torch.inference_mode():
+        change(module)
+    batch = AtomsBatch.from_atoms([WATER, METHANOL])
+    with potential.frozen() if frozen else nullcontext():
+        found = potential.compute(batch, neighbor_list(batch, 3.0)).forces
+    expected = ModulePotential(copy.deepcopy(module), 3.0).compute(batch, neighbor_list(batch, 3.0)).forces
+    assert torch.equal(found, expected) and float(found.abs().max()) > 0
+    assert all(p.requires_grad and not p.is_inference() for p in module.parameters())
 
 
 def test_dynamics_in_inference_mode_are_the_same():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from itertools import chain
 from threading import RLock
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +14,7 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from stabie_ase.potentials.evaluators import Compiled, Evaluator, Plain
+from stabie_ase.potentials.inference import leave_inference_mode, usable
 from stabie_ase.potentials.turns import alone, together
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList
@@ -148,6 +148,7 @@ class Potential(nn.Module):
         """
         if batch.numbers is not self._checked:  # they stay the same tensor while atoms only move
             self.check_numbers(batch.numbers.unique().tolist())
+            leave_inference_mode(self)
             self._checked = batch.numbers
         energies = self.energies(batch.to(dtype=self.dtype), neighbors).double()
         # Not a number where a lattice is not finite any more, whatever its empty list makes of the atoms.
@@ -182,8 +183,7 @@ class Potential(nn.Module):
         if batch.device.type != self.device.type:
             raise ValueError(f"the batch is on {batch.device}, the model on {self.device}: move one by .to(device=...)")
         with torch.inference_mode(False), torch.enable_grad(), alone() if self.is_compiled else together():
-            self._leave_inference_mode()
-            batch, neighbors = _usable(batch.exact), _usable(neighbors)
+            batch, neighbors = usable(batch.exact), usable(neighbors)
             positions = batch.positions.detach().requires_grad_(True)
             wanted, strained = [positions], batch.replace(positions=positions)
             if stress:
@@ -209,19 +209,6 @@ class Potential(nn.Module):
                 + ": look for detach(), .item() or no_grad() on the way"
             )
         return gradients  # type: ignore[return-value]
-
-    def _leave_inference_mode(self) -> None:
-        """Put copies in the place of parameters and buffers made in `torch.inference_mode`, which bear no gradient."""
-        if not self._some_tensor().is_inference():
-            return
-        copies: dict[Tensor, Tensor] = {}  # those that modules share stay shared
-        for module in self.modules():
-            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                if tensor.is_inference():
-                    if tensor not in copies:
-                        copy, parameter = tensor.clone(), isinstance(tensor, nn.Parameter)
-                        copies[tensor] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
-                    setattr(module, name, copies[tensor])
 
     def compile_network(self) -> None:
         """Carry out `evaluate` by compiled code from now on, where only forces are asked for and parameters are frozen.
@@ -268,6 +255,7 @@ class Potential(nn.Module):
 
         Several threads may be in such blocks of one potential; parameters ask again when the last has left.
         """
+        leave_inference_mode(self)
         with _freezing:
             training = [p for p in self.parameters() if p.requires_grad]
             for p in training:
@@ -297,13 +285,6 @@ class Potential(nn.Module):
         if unknown:
             names = ", ".join(map(_name, known)) if self.numbers else f"elements up to {_name(self.highest_number)}"
             raise ValueError(f"the model does not know {', '.join(map(_name, unknown))}; it was made for {names}")
-
-
-def _usable(record: AtomsBatch | NeighborList) -> AtomsBatch | NeighborList:
-    """Tensors that were made in `torch.inference_mode` cannot be kept for a gradient; copies of them can."""
-    values = {f.name: getattr(record, f.name) for f in fields(record)}
-    copies = {name: x.clone() for name, x in values.items() if isinstance(x, Tensor) and x.is_inference()}
-    return replace(record, **copies) if copies else record
 
 
 def _name(number: int) -> str:
