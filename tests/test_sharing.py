@@ -1,8 +1,10 @@
 """One potential in several hands: threads, copies, pickles and blocks within blocks."""
 
 import copy
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from helpers import ENERGIES, METHANOL, WATER, crystal, predict, schnet
 from torch import nn
@@ -110,6 +113,47 @@ def test_files_are_opened_in_threads_while_others_compute(tmp_path, often):
     for found, wanted in zip(in_threads(opened, files), expected):
         assert torch.equal(found, wanted)
     assert torch.get_default_dtype() == torch.float32 and sys.stdout is written
+
+
+OPENING = """
+import copy, pickle, sys, torch
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from stabie_ase.potentials.checkpoint import load_potential
+
+sys.setswitchinterval(1e-6)
+pickles, start = [Path(f"{name}.pickle").read_bytes() for name in ("single", "double")], Barrier(4)
+
+def work(k):
+    start.wait()
+    for _ in range(2):
+        potential = pickle.loads(pickles[k % 2]) if k < 2 else load_potential(("single.model", "double.model")[k % 2])
+        potential = pickle.loads(pickle.dumps(copy.deepcopy(potential)))
+    return str(potential.dtype)
+
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(work, range(4)), torch.get_default_dtype())
+"""
+
+
+def test_threads_open_and_copy_maces_at_the_same_time(tmp_path):
+    """Also as the first thing in a process: torch traces the networks, which changes every module's call, when e3nn opens them."""
+    for name, potential in (("single", mace().float()), ("double", mace())):
+        (tmp_path / f"{name}.pickle").write_bytes(pickle.dumps(potential))
+        save_potential(potential, tmp_path / f"{name}.model")
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT)}
+    done = subprocess.run([sys.executable, "-c", OPENING], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == 2 * ["torch.float32", "torch.float64"] + ["torch.float32"], done.stderr[-3000:]
+
+
+def test_a_pickled_mace_is_the_same_and_one_object_in_what_holds_it():
+    potential = mace().requires_grad_(False)
+    twin, also = pickle.loads(pickle.dumps([potential, potential]))
+    assert twin is also and not any(p.requires_grad for p in twin.parameters())
+    assert torch.equal(predict(twin, METHANOL).forces, predict(potential, METHANOL).forces)
+    copied = copy.deepcopy([potential, potential.network])
+    assert copied[0].network is copied[1] and copied[1] is not potential.network
 
 
 def test_one_is_alone_with_nobody_and_many_are_together():

@@ -12,6 +12,7 @@ from torch import nn
 from stabie_ase.potentials.family import Family
 from stabie_ase.potentials.mace.potential import MACEPotential
 from stabie_ase.potentials.mace.rebuild import MODELS, PICKLED_NAMES, load_default_kept, rebuild
+from stabie_ase.potentials.turns import alone
 from stabie_ase.potentials.unpickle import Recorded
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
@@ -33,7 +34,8 @@ def from_data(data: nn.Module | Recorded) -> MACEPotential:
 
 def save(potential: MACEPotential, path: str | Path) -> None:
     """Write what MACE itself saves: the module, on the CPU and trainable; whole or not at all."""
-    write_atomically(copy.deepcopy(potential.network).cpu().requires_grad_(True), path)
+    with alone():
+        write_atomically(copy.deepcopy(potential.network).cpu().requires_grad_(True), path)
 
 
 def build(reference: Reference) -> MACEPotential:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,8 @@ from torch import Tensor, nn
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.evaluators import Plain
 from stabie_ase.potentials.mace import kernels
-from stabie_ase.potentials.mace.rebuild import default_dtype, import_mace, plain_twin
+from stabie_ase.potentials.mace.rebuild import default_dtype, import_mace, load_default_kept, plain_twin
+from stabie_ase.potentials.turns import alone
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList, neighbor_list
 
@@ -109,6 +113,17 @@ class MACEPotential(Potential):
             )
         return cls(network)
 
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        """Pickled as bytes in a pickle: what e3nn does when they are opened concerns the whole process."""
+        with alone():
+            return _opened, (type(self), pickle.dumps(self.__getstate__()))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MACEPotential:
+        with alone():
+            memo[id(self)] = twin = type(self).__new__(type(self))
+            twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return twin
+
     def inputs(self, batch: AtomsBatch, neighbors: NeighborList) -> dict[str, Tensor]:
         """MACE's input; vectors are r_j - r_i + shift for sender i and receiver j, shape (n_pairs, 3), in Å.
 
@@ -131,7 +146,8 @@ class MACEPotential(Potential):
 
     def compilable(self) -> Callable[[dict[str, Tensor]], Tensor]:
         """`evaluate` without TorchScript; energies in eV."""
-        return partial(_per_atom, plain_twin(self.network))
+        with alone():
+            return partial(_per_atom, plain_twin(self.network))
 
     def use_kernels(self) -> None:
         """Evaluate forces in dynamics by NVIDIA's cuequivariance; taken only if it gives the same on a few atoms."""
@@ -180,6 +196,13 @@ class MACEPotential(Potential):
         if self.head is None:
             raise ValueError(f"the model has several heads: choose one of {', '.join(self.heads)}")
         return self.heads.index(self.head)
+
+
+def _opened(cls: type[MACEPotential], state: bytes) -> MACEPotential:
+    with alone(), load_default_kept():
+        potential = cls.__new__(cls)
+        potential.__setstate__(pickle.loads(state))
+    return potential
 
 
 def _per_atom(network: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
