@@ -26,6 +26,7 @@ from stabie_ase import StABIECalculator
 from stabie_ase.potentials.analytic import LennardJones, Morse
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.potentials.schnet import SchNetPotential
+from stabie_ase.structures.batch import AtomsBatch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),
@@ -76,6 +77,16 @@ def test_stress_is_in_voigt_order():
     atoms.calc = ASELennardJones(epsilon=0.0104, sigma=3.4, rc=7.0)
     assert len(set(np.abs(stress).round(6))) == 6
     assert np.allclose(stress, atoms.get_stress(), atol=1e-13)
+
+
+def test_atoms_are_made_tensors_once_a_call(monkeypatch):
+    atoms, made, from_atoms = crystal(), [], AtomsBatch.from_atoms.__func__
+    atoms.calc = StABIECalculator(schnet())
+    monkeypatch.setattr(AtomsBatch, "from_atoms", classmethod(lambda *given, **more: made.append(1) or from_atoms(*given, **more)))
+    for n_calls in (1, 2):
+        atoms.rattle(0.01, seed=n_calls)
+        atoms.get_stress()
+        assert len(made) == n_calls
 
 
 def test_stress_is_computed_only_once_it_was_asked_for():

@@ -83,29 +83,29 @@ class StABIECalculator(Calculator):
         self, atoms: Atoms | None = None, properties: Sequence[str] = ("energy",), system_changes=all_changes
     ) -> None:
         super().calculate(atoms, properties, system_changes)
-        self._check(properties)
+        self._check()
         try:
             # What is kept from call to call is of use outside of inference mode, too.
             with torch.inference_mode(False):
-                results = self._evaluate(per_atom="energies" in properties)
+                results = self._evaluate(properties)
         except ValueError as error:
             raise CalculatorSetupError(str(error)) from error
         _check_finite(results)
         self.results = results
 
-    def _evaluate(self, per_atom: bool) -> dict:
+    def _evaluate(self, properties: Sequence[str]) -> dict:
         potential = self.potential
         potential.check_numbers(self.atoms.numbers)  # before masses are looked up
         batch = self._current_batch()
+        with_stress = self._gives_stress(batch, "stress" in properties)
         batch.check_cells()
         neighbors = self._neighbors(batch)
-        with_stress = self._stress_wanted and bool(has_stress(batch).all())
         prediction = potential.compute(batch, neighbors, stress=with_stress)
         energy = float(prediction.energies)
         results = {"energy": energy, "free_energy": energy, "forces": _array(prediction.forces)}
         if with_stress:
             results["stress"] = full_3x3_to_voigt_6_stress(_array(prediction.stress)[0])
-        if per_atom:
+        if "energies" in properties:
             with torch.no_grad(), together():
                 results["energies"] = _array(potential.atomic_energies(batch.to(dtype=potential.dtype), neighbors))
         return results
@@ -120,17 +120,23 @@ class StABIECalculator(Calculator):
         self._batch, self._kind = new, kind
         return new
 
-    def _check(self, properties: Sequence[str]) -> None:
+    def _check(self) -> None:
         """Refuse what cannot be computed before computing."""
         if len(self.atoms) == 0:
             raise CalculatorSetupError("there are no atoms to calculate")
         if not np.isfinite(self.atoms.positions).all():
             raise InputError("positions that are not finite: has the simulation blown up?")
-        if "stress" in properties:
-            if not bool(has_stress(AtomsBatch.from_atoms(self.atoms)).all()):
-                pbc, cell = self.atoms.pbc.tolist(), self.atoms.cell.tolist()
-                raise PropertyNotImplementedError(f"{NO_STRESS}; got pbc={pbc} and the cell {cell}")
-            self._stress_wanted = True
+
+    def _gives_stress(self, batch: AtomsBatch, asked: bool) -> bool:
+        """Whether to compute the stress: once it has been asked for, where there is one; asked for where there is none, it is refused."""
+        if not (asked or self._stress_wanted):
+            return False
+        defined = bool(has_stress(batch).all())
+        if asked and not defined:
+            pbc, cell = self.atoms.pbc.tolist(), self.atoms.cell.tolist()
+            raise PropertyNotImplementedError(f"{NO_STRESS}; got pbc={pbc} and the cell {cell}")
+        self._stress_wanted = True
+        return defined
 
 
 def _own(potential: Potential, device, dtype, head: str | None) -> Potential:
