@@ -90,9 +90,51 @@ class Detached(LennardJones):
         return super().energies(batch, neighbors) + super().energies(batch, neighbors).detach()
 
 
+class Remembering(LennardJones):
+    """Uses something that inputs have left behind."""
+
+    def inputs(self, batch, neighbors):
+        inputs = super().inputs(batch, neighbors)
+        self.distances = inputs["distances"]
+        return inputs
+
+    def evaluate(self, inputs):
+        return super().evaluate(inputs | {"distances": self.distances})
+
+
+class Branching(LennardJones):
+    """Leaves out pairs by a mask."""
+
+    def evaluate(self, inputs):
+        near = inputs["distances"] < self.cutoff
+        return super().evaluate(inputs | {"distances": inputs["distances"][near], "pairs": inputs["pairs"][:, near]})
+
+
+class Plainly(LennardJones):
+    """Inputs with a number among them."""
+
+    def inputs(self, batch, neighbors):
+        return super().inputs(batch, neighbors) | {"n": batch.n_atoms}
+
+
+class PerSystem(Morse):
+    """Energies of whole systems."""
+
+    evaluates_atoms = False
+
+    def inputs(self, batch, neighbors):
+        return super().inputs(batch, neighbors) | {"system": batch.system, "systems": batch.counts}
+
+    def evaluate(self, inputs):
+        atomic = super().evaluate(inputs)
+        return atomic.new_zeros(len(inputs["systems"])).index_add(0, inputs["system"], atomic)
+
+
 @pytest.mark.parametrize(
     "broken, words",
     [
+        (Branching, "shapes in evaluate depend on values: indexing by a mask"),
+        (Plainly, "inputs hold what is no tensor: n"),
         (Leaning, "energies change with a translation"),
         (Numbered, "energies change with the order of the atoms"),
         (Crowd, "depends on the others in its batch"),
@@ -104,6 +146,16 @@ def test_potentials_that_are_wrong(broken, words):
     frames = rattled(Atoms("Ar6", [[0, 0, 0], [3.8, 0, 0], [0, 3.8, 0], [0, 0, 3.8], [3.8, 3.8, 0], [6.5, 3.8, 3.0]]), 2, 0.2)
     with pytest.raises(AssertionError, match=words):
         check_potential(broken(0.0103, 3.4, 5.0), frames)
+
+
+def test_energies_of_something_else_than_the_inputs():
+    with pytest.raises(AssertionError, match="evaluate depends on more than its inputs"):
+        check_potential(Remembering(0.0103, 3.4, 100.0), rattled(molecule("CH3CH2OH")))
+
+
+def test_a_potential_that_evaluates_systems():
+    check_potential(PerSystem(), rattled(molecule("N2")))
+    assert not PerSystem().gives_atomic_energies
 
 
 # -- observables

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stabie_ase.potentials.base import NO_STRESS, Potential, has_stress
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
@@ -27,8 +28,9 @@ def check_potential(
 
     Energies and forces are finite; forces are the negative gradient of the energy, by central differences along random directions,
     and stress its derivative in a strain; energies do not change by translation, rotation or the order of atoms, nor with the
-    other systems of a batch; pairs of a longer list contribute nothing; per-atom energies sum to the energy; parameters have
-    gradients; an unknown element is refused; a file of its family gives the same potential back.
+    other systems of a batch; pairs of a longer list contribute nothing; per-atom energies sum to the energy; `evaluate` is a function
+    of its inputs alone, gives the energy, and has no shape that depends on a value; parameters have gradients; an unknown element is
+    refused; a file of its family gives the same potential back.
 
     Parameters
     ----------
@@ -58,6 +60,7 @@ def check_potential(
     _batches(potential, batch, tolerance)
     _lists(potential, batch, tolerance)
     _per_atom(potential, batch, tolerance)
+    _inputs(potential, batch, tolerance)
     _parameters(potential, batch)
     _elements(potential, batch)
     if folder is not None and family_of(potential) is not None:
@@ -157,6 +160,49 @@ def _per_atom(potential, batch, tolerance):
         atomic = potential.atomic_energies(batch.to(dtype=potential.dtype), neighbor_list(batch, potential.cutoff))
     assert atomic.shape == (batch.n_atoms,), f"per-atom energies have the shape {tuple(atomic.shape)}, expected ({batch.n_atoms},)"
     _close(batch.sum_over_atoms(atomic.double()), _energies(potential, batch), 30 * tolerance, "per-atom energies do not sum to the energy")
+
+
+def _inputs(potential, batch, tolerance):
+    if not _is_evaluated(potential):
+        return
+    cast, other = (x.to(dtype=potential.dtype) for x in (batch, batch.replace(positions=0.97 * batch.positions)))
+    with torch.no_grad():
+        inputs = potential.inputs(cast, neighbor_list(cast, potential.cutoff))
+        bad = [name for name, x in inputs.items() if not isinstance(x, torch.Tensor)]
+        assert not bad, f"inputs hold what is no tensor: {', '.join(bad)}"
+        before = {name: x.clone() for name, x in inputs.items()}
+        potential.inputs(other, neighbor_list(other, potential.cutoff))  # may leave nothing behind in the potential
+        with _Shapes() as shapes:
+            energies = potential.evaluate(inputs)
+        again = potential.evaluate(before)
+    assert not shapes.found, f"shapes in evaluate depend on values: {', '.join(sorted(shapes.found))}"
+    expected = (batch.n_atoms,) if potential.evaluates_atoms else (batch.n_systems,)
+    assert energies.shape == expected, f"evaluate gives the shape {tuple(energies.shape)}, expected {expected}"
+    _close(again, energies, 30 * tolerance, "evaluate gives other energies of the same inputs")
+    summed = batch.sum_over_atoms(energies.double()) if potential.evaluates_atoms else energies
+    _close(summed, _energies(potential, batch), 30 * tolerance, "evaluate depends on more than its inputs, or is not the energy")
+
+
+def _is_evaluated(potential):
+    """Whether its energies are those of `evaluate`, with nothing added."""
+    kind = type(potential)
+    own = kind.energies is not Potential.energies or kind.atomic_energies is not Potential.atomic_energies
+    return kind.evaluate is not Potential.evaluate and not own
+
+
+class _Shapes(TorchDispatchMode):
+    """Notes operations whose result has a shape that depends on a value, or that read a value: no graph can be made of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        tagged = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(func.tags)
+        if tagged and (name != "index" or any(x is not None and x.dtype == torch.bool for x in args[1])):
+            self.found.add("indexing by a mask" if name == "index" else name)
+        return func(*args, **(kwargs or {}))
 
 
 def _parameters(potential, batch):
