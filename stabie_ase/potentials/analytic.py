@@ -21,6 +21,8 @@ class Harmonic(Potential):
     ----------
     k : float
         Force constant in eV/Å²; the one trainable parameter.
+    dtype : torch.dtype
+        Of the parameter.
     """
 
     family = "harmonic"
@@ -71,6 +73,8 @@ class LennardJones(PairPotential):
         In Å.
     cutoff : float, optional
         In Å; 3σ if not given.
+    dtype : torch.dtype
+        Of the parameters.
     """
 
     family = "Lennard-Jones"
@@ -106,6 +110,8 @@ class Morse(PairPotential):
         In Å.
     cutoff : float
         In Å; infinite by default, which suits molecules.
+    dtype : torch.dtype
+        Of the parameters.
     """
 
     family = "Morse"

@@ -139,13 +139,7 @@ class Potential(nn.Module):
         return next(tensors, torch.zeros((), dtype=torch.float64))
 
     def forward(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
-        """Energies, shape (n_systems,), float64, in eV; keeps the graph of parameters and positions.
-
-        Raises
-        ------
-        ValueError
-            The model does not know an element.
-        """
+        """Energies, shape (n_systems,), float64, in eV, with the graph of parameters and positions; ValueError for unknown elements."""
         if batch.numbers is not self._checked:  # they stay the same tensor while atoms only move
             self.check_numbers(batch.numbers.unique().tolist())
             leave_inference_mode(self)
@@ -161,13 +155,19 @@ class Potential(nn.Module):
 
         Parameters
         ----------
-        batch, neighbors
-            The systems, and a list complete up to `cutoff`.
+        batch : AtomsBatch
+            The systems.
+        neighbors : NeighborList
+            Complete up to `cutoff`.
         stress : bool
             Also the stress, as (1/V) dE/dε for a symmetric strain ε of positions and cell, with V the volume of the cell as it
             is given: that of a slab depends on how much vacuum is in it.
         create_graph : bool
             Keep the graph, to train on forces. Without it everything returned is detached.
+
+        Returns
+        -------
+        Prediction
 
         Raises
         ------

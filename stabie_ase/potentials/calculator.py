@@ -52,6 +52,15 @@ class StABIECalculator(Calculator):
     -----
     `energies` are there when the model gives them. `stress` needs a system that is periodic in at least one direction and
     has a cell of three vectors, by whose volume it is divided, and is computed once it has been asked for.
+
+    Examples
+    --------
+    >>> from ase.io import read
+    >>> from stabie_ase import StABIECalculator
+    >>> atoms = read("aspirin.xyz")
+    >>> atoms.calc = StABIECalculator("aspirin_schnet.pt")
+    >>> atoms.get_forces().shape
+    (21, 3)
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]

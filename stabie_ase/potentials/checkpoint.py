@@ -42,10 +42,21 @@ def load_potential(
     head : str, optional
         For models with several heads.
 
+    Returns
+    -------
+    Potential
+
     Raises
     ------
     CheckpointError
         The file is damaged, of no known family, or cannot be read without running code in it.
+
+    Examples
+    --------
+    >>> from stabie_ase import load_potential
+    >>> potential = load_potential("aspirin_schnet.pt")
+    >>> potential.family, potential.cutoff
+    ('schnet', 5.0)
     """
     data = _read_trusting(path) if trust else read(path)
     potential = _build(data, path)

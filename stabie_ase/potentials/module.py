@@ -80,6 +80,11 @@ def as_potential(obj: Any, cutoff: float | None = None) -> Potential:
     cutoff : float, optional
         Needed for modules of no known family, in Å.
 
+    Returns
+    -------
+    Potential
+        The object itself, that of its family, or a `ModulePotential`.
+
     Raises
     ------
     TypeError

@@ -85,6 +85,10 @@ def load_inert(path: str | os.PathLike, classes: Iterable[str]) -> Any:
     classes : iterable of str
         Full names (module.name) that may occur besides torch's own; none of them is ever imported.
 
+    Returns
+    -------
+    What was saved, with tensors as they were.
+
     Raises
     ------
     CheckpointError

@@ -11,33 +11,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io import write
 from torch import nn
 
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
-from stabie_ase.potentials.checkpoint import save_potential
-from stabie_ase.potentials.family import family_of
-from stabie_ase.potentials.module import as_potential
 from stabie_ase.runs.directory import UnusableRun
 from stabie_ase.runs.evaluate import Evaluation
 from stabie_ase.runs.finetune import Finetuning, model_path
 from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.runs.inputs import Inputs
 from stabie_ase.runs.monitor import Monitor
+from stabie_ase.runs.objects import Frames, InputsOf, texts_and_objects
 from stabie_ase.runs.options import EvaluationConfig
 from stabie_ase.runs.report.html import write_report
-from stabie_ase.runs.run import Live
 from stabie_ase.stability import Criterion
-from stabie_ase.structures.reference import Reference, reference_of
 from stabie_ase.system.files import check_new_file
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.options import FinetuneConfig
-
-Frames = str | os.PathLike | Sequence[Atoms] | Sequence[str]
-"""One name of frames, as ASE knows them, or several, or frames in memory with energies and forces."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +121,14 @@ def finetune(
     >>> sorted(result.models)
     ['stabie', 'start']
     """
-    texts, live = _texts_and_objects(observables=observables, criteria=criteria)
+    texts, live = texts_and_objects(observables=observables, criteria=criteria)
     about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
     config = from_dict(FinetuneConfig, options | texts)
     kept = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="stabie-run-"))
     RunDirectory.check_free(kept)
     keys = (about_inputs.get("energy_key"), about_inputs.get("forces_key"))
     try:
-        with _inputs_of(kept, model, frames, validation, keys) as files:
+        with InputsOf(kept, model, frames, validation, keys) as files:
             run = Finetuning.begin(kept, Inputs(**files, **about_inputs), config, monitor, live, own=[RunDirectory.INPUTS])
         return _to_end(run, output is not None, monitor, on_window)
     finally:
@@ -182,7 +172,7 @@ def resume(
     ValueError
         The directory cannot be gone on with; the message says why.
     """
-    texts, live = _texts_and_objects(observables=observables, criteria=criteria)
+    texts, live = texts_and_objects(observables=observables, criteria=criteria)
     if texts:
         raise BadOption(f"what a run was begun with as text is in {path}: give objects only, not {', '.join(texts.values())}")
     directory, inputs, _, _ = Finetuning.opened(path)
@@ -279,7 +269,7 @@ def evaluate(
     """
     if output is not None:
         check_new_file(output)
-    texts, live = _texts_and_objects(observables=observables, criteria=criteria)
+    texts, live = texts_and_objects(observables=observables, criteria=criteria)
     config = from_dict(EvaluationConfig, options | texts)
     others = compare if isinstance(compare, Mapping) else {os.fspath(path): path for path in compare}
     name = "model" if isinstance(model, nn.Module) else os.fspath(model)
@@ -290,72 +280,3 @@ def evaluate(
     keys = {"energy_key": energy_key, "forces_key": forces_key}
     about = {"device": device, "dtype": dtype, "head": head, "trust": trust_checkpoint}
     return Evaluation.set_up(models, frames, config, keys, about, live, monitor).run(compilation, output)
-
-
-def _texts_and_objects(**given: str | Sequence | None) -> tuple[dict[str, str], Live]:
-    """Options as text, and what was made already."""
-    texts, objects = {}, {}
-    for name, value in given.items():
-        option = {"observables": "observable", "criteria": "criterion"}[name]
-        parts = [value] if isinstance(value, str) else list(value or ())
-        objects[name] = [part for part in parts if not isinstance(part, str)]
-        words = ",".join(part for part in parts if isinstance(part, str))
-        if words:
-            texts[option] = words
-    return texts, Live(**objects)
-
-
-class _inputs_of:
-    """The files of a run: paths as they are, live objects saved in a folder of the run's, which goes again on an error."""
-
-    def __init__(self, output: Path, model, frames, validation, keys):
-        self.output, self.made, self.keys = output, not output.exists(), keys
-        self.model, self.frames = model, {"reference": frames, "validation": validation}
-
-    def __enter__(self) -> dict[str, str | list[str]]:
-        try:
-            return self._files()
-        except BaseException:
-            self._remove()
-            raise
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is not None:
-            self._remove()
-
-    def _remove(self) -> None:
-        shutil.rmtree(self.output if self.made else self.output / RunDirectory.INPUTS, ignore_errors=True)
-
-    def _files(self) -> dict[str, str | list[str]]:
-        folder = self.output / RunDirectory.INPUTS
-        files: dict[str, str | list[str]] = {}
-        if isinstance(self.model, nn.Module):
-            folder.mkdir(parents=True, exist_ok=True)
-            potential = as_potential(self.model)
-            family = family_of(potential)
-            files["model"] = str(folder / (f"start{family.suffix if family else '.pt'}"))
-            save_potential(potential, files["model"])
-        else:
-            files["model"] = os.fspath(self.model)
-        for name, frames in self.frames.items():
-            if frames is None:
-                continue
-            if isinstance(frames, (str, os.PathLike)):
-                files[name] = os.fspath(frames)
-            elif frames and all(isinstance(atoms, Atoms) for atoms in frames):
-                labelled = _with_results(reference_of(frames, *self.keys))
-                folder.mkdir(parents=True, exist_ok=True)
-                files[name] = str(folder / f"{name}.traj")
-                write(files[name], labelled)
-            else:
-                files[name] = [os.fspath(path) for path in frames]
-        return files
-
-
-def _with_results(reference: Reference) -> list[Atoms]:
-    """The frames with their labels where every format of ASE keeps them."""
-    frames = []
-    for atoms, energy, forces in zip(reference.frames, reference.energies, reference.forces):
-        frames.append(atoms.copy())
-        frames[-1].calc = SinglePointCalculator(frames[-1], energy=float(energy), forces=forces)
-    return frames

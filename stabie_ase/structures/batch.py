@@ -75,7 +75,20 @@ class AtomsBatch:
     def from_atoms(
         cls, atoms: Atoms | Sequence[Atoms], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float64
     ) -> AtomsBatch:
-        """Collect ASE atoms; one `Atoms` makes a batch of one system. Their cells are those of `lattice`.
+        """Collect ASE atoms. Their cells are those of `lattice`.
+
+        Parameters
+        ----------
+        atoms : Atoms or sequence of Atoms
+            One makes a batch of one system.
+        device : str or torch.device
+            Where tensors shall be.
+        dtype : torch.dtype
+            Of positions (Å), cells (Å) and masses (u).
+
+        Returns
+        -------
+        AtomsBatch
 
         Examples
         --------

@@ -83,10 +83,28 @@ class MACEPotential(Potential):
             Energies of the isolated atoms in eV.
         avg_num_neighbors : float
             Mean number of neighbours within the cutoff in the training set, which normalises the messages.
-        scale, shift : float
-            Of the learned energy per atom, in eV; the root mean square of the training forces is a good scale.
+        scale : float
+            Of the learned energy per atom, in eV; the root mean square of the training forces is a good one.
+        shift : float
+            Of it, in eV.
+        hidden_irreps : str
+            Features of an atom, as e3nn writes them.
+        num_interactions : int
+            Message passing steps.
+        max_ell : int
+            Largest degree of the spherical harmonics of an edge.
+        correlation : int
+            Order of the products, one less than the body order.
+        cutoff : float
+            In Å.
+        radial_mlp : sequence of int
+            Widths of the network's hidden layers that turns distances into weights.
         dtype : torch.dtype, optional
             torch's default if not given.
+
+        Returns
+        -------
+        MACEPotential
         """
         modules, o3 = import_mace()
         numbers = sorted(reference_energies)
