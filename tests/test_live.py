@@ -119,14 +119,14 @@ def test_a_monitor_is_told_what_goes_on(here):
         def message(self, text):
             told.append(("message", text))
 
-        def began(self, run):
-            told.append(("began", run.resume_command))
+        def began(self, path, onwards):
+            told.append(("began", onwards))
 
         def progress(self, task, done, total, note):
             told.append((task, done / total, note))
 
     stabie_ase.finetune(tiny.model_path(), tiny.reference_path(), output="run", monitor=Notes(), **OPTIONS)
-    assert told[0][0] == "message" and "40 frames" in told[0][1] and ("began", "stabie-ase finetune --resume run") in told
+    assert told[0][0] == "message" and "40 frames" in told[0][1] and ("began", "go on with: stabie-ase finetune --resume run") in told
     for task in ("stabie", "comparison"):
         fractions = [entry[1] for entry in told if entry[0] == task]
         assert fractions == sorted(fractions) and fractions[-1] == 1.0

@@ -3,6 +3,7 @@
 
     python examples/benchmarks/gains.py aspirin.pt --ref train.xyz --test test.xyz --output rows/aspirin -- --seed 1
     python examples/benchmarks/gains.py --table rows/*
+    python examples/benchmarks/gains.py --rst --table rows/*
     python examples/benchmarks/gains.py --quick
 
 A row takes three steps, each left out where its files are there already:
@@ -100,17 +101,22 @@ def hazard(value, interval):
     return "{:.3g} [{:.2g}, {:.2g}]".format(value, *interval)
 
 
+def read_row(output):
+    """What finetune says, what the judge says of start, control and stabie, and all there is of either."""
+    row, result, judgement = (json.loads((output / p).read_text()) for p in ("row.json", "stabie/result.json", "judge.json"))
+    judged = dict(zip(("start", "control", "stabie"), judgement["models"].values()))
+    return result["models"], judged, row, result, judgement
+
+
+def change(row, name, key):
+    return f"{row['errors'][name][key] / row['errors']['start'][key] - 1:+.1%}"
+
+
 def tell_row(output):
     """The lines of one row."""
-    row, result, judgement = (json.loads((output / p).read_text()) for p in ("row.json", "stabie/result.json", "judge.json"))
-    reported = result["models"]
-    judged = dict(zip(("start", "control", "stabie"), judgement["models"].values()))
+    reported, judged, row, result, judgement = read_row(output)
     told = ratio(reported["start"]["hazard_per_ps"], reported["stabie"]["hazard_per_ps"])
     seen = ratio(judged["start"]["hazard"], judged["stabie"]["hazard"])
-    errors = row["errors"]
-
-    def change(name, key):
-        return f"{errors[name][key] / errors['start'][key] - 1:+.1%}"
 
     yield f"{output.name}: {row['updates']} updates in {row['minutes']:.0f} min" + ("" if result["gained"] else "; the start is kept")
     for what, models, value, interval in (
@@ -120,10 +126,35 @@ def tell_row(output):
     better = ratio(judged["control"]["hazard"], judged["stabie"]["hazard"])
     yield f"  start/stabie reported {told:.3g}, judged {seen:.3g}, agree {told / seen:.2f}; control/stabie judged {better:.3g}"
     for name in ("control", "stabie"):
-        yield f"  {name}: force MAE {change(name, 'force_mae_eV_per_A')}, energy MAE {change(name, 'energy_mae_eV')} on test frames"
+        force, energy = (change(row, name, key) for key in ("force_mae_eV_per_A", "energy_mae_eV"))
+        yield f"  {name}: force MAE {force}, energy MAE {energy} on test frames"
     before, after = ("none" if m["hr_error"] is None else f"{m['hr_error']:.3g}" for m in reported.values())
     yield f"  hr_error {before} -> {after}, floor {reported['stabie']['hr_error_floor']:.3g}"
     yield from tell_survivors(judged["stabie"], judgement)
+
+
+COLUMNS = ("row", "reported", "judged: start", "control", "stabie", "force MAE", "energy MAE", "h(r) error (floor)")
+
+
+def tell_rst(outputs):
+    """One table of all rows, as README shows it."""
+    rows = []
+    for output in outputs:
+        reported, judged, row, result, _ = read_row(output)
+        start, end = (reported[name]["hazard_per_ps"] for name in ("start", "stabie"))
+        kept = "" if result["gained"] else ", start kept"
+        before, after = (reported[name]["hr_error"] for name in ("start", "stabie"))
+        rows.append((
+            output.name.replace("_", " "), f"{start:.3g} -> {end:.3g} ({ratio(start, end):.1f} x){kept}",
+            f"{judged['start']['hazard']:.3g}", f"{judged['control']['hazard']:.3g}",
+            f"{judged['stabie']['hazard']:.3g} ({ratio(judged['start']['hazard'], judged['stabie']['hazard']):.1f} x)",
+            change(row, "stabie", "force_mae_eV_per_A"), change(row, "stabie", "energy_mae_eV"),
+            f"{before:.3f} -> {after:.3f} ({reported['stabie']['hr_error_floor']:.3f})",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
+    line = "  ".join("=" * width for width in widths)
+    for cells in (None, COLUMNS, None, *rows, None):
+        yield line if cells is None else "  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip()
 
 
 def tell_survivors(judged, judgement):
@@ -151,6 +182,7 @@ def parse():
     parser.add_argument("--replicas", type=int, default=20, help="of the judge, of each model (default: %(default)s)")
     parser.add_argument("--judge-seed", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--table", type=Path, nargs="+", metavar="ROW", help="print these rows and do nothing else")
+    parser.add_argument("--rst", action="store_true", help="print rows as one reStructuredText table")
     parser.add_argument("--quick", action="store_true", help="the packaged model and hardly any dynamics")
     args = parser.parse_args(own)
     args.options = options
@@ -171,8 +203,9 @@ def main():
                 read_reference(str(file))
             args.output.mkdir(parents=True, exist_ok=True)
             make_row(args)
-        for output in args.table or [args.output]:
-            print(*tell_row(output), sep="\n")
+        rows = args.table or [args.output]
+        for told in [tell_rst(rows)] if args.rst else map(tell_row, rows):
+            print(*told, sep="\n")
     except subprocess.CalledProcessError as error:  # it has said why
         sys.exit(error.returncode)
     except (OSError, ValueError) as error:

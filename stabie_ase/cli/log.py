@@ -8,13 +8,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 from tqdm import tqdm
-
-if TYPE_CHECKING:
-    from stabie_ase.runs.directory import WorkDirectory
 
 ALL = logging.getLogger("stabie_ase")
 
@@ -84,12 +81,11 @@ def logging_of(arguments: str, level: int) -> Iterator[None]:
         file.close()
 
 
-def keep_log(directory: WorkDirectory) -> None:
+def keep_log(path: Path) -> None:
     """Append what this command has told and will tell to the log.txt of a directory that it has claimed."""
-    with directory.writing():
-        for handler in ALL.handlers:
-            if isinstance(handler, LogFile):
-                handler.open(directory.path / LOG)
+    for handler in ALL.handlers:
+        if isinstance(handler, LogFile):
+            handler.open(path / LOG)
 
 
 def tell(text: str, err: bool = False) -> None:

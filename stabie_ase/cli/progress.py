@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 from tqdm import tqdm
@@ -12,9 +12,6 @@ from tqdm import tqdm
 from stabie_ase.cli.interrupts import word_and_status
 from stabie_ase.cli.log import PRINTED, keep_log, tell
 from stabie_ase.runs.monitor import Monitor
-
-if TYPE_CHECKING:
-    from stabie_ase.runs.run import Run
 
 REFRESH = 0.1
 """Seconds between two looks of a bar."""
@@ -96,18 +93,18 @@ class Terminal(Monitor):
     """
 
     def __init__(self, quiet: bool):
-        self.quiet, self.run, self.task, self.bar = quiet, None, "", None
+        self.quiet, self.path, self.onwards, self.task, self.bar = quiet, None, "", "", None
 
     def message(self, text: str) -> None:
         """Print it."""
         if not self.quiet:
             tell(text)
 
-    def began(self, run: Run) -> None:
+    def began(self, path: Path, onwards: str) -> None:
         """Keep the log there from now on, and say how to go on."""
-        self.run = run
-        keep_log(run.directory)
-        self.message(f"Run directory: {run.directory.path}\nctrl-C is safe; to go on: {run.resume_command}")
+        self.path, self.onwards = path, onwards
+        keep_log(path)
+        self.message(f"Run directory: {path}\nctrl-C is safe; {onwards}")
 
     def progress(self, task: str, done: float, total: float, note: str) -> None:
         """A bar for each task."""
@@ -132,7 +129,7 @@ class Terminal(Monitor):
 
     def __exit__(self, kind, error, traceback) -> None:
         self._close(kind, error, traceback)
-        if self.run is not None and isinstance(error, KeyboardInterrupt):
+        if self.path is not None and isinstance(error, KeyboardInterrupt):
             word, status = word_and_status(error)
-            tell(f"\n{word}; {self.run.onwards}", err=True)
+            tell(f"\n{word}; {self.onwards if self.path.exists() else 'nothing was saved yet'}", err=True)
             raise click.exceptions.Exit(status) from None

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from stabie_ase.runs.run import Run
+from pathlib import Path
 
 
 class Monitor:
@@ -15,8 +12,8 @@ class Monitor:
     def message(self, text: str) -> None:
         """Something was found out, in words."""
 
-    def began(self, run: Run) -> None:
-        """A run has a directory of its own from here on, and can be gone on with."""
+    def began(self, path: Path, onwards: str) -> None:
+        """A run has a directory from here on, as long as it is there it can be gone on with, and how is said in words."""
 
     def progress(self, task: str, done: float, total: float, note: str) -> None:
         """How much of a task is done, of how much, in any unit, and what goes on; a task ends with all of it or with the next one."""

@@ -131,15 +131,9 @@ class PretrainRun(Run):
         self.training.restore(state)
 
     @property
-    def resume_command(self) -> str:
-        """What to type to go on: what was typed to begin."""
-        return "the same command"
-
-    @property
     def onwards(self) -> str:
         """How to go on with interrupted work, in words."""
-        path = self.directory.path
-        return f"the same command goes on from {path}" if path.exists() else "nothing was saved yet"
+        return f"the same command goes on from {self.directory.path}"
 
     @property
     def output(self) -> Path:

@@ -215,4 +215,4 @@ class Run:
             except (KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise directory.damaged_state(error) from error
         directory.cut_to(saved)
-        monitor.began(self)
+        monitor.began(directory.path, self.onwards)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -85,12 +84,14 @@ def _finite(data: Any) -> Any:
 
 def digest(path: str | os.PathLike) -> str:
     """SHA-256 of a file, to tell later whether it is still the same."""
+    import hashlib  # late, as torch below: the command line's help waits for neither
+
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def write_atomically(data: Any, path: str | os.PathLike) -> None:
     """`torch.save`, whole or not at all."""
-    import torch  # late: the report and the command line write other files without it
+    import torch  # the report and the command line write other files without it
 
     # An open file, not its name: with a name torch's writer cannot tell what the file system said.
     with replaced(path) as temporary, open(temporary, "wb") as file:
