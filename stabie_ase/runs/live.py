@@ -188,7 +188,7 @@ def _to_end(
     details = run.run(monitor, on_window)
     if not keep:
         return FinetuneResult(run.training.potential, details)
-    return result_of(run.directory, run.inputs, run.training.potential)
+    return replace(result_of(run.directory, run.inputs, run.training.potential), details=details)
 
 
 def result_of(directory: RunDirectory, inputs: Inputs, potential: Potential | None = None) -> FinetuneResult:
