@@ -1,6 +1,7 @@
 """README's snippets, its two commands, and every example run as they are written."""
 
 import doctest
+import inspect
 import operator
 import re
 import runpy
@@ -50,6 +51,18 @@ def test_examples_of_the_docstrings_that_users_meet_first_run(name, tmp_path, mo
     documented = operator.attrgetter(name)(stabie_ase)
     (example,) = (found for found in doctest.DocTestFinder(recurse=False).find(documented, name) if found.examples)
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example).failed == 0
+
+
+@pytest.mark.parametrize("name", stabie_ase.__all__)
+def test_public_names_are_there_and_documented(name):
+    assert inspect.getdoc(getattr(stabie_ase, name))
+
+
+def test_type_checkers_see_the_public_names():
+    text = (ROOT / "stabie_ase" / "__init__.pyi").read_text()
+    seen = {name: home for home, names in re.findall(r"^from stabie_ase\.(\S+) import (.*)$", text, flags=re.M)
+            for name in re.findall(r"(\w+) as \1", names)}  # fmt: skip
+    assert seen == stabie_ase._HOMES
 
 
 def test_readme_tells_the_test_command_that_ci_runs():

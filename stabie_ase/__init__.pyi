@@ -1,0 +1,59 @@
+"""What type checkers and editors see of the names that are looked up late."""
+
+from stabie_ase.boltzmann import Estimate as Estimate
+from stabie_ase.boltzmann import Estimator as Estimator
+from stabie_ase.boltzmann import Samples as Samples
+from stabie_ase.boltzmann import StatePoint as StatePoint
+from stabie_ase.boltzmann import accumulate_gradient as accumulate_gradient
+from stabie_ase.dynamics import Integrator as Integrator
+from stabie_ase.dynamics import Langevin as Langevin
+from stabie_ase.dynamics import MDState as MDState
+from stabie_ase.dynamics import NoseHooverChain as NoseHooverChain
+from stabie_ase.dynamics import Observer as Observer
+from stabie_ase.dynamics import PotentialForces as PotentialForces
+from stabie_ase.dynamics import Recorder as Recorder
+from stabie_ase.dynamics import Trajectory as Trajectory
+from stabie_ase.dynamics import VelocityVerlet as VelocityVerlet
+from stabie_ase.dynamics import initial_state as initial_state
+from stabie_ase.dynamics import simulate as simulate
+from stabie_ase.observables import BondLengths as BondLengths
+from stabie_ase.observables import DistanceDistribution as DistanceDistribution
+from stabie_ase.observables import Observable as Observable
+from stabie_ase.observables import RadialDistribution as RadialDistribution
+from stabie_ase.observables import Target as Target
+from stabie_ase.observables import observables_from as observables_from
+from stabie_ase.observables.base import Axis as Axis
+from stabie_ase.potentials.base import Potential as Potential
+from stabie_ase.potentials.calculator import StABIECalculator as StABIECalculator
+from stabie_ase.potentials.checkpoint import load_potential as load_potential
+from stabie_ase.potentials.checkpoint import save_potential as save_potential
+from stabie_ase.potentials.family import Family as Family
+from stabie_ase.runs.live import FinetuneResult as FinetuneResult
+from stabie_ase.runs.live import evaluate as evaluate
+from stabie_ase.runs.live import finetune as finetune
+from stabie_ase.runs.live import resume as resume
+from stabie_ase.runs.monitor import Monitor as Monitor
+from stabie_ase.stability import BondLengthDeviation as BondLengthDeviation
+from stabie_ase.stability import Contacts as Contacts
+from stabie_ase.stability import Criterion as Criterion
+from stabie_ase.stability import EnergyRange as EnergyRange
+from stabie_ase.stability import Failures as Failures
+from stabie_ase.stability import KineticTemperature as KineticTemperature
+from stabie_ase.stability import Verdict as Verdict
+from stabie_ase.stability import Watch as Watch
+from stabie_ase.stability import criteria_from as criteria_from
+from stabie_ase.stability import watched as watched
+from stabie_ase.structures.batch import AtomsBatch as AtomsBatch
+from stabie_ase.structures.neighbors import NeighborList as NeighborList
+from stabie_ase.structures.neighbors import VerletList as VerletList
+from stabie_ase.structures.reference import read_reference as read_reference
+from stabie_ase.structures.setting import Setting as Setting
+from stabie_ase.structures.topology import Groups as Groups
+from stabie_ase.structures.topology import Topology as Topology
+from stabie_ase.training.condition import Condition as Condition
+from stabie_ase.training.loop import TrainingLoop as TrainingLoop
+from stabie_ase.training.updates import UpdateInfo as UpdateInfo
+from stabie_ase.training.updates import UpdateRule as UpdateRule
+
+__version__: str
+__all__: list[str]
