@@ -317,7 +317,9 @@ def test_missing_arguments(here):
         ('{"check": {"replica": 3}}', ("check: unknown option 'replica'", "did you mean 'replicas'?")),
         ('{"chek": {"replicas": 3}}', ("unknown option 'chek'", "did you mean 'check'?")),
         ('{"check": {"replicas": 3}, "check-replicas": 4}', ("check-replicas is given twice",)),
-        ('{"check": 3}', ("unknown option 'check'",)),
+        ('{"check": 3}', ("check is 3, expected options by their names",)),
+        ('{"replicas": 3, "replicas": 4}', ("replicas is given twice",)),
+        ('{"check": {"rounds": 3, "rounds": 4}}', ("rounds is given twice",)),
         ('{"check": {"replicas": {"n": 3}}}', ("check: replicas is {'n': 3}, expected a value",)),
         ('{"config": {}, "inputs": {"device": "gpu"}}', ("unknown device 'gpu'",)),
     ],
@@ -334,6 +336,8 @@ def test_config_file_that_cannot_be_read(here):
     told(refused(*FINETUNE, "--config", "options.json", folder=here), "no text")
     (here / "options.yaml").write_text("replicas: [3")
     told(refused(*FINETUNE, "--config", "options.yaml", folder=here), "neither JSON nor YAML")
+    (here / "options.yaml").write_text("check:\n  rounds: 3\n  rounds: 4\n")
+    told(refused(*FINETUNE, "--config", "options.yaml", folder=here), "rounds is given twice")
 
 
 SECTIONS = """

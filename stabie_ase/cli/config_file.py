@@ -35,7 +35,9 @@ def _take(context: click.Context, parameter: click.Parameter, path: str | None) 
     known, sections = _by_flag(context.command.params)
     values: dict[str, Any] = {}
     for name, value in _options_of(_read(path, where), where).items():
-        if name in sections and isinstance(value, dict):
+        if name in sections and (isinstance(value, dict) or name not in known):
+            if not isinstance(value, dict):
+                raise BadOption(f"{where}: {name} is {value!r}, expected options by their names")
             _take_row(value, sections[name], values, f"{where}: {name}")
         else:
             _take_row({name: value}, known, values, where, list(sections))
@@ -84,16 +86,33 @@ def _read(path: str, where: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise BadOption(f"{where}: {getattr(error, 'strerror', None) or 'no text'}") from error
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, where))
+    except BadOption:
+        raise
     except ValueError as error:
         if path.endswith(".json"):
             raise BadOption(f"{where}: not JSON: {error}") from error
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            return _once(self.construct_pairs(node, deep=True), where)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, Loader.construct_mapping)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise BadOption(f"{where}: neither JSON nor YAML: {' '.join(str(error).split())}") from error
+
+
+def _once(pairs: list[tuple[Any, Any]], where: str) -> dict[Any, Any]:
+    """A mapping of pairs; to the parsers the last of two of one name would count, and nobody would know."""
+    found: dict[Any, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadOption(f"{where}: {name} is given twice; give it once")
+        found[name] = value
+    return found
 
 
 def _options_of(data: Any, where: str) -> Mapping[str, Any]:
