@@ -97,6 +97,10 @@ def ratio(before, after):
     return before / after if after else float("inf")
 
 
+def times(before, after):
+    return f"{before / after:.1f} x" if after else "no failure"
+
+
 def hazard(value, interval):
     return "{:.3g} [{:.2g}, {:.2g}]".format(value, *interval)
 
@@ -145,9 +149,9 @@ def tell_rst(outputs):
         kept = "" if result["gained"] else ", start kept"
         before, after = (reported[name]["hr_error"] for name in ("start", "stabie"))
         rows.append((
-            output.name.replace("_", " "), f"{start:.3g} -> {end:.3g} ({ratio(start, end):.1f} x){kept}",
+            output.name.replace("_", " "), f"{start:.3g} -> {end:.3g} ({times(start, end)}){kept}",
             f"{judged['start']['hazard']:.3g}", f"{judged['control']['hazard']:.3g}",
-            f"{judged['stabie']['hazard']:.3g} ({ratio(judged['start']['hazard'], judged['stabie']['hazard']):.1f} x)",
+            f"{judged['stabie']['hazard']:.3g} ({times(judged['start']['hazard'], judged['stabie']['hazard'])})",
             change(row, "stabie", "force_mae_eV_per_A"), change(row, "stabie", "energy_mae_eV"),
             f"{before:.3f} -> {after:.3f} ({reported['stabie']['hr_error_floor']:.3f})",
         ))  # fmt: skip
