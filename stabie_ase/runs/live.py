@@ -1,4 +1,4 @@
-"""The commands as functions of Python: `finetune` and `evaluate`, on paths or on live objects."""
+"""The commands as functions of Python: `finetune`, `resume` and `evaluate`, on paths or on live objects."""
 
 from __future__ import annotations
 
