@@ -30,7 +30,7 @@ def test_frames_that_stand_out_are_those_not_trained_on(monkeypatch):
 
 def test_frames_that_stand_out_beyond_the_most_are_trained_on(monkeypatch):
     """No frame is lost: `parted` counts them."""
-    monkeypatch.setattr(accuracy, "MOST", 3)
+    monkeypatch.setattr(accuracy, "MAX_HELD_OUT_FRAMES", 3)
     errors = np.full(40, 0.04)
     errors[[3, 11, 12, 30, 31]] = 0.1
     assert parted(monkeypatch, errors)[0] == [3, 11, 12]
@@ -52,8 +52,8 @@ def test_pretraining_and_finetuning_hold_out_the_same_frames(monkeypatch):
 
 def test_a_large_reference_is_not_predicted_as_a_whole(monkeypatch):
     """Its held-out frames are some of those that pretraining holds out."""
-    monkeypatch.setattr(accuracy, "MOST", 3)
-    monkeypatch.setattr(accuracy, "LARGE", 39)
+    monkeypatch.setattr(accuracy, "MAX_HELD_OUT_FRAMES", 3)
+    monkeypatch.setattr(accuracy, "MAX_MEMORISED_FRAMES", 39)
     errors = np.full(40, 0.04)
     errors[:4] = 1.0
     found, usual = parted(monkeypatch, errors)

@@ -16,7 +16,7 @@ import torch
 from ase import Atoms
 from ase.io import read, write
 
-from stabie_ase.cli.progress import Progress
+from stabie_ase.cli.progress import ProgressBar
 from stabie_ase.system.files import as_json
 
 
@@ -694,10 +694,10 @@ def test_help(command):
 def test_every_finetune_option_is_in_the_help_with_its_default():
     from stabie_ase.cli.options import flag
     from stabie_ase.system.options import leaves
-    from stabie_ase.training.options import FinetuneConfig
+    from stabie_ase.training.options import FinetuneOptions
 
     text = " ".join(tiny.run("finetune", "--help").stdout.split())
-    for leaf in leaves(FinetuneConfig):
+    for leaf in leaves(FinetuneOptions):
         default = leaf.option.default
         assert f"{flag(leaf.name)} " in text
         if isinstance(default, (int, float)) and not isinstance(default, bool):
@@ -732,23 +732,23 @@ def test_unexpected_errors_are_one_line_unless_asked(here, monkeypatch):
 
 
 def test_progress_in_a_pipe_is_plain_lines(capsys):
-    with Progress(100.0, "work", every=0.0) as progress:
+    with ProgressBar(100.0, "work", every=0.0) as progress:
         progress.show(25.0, "going well")
         progress.show(50.0, "going on")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert re.fullmatch(r"work: 25 % after 0 s, 0 s left; going well", lines[0])
     assert "\r" not in "".join(lines)
-    with Progress(100.0, "work", quiet=True, every=0.0) as progress:
+    with ProgressBar(100.0, "work", quiet=True, every=0.0) as progress:
         progress.show(25.0, "going well")
     assert capsys.readouterr().err == ""
 
 
 def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("stabie_ase.cli.progress.REFRESH", 0.0)
+    monkeypatch.setattr("stabie_ase.cli.progress.REFRESH_SECONDS", 0.0)
     log = logging.getLogger("stabie_ase")
-    with Progress(100.0, "work") as progress:
+    with ProgressBar(100.0, "work") as progress:
         progress.show(25.0, "going well")
         tiny.run("--help")
         log.warning("beware")

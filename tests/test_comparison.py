@@ -11,10 +11,10 @@ from helpers import Vector
 import stabie_ase.runs.comparison as comparison_module
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans
-from stabie_ase.runs.comparison import STRETCHES, Comparison, Outcome, verdict, worse_stretch
+from stabie_ase.runs.comparison import TIME_STRETCHES, Comparison, Outcome, verdict, worse_stretch
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value
 from stabie_ase.stability import StabilityStatistics
-from stabie_ase.stability.sequential import LEVEL, HazardComparison, replica_ps_to_tell
+from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison, replica_ps_to_tell
 
 ROUNDS, REPLICAS, END = 12, 32, 2.0
 
@@ -40,12 +40,12 @@ def test_equal_models_are_told_apart_no_more_often_than_stated(hazard, power):
     """However often it is looked at, and whatever the hazard does in time: 400 runs, 5 % ± 3 standard errors of 1.1 %."""
     rng = np.random.default_rng(0)
     gained = np.mean([decide(hazard, hazard, rng, power)[0].gained for _ in range(400)])
-    assert gained < LEVEL + 3 * (LEVEL / 400) ** 0.5
+    assert gained < ERROR_RATE + 3 * (ERROR_RATE / 400) ** 0.5
 
 
 def test_a_gain_worth_having_is_ruled_out_no_more_often_than_stated():
     rng = np.random.default_rng(1)
-    assert np.mean([decide(1.5, 1.0, rng)[0].hopeless for _ in range(400)]) < LEVEL + 3 * (LEVEL / 400) ** 0.5
+    assert np.mean([decide(1.5, 1.0, rng)[0].hopeless for _ in range(400)]) < ERROR_RATE + 3 * (ERROR_RATE / 400) ** 0.5
 
 
 def test_a_large_gain_is_seen_soon_and_none_is_given_up_on():
@@ -84,13 +84,13 @@ def test_time_to_tell():
 # -- the verdict
 
 
-def result(n_failed, errors=(0.1,) * STRETCHES, n=64, causes=None, ps=128.0):
+def result(n_failed, errors=(0.1,) * TIME_STRETCHES, n=64, causes=None, ps=128.0):
     """A test in which n_failed of n replicas failed and whose observable is off by so much in each stretch, ± 0.01 a replica."""
     rng = np.random.default_rng(n_failed)
-    spread = torch.as_tensor(0.01 * rng.normal(size=(n, STRETCHES, 1)))
-    observed = SlicedMeans(torch.tensor(errors, dtype=torch.float64)[:, None] + spread, torch.ones((n, STRETCHES), dtype=torch.int64))
+    spread = torch.as_tensor(0.01 * rng.normal(size=(n, TIME_STRETCHES, 1)))
+    observed = SlicedMeans(torch.tensor(errors, dtype=torch.float64)[:, None] + spread, torch.ones((n, TIME_STRETCHES), dtype=torch.int64))
     statistics = StabilityStatistics(np.full(n, ps / n), np.arange(n) < n_failed)
-    whole = torch.ones((n, STRETCHES), dtype=torch.bool)
+    whole = torch.ones((n, TIME_STRETCHES), dtype=torch.bool)
     return StabilityResult(statistics, Counter(causes or {"bonds": n_failed}), [], {"hr": observed}, whole)
 
 

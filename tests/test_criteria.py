@@ -16,8 +16,8 @@ import stabie_ase
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.stability import BondLengthDeviation, Contacts, EnergyRange, KineticTemperature, look, watched
-from stabie_ase.stability.criteria.contacts import NEW_BOND, NO_CONTACT
-from stabie_ase.stability.criteria.distribution import BIN, MARGIN, DistanceShift
+from stabie_ase.stability.criteria.contacts import MAX_CONTACT_EXCESS, NEW_BOND_FACTOR
+from stabie_ase.stability.criteria.distribution import BIN_WIDTH, MARGIN_FACTOR, DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.topology import Topology
 
@@ -83,8 +83,8 @@ def test_what_counts_as_a_contact(topology, aspirin):
         if separation[i, j] == 2:
             assert allowed == pytest.approx(everything[i, j])
         else:
-            assert allowed == pytest.approx(min(shortest[tuple(sorted((numbers[i], numbers[j])))], radii + NO_CONTACT))
-        assert tolerance == pytest.approx(min(0.5, max(allowed - NEW_BOND * radii, 0.05)))
+            assert allowed == pytest.approx(min(shortest[tuple(sorted((numbers[i], numbers[j])))], radii + MAX_CONTACT_EXCESS))
+        assert tolerance == pytest.approx(min(0.5, max(allowed - NEW_BOND_FACTOR * radii, 0.05)))
 
 
 def test_a_molecule_all_of_whose_atoms_are_bonded_has_no_contacts():
@@ -182,7 +182,7 @@ def test_distances_over_a_window(aspirin, topology):
     criterion = DistanceShift.from_reference(aspirin, topology)
     values = criterion.cumulative(AtomsBatch.from_atoms(aspirin))
     severity, _ = criterion.severity(values)
-    assert float(severity.max()) == pytest.approx(1 / MARGIN) and float(criterion.severity(values.mean(dim=0))[0]) < 1e-12
+    assert float(severity.max()) == pytest.approx(1 / MARGIN_FACTOR) and float(criterion.severity(values.mean(dim=0))[0]) < 1e-12
     assert float(criterion.severity(values[:20].mean(dim=0))[0]) <= float(severity[:20].max())  # convex
 
 
@@ -200,7 +200,7 @@ def test_the_shift_is_wassersteins_distance(aspirin, topology):
     for k in range(len(criterion.labels)):
         chosen = (criterion.kind == k).numpy()
         expected = stats.wasserstein_distance(distances([moved])[:, chosen].ravel(), distances(aspirin)[:, chosen].ravel())
-        assert float(BIN * (values[k] - criterion.target[k]).abs().sum()) == pytest.approx(expected, abs=BIN)
+        assert float(BIN_WIDTH * (values[k] - criterion.target[k]).abs().sum()) == pytest.approx(expected, abs=BIN_WIDTH)
 
 
 def test_atoms_of_one_kind_may_change_places(aspirin, topology):

@@ -583,7 +583,7 @@ def test_long_recordings_go_through_a_file(monkeypatch):
     state, potential = morse_state(3, 2), Morse(depth=4.5, a=1.9, r0=1.1)
     run = lambda: watched(state, INTEGRATORS["langevin"], PotentialForces(potential), 40, sample_every=2)[1]
     inside = run()
-    monkeypatch.setattr(observers_module, "IN_MEMORY", 100)
+    monkeypatch.setattr(observers_module, "MAX_BYTES_IN_MEMORY", 100)
     mapped = []
     real = np.memmap
     monkeypatch.setattr(np, "memmap", lambda *a, **s: mapped.append(real(*a, **s)) or mapped[-1])

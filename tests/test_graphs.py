@@ -24,7 +24,7 @@ from stabie_ase.dynamics import (
     initial_state,
     simulate,
 )
-from stabie_ase.dynamics.graphs import PLAIN, FixedForces, GraphedBlocks, blocks
+from stabie_ase.dynamics.graphs import WARMUP_BLOCKS, FixedForces, GraphedBlocks, blocks
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.analytic import LennardJones
 from stabie_ase.stability import watched
@@ -84,7 +84,7 @@ def test_the_same_paths(family, integrator):
     potential = family()
     state, record = started(potential), Recorded()
     end = GraphedBlocks(potential, integrator, 10, record=record)(state, 47)
-    assert (record.recorded, record.replayed) == (1, 4 - PLAIN)
+    assert (record.recorded, record.replayed) == (1, 4 - WARMUP_BLOCKS)
     agree(end, advance(state, integrator, PotentialForces(potential), 47))
     assert torch.equal(end.step, state.step + 47)
 
@@ -135,13 +135,13 @@ def test_other_replicas_are_recorded_anew_and_the_same_are_not():
     potential, record = schnet(), Recorded()
     state = started(potential)
     taken = GraphedBlocks(potential, LANGEVIN, 5, record=record)
-    state = taken(state, 5 * (PLAIN + 1))
+    state = taken(state, 5 * (WARMUP_BLOCKS + 1))
     copied = state.select([0, 1, 2])  # the same atoms in other memory
     agree(taken(copied, 5), taken(state, 5), tolerance=0.0)
     assert record.recorded == 1
-    fewer = taken(state.select([0, 2]), 5 * (PLAIN + 1))
+    fewer = taken(state.select([0, 2]), 5 * (WARMUP_BLOCKS + 1))
     assert record.recorded == 2
-    agree(fewer, taken(state, 5 * (PLAIN + 1)).select([0, 2]))
+    agree(fewer, taken(state, 5 * (WARMUP_BLOCKS + 1)).select([0, 2]))
 
 
 def test_a_replica_that_explodes_stops_and_harms_no_other():

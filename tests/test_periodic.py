@@ -14,7 +14,7 @@ from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.stability import default_criteria
 from stabie_ase.structures.reference import read_reference, reference_energies
 from stabie_ase.structures.setting import Setting
-from stabie_ase.training.options import PretrainConfig
+from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining
 
 ARGON = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "data" / "make_argon.py"))
@@ -30,7 +30,7 @@ def files(tmp_path_factory):
     potential = SchNetPotential.build(
         reference_energies(reference), hidden_channels=8, num_filters=8, num_interactions=1, num_gaussians=8, cutoff=5.0
     )
-    training = Pretraining(potential, reference, PretrainConfig(learning_rate=1e-3))
+    training = Pretraining(potential, reference, PretrainOptions(learning_rate=1e-3))
     for _ in range(2):
         training.run_epoch()
     save_potential(potential, folder / "model.pt")

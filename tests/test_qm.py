@@ -16,7 +16,7 @@ from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, reference_energies
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.labels import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
-from stabie_ase.training.options import DynamicsOptions, FinetuneConfig, PretrainConfig
+from stabie_ase.training.options import DynamicsOptions, FinetuneOptions, PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
 
 
@@ -181,7 +181,7 @@ def test_reference_energies_of_one_composition_sum_to_the_mean():
 
 def training(**changes):
     settings = {"epochs": 8, "batch_size": 12, "learning_rate": 5e-3, "seed": 1} | changes
-    return Pretraining(tiny.new_schnet(seed=1), tiny.reference(), PretrainConfig(**settings))
+    return Pretraining(tiny.new_schnet(seed=1), tiny.reference(), PretrainOptions(**settings))
 
 
 def test_pretraining_learns_a_morse_potential():
@@ -280,11 +280,11 @@ def test_mace_builder():
 
 def test_unknown_and_wrong_options():
     with pytest.raises(BadOption, match="unknown option 'epoch'; did you mean 'epochs'"):
-        from_dict(PretrainConfig, {"epoch": 3})
+        from_dict(PretrainOptions, {"epoch": 3})
     with pytest.raises(BadOption, match="expected a whole number"):
-        PretrainConfig(epochs=2.5)
+        PretrainOptions(epochs=2.5)
     with pytest.raises(BadOption, match="expected text"):
-        from_dict(FinetuneConfig, {"update": None})
+        from_dict(FinetuneOptions, {"update": None})
     assert DynamicsOptions(timestep_fs=1, temperature_K=np.float64(300.0)).steps(10.0) == 10
 
 

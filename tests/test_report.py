@@ -19,7 +19,7 @@ from stabie_ase.runs.report.html import write_report
 from stabie_ase.runs.report.table import format_table, number, table_rows
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.system.options import row_of
-from stabie_ase.training.options import FinetuneConfig
+from stabie_ase.training.options import FinetuneOptions
 
 TEST_PS = 4.0
 GRID = (np.arange(450) + 0.5) * 0.02
@@ -310,7 +310,7 @@ def test_observable_figure_leaves_out_models_without_one():
 
 def test_phases_figure_shows_every_window():
     records = some_records()
-    figure = phases_figure(records, row_of(FinetuneConfig, CONFIG["config"]))
+    figure = phases_figure(records, row_of(FinetuneOptions, CONFIG["config"]))
     upper, lower = figure.axes
     phase_lines = [line for line in upper.lines if line.get_marker() in "os"]
     assert len(phase_lines) == 8
@@ -345,7 +345,7 @@ def test_learning_figure_shows_windows_with_updates_only():
     records = some_records()
     learned = [record for record in records if "updates" in record]
     records.append({"phase": "learning", "cycle": 4, "window": 1, "md_replica_ps": 1e3, "unstable_fraction": 0.0})
-    panels = learning_figure(records, row_of(FinetuneConfig, CONFIG["config"])).axes
+    panels = learning_figure(records, row_of(FinetuneOptions, CONFIG["config"])).axes
     for axes, key, scale in zip(panels, ("force_mae_eV_per_A", "observable_loss", "ess_fraction"), (1000.0, 1.0, 1.0)):
         np.testing.assert_array_equal(axes.lines[0].get_xdata(), [r["updates"] for r in learned])
         np.testing.assert_allclose(axes.lines[0].get_ydata(), [scale * r[key] for r in learned], rtol=1e-12)

@@ -27,7 +27,7 @@ from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.report.html import write_report
 from stabie_ase.stability import BondLengthDeviation, StabilityStatistics
 from stabie_ase.system.options import from_dict
-from stabie_ase.training.options import FinetuneConfig
+from stabie_ase.training.options import FinetuneOptions
 
 OPTIONS = tiny.flags(
     max_cycles=3, learning_rate=3e-3, updates_per_window=5, check_replicas=32, check_time_ps=0.06, random_resets=0.1
@@ -147,7 +147,7 @@ def saved_windows(run):
 
 def test_stopped_after_every_window_and_between_the_phases(here, finished):
     options = json.loads((finished[0] / "config.json").read_text())["config"]
-    finetuning = Finetuning.begin("model-stabie", Inputs("model.pt", "ref.xyz"), from_dict(FinetuneConfig, options))
+    finetuning = Finetuning.begin("model-stabie", Inputs("model.pt", "ref.xyz"), from_dict(FinetuneOptions, options))
     while not stop_after(finetuning, 1):
         finetuning = Finetuning.resume("model-stabie")
     Finetuning.resume("model-stabie").finish()
@@ -480,10 +480,10 @@ def test_unstable_frames_are_read_once(here, monkeypatch):
 
 def test_config_holds_every_option_resolved(finished):
     config = json.loads((finished[0] / "config.json").read_text())
-    assert set(config["config"]) == {option.name for option in fields(FinetuneConfig)}
+    assert set(config["config"]) == {option.name for option in fields(FinetuneOptions)}
     assert config["config"]["dynamics"]["temperature_K"] == tiny.TEMPERATURE  # from the reference
     assert config["config"]["dynamics"]["replicas"] == 12 and config["config"]["labels"]["learning_rate"] == 3e-3
-    assert from_dict(FinetuneConfig, config["config"]).dynamics.replicas == 12
+    assert from_dict(FinetuneOptions, config["config"]).dynamics.replicas == 12
     assert config["inputs"]["model"] == str(finished[0].parent / "model.pt") and len(config["digests"]["model"]) == 64
     assert {"torch", "ase", "numpy", "stabie_ase", "python"} <= set(config["versions"]) and config["hardware"]
     assert config["model"] == "model.pt" and config["reference"].startswith("40 frames of C4")
@@ -531,7 +531,7 @@ def test_flags_win_over_the_config_file(here, monkeypatch):
     (here / "options.json").write_text('{"replicas": 5, "window_fs": 100, "cross_fit": true}')
     _, _, config = captured(monkeypatch, "--config", "options.json", "--replicas", "7", "--no-cross-fit")
     assert (config.dynamics.replicas, config.phases.window_fs, config.estimator.cross_fit) == (7, 100, False)
-    assert config.dynamics.timestep_fs == FinetuneConfig().dynamics.timestep_fs
+    assert config.dynamics.timestep_fs == FinetuneOptions().dynamics.timestep_fs
 
 
 def test_config_of_a_run_brings_its_keys_but_neither_files_nor_trust(here, monkeypatch):
@@ -609,7 +609,7 @@ def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
     monkeypatch.setattr(comparison, "run_stability_test", lambda *a: tests.append(a[3]) or stability(3))
     finetuning.finish()
     seeds = [t.seed for t in tests]
-    assert seeds[:2] == [5 + comparison.HEATS] * 2  # those that choose are not those that tell
+    assert seeds[:2] == [5 + comparison.HEAT_SEED_OFFSET] * 2  # those that choose are not those that tell
     assert seeds[2:] == [5 + k // 2 for k in range(len(seeds) - 2)] and tests[0].replicas == 8
 
 

@@ -15,7 +15,7 @@ import torch
 import stabie_ase.runs.md as production_module
 import stabie_ase.training.pretrain as pretrain_module
 from stabie_ase.cli import log as log_module
-from stabie_ase.cli.progress import Progress
+from stabie_ase.cli.progress import ProgressBar
 from stabie_ase.training.loop import TrainingLoop
 
 FINETUNE = ("finetune", "model.pt", "--ref", "ref.xyz", "--output", "run")
@@ -49,7 +49,7 @@ def test_time_left_goes_by_the_speed_of_this_session(capsys, monkeypatch, termin
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
-    with Progress(100.0, "work", done=60.0, every=0.0) as progress:
+    with ProgressBar(100.0, "work", done=60.0, every=0.0) as progress:
         progress.show(60.0, "begun")
         clock[0] += 20.0
         progress.show(70.0, "under way")
@@ -60,13 +60,13 @@ def test_time_left_goes_by_the_speed_of_this_session(capsys, monkeypatch, termin
 
 def test_resumed_work_tells_what_was_used_before(here, monkeypatch):
     """Of finetune, md and pretrain: the part of the budget that the first session used is where the second begins."""
-    told, real = {}, Progress.__init__
+    told, real = {}, ProgressBar.__init__
 
     def spy(self, total, title, quiet=False, done=0.0, **settings):
         told[title] = done / total
         real(self, total, title, quiet, done, **settings)
 
-    monkeypatch.setattr(Progress, "__init__", spy)
+    monkeypatch.setattr(ProgressBar, "__init__", spy)
     assert tiny.run(*MD[:-1], "md", "--time", "0.02").exit_code == 0 and told["md"] == 0.0
     assert tiny.run("md", "--resume", "md", "--time", "0.05").exit_code == 0 and told["md"] == pytest.approx(0.4)
 
@@ -188,8 +188,8 @@ def test_the_log_of_md_tells_what_was_printed_over_all_sessions(here):
 
 
 def test_quiet_commands_log_warnings_and_progress(here, monkeypatch):
-    real = Progress.__init__
-    monkeypatch.setattr(Progress, "__init__", lambda *a, **settings: real(*a, **settings, every=0.0))
+    real = ProgressBar.__init__
+    monkeypatch.setattr(ProgressBar, "__init__", lambda *a, **settings: real(*a, **settings, every=0.0))
     result = tiny.run("-q", *MD, "--time", "0.02", "--timestep", "8", "--sample-every", "8")
     assert len(printed(result)) == 1
     texts = logged(here / "run")

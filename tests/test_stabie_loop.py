@@ -23,10 +23,10 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, force_errors_by_frame, minibatch
-from stabie_ase.training.loop import DOUBT, TrainingLoop
+from stabie_ase.training.loop import MIN_DOUBTFUL_UPDATES, TrainingLoop
 from stabie_ase.training.schedule import FINISHED, LEARNING, SIMULATION
 from stabie_ase.training.updates import natural
-from stabie_ase.training.updates.natural import LONGEST, SHORTEST, STEP
+from stabie_ase.training.updates.natural import FIRST_STEP_FRACTION, MAX_BALANCE, MIN_BALANCE
 
 
 def loop(potential=None, **changes):
@@ -326,7 +326,7 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
         batch = batch.select(minibatch(n, config.labels.qm_batch_size, config.seed, 0))
         old = potential.compute(batch, neighbor_list(batch, potential.cutoff))
         changes.append(training.work.loss(training.potential, LabelledFrames(batch, old.energies, old.forces.double())).item())
-    assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * STEP * training.accuracy.start_rmse, rel=0.05)
+    assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * FIRST_STEP_FRACTION * training.accuracy.start_rmse, rel=0.05)
 
 
 def test_parameters_get_gradients_in_learning_only():
@@ -393,10 +393,10 @@ def test_a_model_that_knows_the_frames_by_heart_is_told_early(monkeypatch, caplo
     training = loop(force_error_bound=0.05, updates_per_window=1, max_learning_windows=100)
     until_learning(training)
     force_error_becomes(training, 1.2, monkeypatch)
-    for k in range(DOUBT + 2):
-        assert ("--valid FILE" in caplog.text) == (k >= DOUBT)
+    for k in range(MIN_DOUBTFUL_UPDATES + 2):
+        assert ("--valid FILE" in caplog.text) == (k >= MIN_DOUBTFUL_UPDATES)
         training.step()
-    assert training.progress.taken_back == training.progress.updates == DOUBT + 2
+    assert training.progress.taken_back == training.progress.updates == MIN_DOUBTFUL_UPDATES + 2
     assert caplog.text.count("--valid FILE") == 1
     assert training.unchanged and list(training.candidates()) == ["start"]
 
@@ -421,7 +421,7 @@ def test_growth_of_the_force_error_is_an_upper_limit():
 def test_steps_have_a_longest_and_a_shortest_length(monkeypatch):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
-    for fraction, balance in ((1.0, LONGEST), (1.047, SHORTEST), (1.06, SHORTEST)):
+    for fraction, balance in ((1.0, MAX_BALANCE), (1.047, MIN_BALANCE), (1.06, MIN_BALANCE)):
         training.progress.phase, training.rule.balance = LEARNING, balance
         force_error_becomes(training, fraction, monkeypatch)
         training.step()

@@ -31,7 +31,7 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, read_reference, reference_energies
 from stabie_ase.system.options import from_dict
-from stabie_ase.training.options import FinetuneConfig, PretrainConfig
+from stabie_ase.training.options import FinetuneOptions, PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
 
 TEMPERATURE = 600.0
@@ -140,7 +140,7 @@ def new_schnet(seed: int = 0, elements: Reference | None = None) -> SchNetPotent
 
 def _badly_trained() -> SchNetPotential:
     potential = new_schnet()
-    pretrain(Pretraining(potential, reference(), PretrainConfig(epochs=30, learning_rate=5e-3)))
+    pretrain(Pretraining(potential, reference(), PretrainOptions(epochs=30, learning_rate=5e-3)))
     return potential
 
 
@@ -150,9 +150,9 @@ def small_builder(monkeypatch, family: str = "schnet") -> None:
     monkeypatch.setitem(families(), family, made)
 
 
-def config(**changes) -> FinetuneConfig:
+def config(**changes) -> FinetuneOptions:
     """Options of a loop that takes a second or two."""
-    return from_dict(FinetuneConfig, {"temperature_K": TEMPERATURE} | FAST | changes)
+    return from_dict(FinetuneOptions, {"temperature_K": TEMPERATURE} | FAST | changes)
 
 
 def flags(**changes) -> list[str]:

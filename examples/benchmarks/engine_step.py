@@ -25,7 +25,7 @@ from ase.io import read
 import stabie_ase
 from stabie_ase.dynamics import Langevin, NoseHooverChain, PotentialForces, initial_state
 from stabie_ase.dynamics.compilation import make_ready
-from stabie_ase.dynamics.graphs import PLAIN, blocks
+from stabie_ase.dynamics.graphs import WARMUP_BLOCKS, blocks
 from stabie_ase.dynamics.steps import advance
 from stabie_ase.potentials.base import Prediction
 from stabie_ase.potentials.checkpoint import load_potential
@@ -105,7 +105,7 @@ def compare(potential, integrator, n_replicas, args):
         advance(state, integrator, known_forces, args.steps)
 
     with potential.frozen(), driving.frozen():
-        bare(), own(), [full() for _ in range(PLAIN + 1)]
+        bare(), own(), [full() for _ in range(WARMUP_BLOCKS + 1)]
         rounds = [[seconds(run, args.device) for run in (bare, full, own)] for _ in range(args.rounds)]
     return np.array(rounds) / args.steps
 

@@ -14,7 +14,7 @@ from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.potentials.family import families
 from stabie_ase.structures.reference import read_reference
 from stabie_ase.training.labels import LabelledFrames, qm_errors
-from stabie_ase.training.options import PretrainConfig
+from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     reference = read_reference(str(data / "aspirin_xtb_train.xyz"))
     torch.manual_seed(options.seed)
     potential = families()["schnet"].build(reference)
-    training = Pretraining(potential, reference, PretrainConfig(epochs=options.epochs, seed=options.seed))
+    training = Pretraining(potential, reference, PretrainOptions(epochs=options.epochs, seed=options.seed))
 
     def report(record):
         if record["epoch"] % 50 == 0:

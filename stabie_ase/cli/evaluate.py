@@ -8,7 +8,7 @@ from stabie_ase.cli.finetune import OF_THE_MODEL
 from stabie_ase.cli.main import check_device, common_options, main
 from stabie_ase.cli.options import options_from, reference_option
 from stabie_ase.cli.progress import Terminal
-from stabie_ase.runs.options import EvaluationConfig
+from stabie_ase.runs.options import EvaluationOptions
 from stabie_ase.system.files import check_new_file
 from stabie_ase.system.options import from_dict
 
@@ -18,13 +18,13 @@ from stabie_ase.system.options import from_dict
 @reference_option("Frames to start from and to compare with")
 @click.option("--compare", multiple=True, metavar="OTHER", help="Another model, from the same starts and seeds; may be repeated")
 @click.option("--output", metavar="JSON", help="Write the figures there")
-@options_from(EvaluationConfig)
+@options_from(EvaluationOptions)
 @common_options
 @click.pass_context
 def evaluate(context, model, reference, compare, output, **given):
     """Time to first failure, h(r) error and energy/force errors of MODEL."""
     options = {name: value for name, value in given.items() if value is not None}
-    from_dict(EvaluationConfig, {name: value for name, value in options.items() if name not in OF_THE_MODEL})  # a typo needs no torch
+    from_dict(EvaluationOptions, {name: value for name, value in options.items() if name not in OF_THE_MODEL})  # a typo needs no torch
     if output:
         check_new_file(output)
 
@@ -34,6 +34,6 @@ def evaluate(context, model, reference, compare, output, **given):
     check_device(options.get("device", "cpu"))
     with Terminal(context.obj["quiet"]) as terminal:
         summaries = stabie_ase.evaluate(model, reference, compare=compare, output=output or None, monitor=terminal, **options)
-    click.echo(format_table(summaries, options.get("time_ps", EvaluationConfig.time_ps)))
+    click.echo(format_table(summaries, options.get("time_ps", EvaluationOptions.time_ps)))
     for name in compare:
         click.echo(f"{name} fails less often than {model}: p = {summaries[name]['p_value']:.2g}")

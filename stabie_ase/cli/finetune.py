@@ -12,7 +12,7 @@ from stabie_ase.cli.main import check_device, common_options, main
 from stabie_ase.cli.options import Sectioned, changed, options_from, reference_option
 from stabie_ase.cli.progress import Terminal
 from stabie_ase.system.options import from_dict
-from stabie_ase.training.options import FinetuneConfig
+from stabie_ase.training.options import FinetuneOptions
 
 OF_THE_MODEL = {"device", "dtype", "energy_key", "forces_key", "head", "compilation", "trust_checkpoint"}
 """Options of the inputs, not of the loop."""
@@ -37,7 +37,7 @@ SECTIONS = {
 @click.option("--output", metavar="RUN", help="Run directory [default: MODEL's name with -stabie]")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run")
 @common_options
-@options_from(FinetuneConfig)
+@options_from(FinetuneOptions)
 @click.pass_context
 def finetune(context, model, reference, validation, output, resume, **given):
     """Make MODEL stable without new quantum calculations.
@@ -58,7 +58,7 @@ def finetune(context, model, reference, validation, output, resume, **given):
 
 def begin(context, model, reference, output, validation=None, **options) -> None:
     """Begin a run, take it to its end and tell what came of it."""
-    from_dict(FinetuneConfig, {name: value for name, value in options.items() if name not in OF_THE_MODEL})  # a typo needs no torch
+    from_dict(FinetuneOptions, {name: value for name, value in options.items() if name not in OF_THE_MODEL})  # a typo needs no torch
 
     import stabie_ase
 

@@ -12,7 +12,7 @@ from stabie_ase.cli.log import tell
 from stabie_ase.cli.main import check_device, main, model_options
 from stabie_ase.cli.options import Sectioned, build, changed, options_from
 from stabie_ase.cli.progress import Terminal
-from stabie_ase.runs.options import MDConfig
+from stabie_ase.runs.options import MDOptions
 
 SECTIONS = {
     "Files": ("start", "output", "resume", "config", "one_file"),
@@ -28,7 +28,7 @@ SECTIONS = {
 @click.option("--resume", metavar="RUN", help="Go on to the end, or to a later one given with --time")
 @click.option("--one-file", is_flag=True, help="All frames in frames.traj instead of one file a replica")
 @model_options
-@options_from(MDConfig)
+@options_from(MDOptions)
 @click.pass_context
 def md(context, model, start, output, resume, one_file, device, dtype, head, compilation, trust_checkpoint, **given):
     """Run replicas of molecular dynamics with MODEL.
@@ -51,7 +51,7 @@ def md(context, model, start, output, resume, one_file, device, dtype, head, com
         return
     if not model or not start:
         raise click.UsageError("give MODEL and --start FILE, or --resume RUN", context)
-    config, output = build(MDConfig, given), output or f"{Path(model).parent / Path(model).stem}-md"
+    config, output = build(MDOptions, given), output or f"{Path(model).parent / Path(model).stem}-md"
 
     from stabie_ase.runs.md import MDInputs, Production
 

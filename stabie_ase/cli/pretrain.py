@@ -9,7 +9,7 @@ from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Terminal
 from stabie_ase.potentials.family import names
 from stabie_ase.system.files import check_new_file
-from stabie_ase.training.options import PretrainConfig
+from stabie_ase.training.options import PretrainOptions
 
 
 @main.command()
@@ -20,7 +20,7 @@ from stabie_ase.training.options import PretrainConfig
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True, help="Precision")
 @click.option("--energy-key", metavar="NAME", help="Energies in the reference [default: found by itself]")
 @click.option("--forces-key", metavar="NAME", help="Forces in the reference [default: found by itself]")
-@options_from(PretrainConfig)
+@options_from(PretrainOptions)
 @click.pass_context
 def pretrain(context, family, reference, output, device, dtype, energy_key, forces_key, **given):
     """Train a new model on energies and forces.
@@ -32,7 +32,7 @@ def pretrain(context, family, reference, output, device, dtype, energy_key, forc
     from stabie_ase.potentials.family import families
     from stabie_ase.runs.pretrain import PretrainInputs, PretrainRun
 
-    config = build(PretrainConfig, given, families()[family].pretraining)
+    config = build(PretrainOptions, given, families()[family].pretraining)
     check_device(device)
     inputs = PretrainInputs(family, reference, energy_key, forces_key, device, dtype)
     with Terminal(context.obj["quiet"]) as terminal:

@@ -13,11 +13,11 @@ from stabie_ase.cli.interrupts import word_and_status
 from stabie_ase.cli.log import PRINTED, keep_log, tell
 from stabie_ase.runs.monitor import Monitor
 
-REFRESH = 0.1
+REFRESH_SECONDS = 0.1
 """Seconds between two looks of a bar."""
 
 
-class Progress:
+class ProgressBar:
     """Shows how much of the budget is used, the time left and a note; to be used in a `with` statement.
 
     Parameters
@@ -45,7 +45,7 @@ class Progress:
                 total=self.total, initial=self.start, desc=title, bar_format=layout, file=sys.stderr, dynamic_ncols=True
             )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -58,7 +58,7 @@ class Progress:
     def show(self, done: float, note: str) -> None:
         """Set the part of the budget that is used, and what to say."""
         self.done, self.note, now = min(done, self.total), note, time.monotonic()
-        if self.bar is not None and now - self.drawn >= REFRESH:
+        if self.bar is not None and now - self.drawn >= REFRESH_SECONDS:
             self.drawn = now
             self._draw()
         if now - self.last >= self.every:
@@ -110,7 +110,7 @@ class Terminal(Monitor):
         """A bar for each task."""
         if task != self.task:
             self._close()
-            self.task, self.bar = task, Progress(total, task, self.quiet, done)
+            self.task, self.bar = task, ProgressBar(total, task, self.quiet, done)
         if self.bar is None:
             return
         if done >= total and not note:

@@ -22,7 +22,7 @@ from ase.io import read, write
 from torch import Tensor
 
 from stabie_ase.dynamics.forces import PotentialForces
-from stabie_ase.dynamics.graphs import PLAIN, blocks, timed
+from stabie_ase.dynamics.graphs import WARMUP_BLOCKS, blocks, timed
 from stabie_ase.dynamics.integrators import Langevin
 from stabie_ase.dynamics.state import initial_state
 from stabie_ase.potentials.base import Potential
@@ -33,19 +33,19 @@ from stabie_ase.structures.neighbors import neighbor_list
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 900.0
+MAX_TRIAL_SECONDS = 900.0
 """Seconds after which a trial is given up."""
 
-ROUNDING = 1e-3
+MAX_ROUNDING_FRACTION = 1e-3
 """Largest difference of two forces, as a fraction of the largest force, that is put down to the order of single-precision sums."""
 
-FEW = 8
+FIRST_CALL_SYSTEMS = 8
 """Systems in the first call, at which the code is made; it serves any other number of them."""
 
-BLOCK = 2
+BLOCK_STEPS = 2
 """Steps between two looks at the clock."""
 
-WORTH = 1.1
+MIN_SPEEDUP = 1.1
 """Factor on the rate below which the plain network is kept: its path is the better trodden."""
 
 
@@ -71,7 +71,7 @@ class Trial:
 
     def pays(self, seconds: float) -> bool:
         """Whether compiled steps save more than their making costs, out of so many seconds of plain ones."""
-        return self.plain > WORTH * self.compiled and seconds * (1.0 - self.compiled / self.plain) > self.ready
+        return self.plain > MIN_SPEEDUP * self.compiled and seconds * (1.0 - self.compiled / self.plain) > self.ready
 
 
 def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int, kernels: bool = False) -> None:
@@ -97,7 +97,7 @@ def make_ready(potential: Potential, frames: Sequence[Atoms], replicas: int, ker
     """
     try:
         potential.use_kernels() if kernels else potential.compile_network()
-        batch = _batch(potential, frames, min(replicas, FEW))
+        batch = _batch(potential, frames, min(replicas, FIRST_CALL_SYSTEMS))
         with potential.frozen():
             potential.compute(batch, neighbor_list(batch, potential.cutoff))
     except (NotImplementedError, ImportError) as error:
@@ -218,9 +218,9 @@ def probe(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Trial
                 "threads": torch.get_num_threads(),
             }
             command = [sys.executable, "-m", "stabie_ase.dynamics.compilation", folder, json.dumps(settings)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_TRIAL_SECONDS)
         except subprocess.TimeoutExpired as error:
-            raise NotCompiled(f"its trial took more than {LONGEST:.0f} s") from error
+            raise NotCompiled(f"its trial took more than {MAX_TRIAL_SECONDS:.0f} s") from error
     lines = done.stdout.splitlines()
     if done.returncode != 0 or not lines:
         raise NotCompiled(lines[-1] if lines else f"its trial ended with {done.returncode}")
@@ -254,7 +254,7 @@ def try_out(potential: Potential, frames: Sequence[Atoms], replicas: int) -> Tri
     ready = time.perf_counter() - began
     compiled, found = _timed(potential, batch)
     scale, deviation = float(expected.abs().max()), float((found - expected).abs().max())
-    if not deviation <= ROUNDING * scale:
+    if not deviation <= MAX_ROUNDING_FRACTION * scale:
         raise NotCompiled(f"compiled, the {potential.family} network gives other forces, by up to {deviation:.2g} eV/Å")
     return Trial(plain, compiled, ready)
 
@@ -271,15 +271,15 @@ def _timed(potential: Potential, batch: AtomsBatch, seconds: float = 1.0) -> tup
     integrator, forces = Langevin(0.5 * units.fs, 0.01 / units.fs), PotentialForces(potential)
     with potential.frozen():
         state = initial_state(batch, forces, 300.0)
-        take = blocks(forces, integrator, BLOCK)
-        for _ in range(PLAIN):
-            state, _ = timed(take, state, BLOCK)
-        state, first = timed(take, state, BLOCK)
+        take = blocks(forces, integrator, BLOCK_STEPS)
+        for _ in range(WARMUP_BLOCKS):
+            state, _ = timed(take, state, BLOCK_STEPS)
+        state, first = timed(take, state, BLOCK_STEPS)
         compared, times = state.forces, [first]
         while len(times) < 3 or sum(times) < seconds:
-            state, taken = timed(take, state, BLOCK)
+            state, taken = timed(take, state, BLOCK_STEPS)
             times.append(taken)
-    return min(times) / BLOCK, compared
+    return min(times) / BLOCK_STEPS, compared
 
 
 def _bare(atoms: Atoms) -> Atoms:

@@ -17,10 +17,10 @@ from stabie_ase.system.memory import free_bytes, out_of_memory, taken_bytes
 
 logger = logging.getLogger(__name__)
 
-SMALL = 500
+MAX_UNMEASURED_ATOMS = 500
 """Atoms in a batch that is computed at once without a question."""
 
-SHARE = 0.7
+MAX_MEMORY_FRACTION = 0.7
 """Of the free memory that a call may take; what is kept between two calls needs the rest."""
 
 _known: WeakKeyDictionary[Potential, dict[tuple, float]] = WeakKeyDictionary()
@@ -91,7 +91,7 @@ class PotentialForces:
     def at_once(self, batch: AtomsBatch) -> float:
         """The most atoms of such a batch in one call, infinite if all fit; measured on the first question."""
         if self._kind not in self._limits:
-            if batch.n_atoms <= SMALL or batch.n_systems == 1:
+            if batch.n_atoms <= MAX_UNMEASURED_ATOMS or batch.n_systems == 1:
                 return math.inf
             self._set(atoms_that_fit(lambda part: self._compute(part, self._new_list()), batch))
         return self._limits[self._kind]
@@ -131,7 +131,7 @@ def atoms_that_fit(function: Callable[[AtomsBatch], object], batch: AtomsBatch) 
                 raise
             return 0.5 * part.n_atoms
         free = free_bytes(batch.device)
-        if taken is not None and free is not None and 2.0 * taken > SHARE * free:
+        if taken is not None and free is not None and 2.0 * taken > MAX_MEMORY_FRACTION * free:
             return part.n_atoms
         n *= 2
     return math.inf

@@ -22,13 +22,13 @@ from stabie_ase.system.memory import out_of_memory
 
 logger = logging.getLogger(__name__)
 
-MOST_STEPS = 10
+MAX_GRAPH_STEPS = 10
 """In one graph: enough that launching it costs nothing, and few enough that it is soon recorded."""
 
-PLAIN = 2
+WARMUP_BLOCKS = 2
 """Blocks of one kind that are run as usual before a graph is made: libraries have to set themselves up first."""
 
-ROOM = 1.2
+PAIR_ROOM_FACTOR = 1.2
 """Times the pairs of a list that the next lists find room in."""
 
 Blocks = Callable[[MDState, int], MDState]
@@ -38,7 +38,7 @@ Record = Callable[[Callable[[], None]], Callable[[], None]]
 def blocks(forces: ForceFunction, integrator: Integrator, n_steps: int) -> Blocks:
     """How to take blocks of up to `n_steps` steps: by graphs on a GPU where a potential's network is compiled, else one by one."""
     if isinstance(forces, PotentialForces) and _can_be_graphed(forces.potential, integrator):
-        return _graphed(forces.potential, integrator, min(n_steps, MOST_STEPS), get_ident())
+        return _graphed(forces.potential, integrator, min(n_steps, MAX_GRAPH_STEPS), get_ident())
     return lambda state, n: advance(state, integrator, forces, n)
 
 
@@ -149,7 +149,7 @@ class GraphedBlocks:
 
     def _attempt(self, state: MDState) -> MDState | None:
         """The state after a block, or None if the neighbour list did not last."""
-        if self.n_plain == PLAIN:
+        if self.n_plain == WARMUP_BLOCKS:
             self._steps()  # what a potential keeps from its last call is of these tensors then, and need not be made
             self._record()
         for name, x in state.tensors().items():
@@ -207,7 +207,7 @@ class FixedForces:
             self.positions.copy_(batch.positions)
         else:
             lasts = new.cutoff == float("inf")
-            self.list = new.padded(batch, n_half if lasts else int(ROOM * n_half) + 1, far)
+            self.list = new.padded(batch, n_half if lasts else int(PAIR_ROOM_FACTOR * n_half) + 1, far)
             self.positions, self.furthest = batch.positions.clone(), batch.positions.new_zeros(())
         return fits
 

@@ -92,7 +92,7 @@ class Trajectory:
         return picked.replace(positions=positions, cells=self.cells[frame, replica]), frame, replica
 
 
-IN_MEMORY = 2**30
+MAX_BYTES_IN_MEMORY = 2**30
 """Bytes of recorded positions up to which they are kept in memory; what is larger goes through a temporary file."""
 
 
@@ -155,7 +155,7 @@ class Recorder:
 def _buffer(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Zeros in the dtype and on the device of `like`; on a CPU, large ones are mapped to a file that goes with them."""
     size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size <= IN_MEMORY:
+    if like.device.type != "cpu" or size <= MAX_BYTES_IN_MEMORY:
         return like.new_zeros(shape)
     with tempfile.TemporaryFile(prefix="stabie-frames-") as file:
         return torch.from_numpy(np.memmap(file, dtype=like.numpy().dtype, mode="w+", shape=shape))

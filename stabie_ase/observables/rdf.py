@@ -18,7 +18,7 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups
 from stabie_ase.system.spec import Spec
 
-LONGEST = 8.0
+MAX_DEFAULT_RANGE = 8.0
 """Å; up to here, or half the width of the smallest reference cell, a function reaches that nobody has asked to be longer."""
 
 
@@ -62,7 +62,7 @@ class RadialDistribution(Observable):
             raise ValueError(f"{str(spec)!r} names no elements, and the reference has {symbols}; write rdf:A-B")
         check_known(elements, batch.numbers, spec)
         half_width = 0.5 / float(torch.linalg.inv(batch.cells.double()).norm(dim=1).max())
-        return cls(tuple(elements), **({"r_max": min(LONGEST, half_width)} | given))
+        return cls(tuple(elements), **({"r_max": min(MAX_DEFAULT_RANGE, half_width)} | given))
 
     @property
     def name(self) -> str:

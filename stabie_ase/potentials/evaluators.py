@@ -8,13 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-Inputs = dict[str, Tensor]
+Tensors = dict[str, Tensor]
 
 
 class Evaluated(Protocol):
     """What an evaluator needs of a potential."""
 
-    def evaluate(self, inputs: Inputs) -> Tensor:
+    def evaluate(self, inputs: Tensors) -> Tensor:
         """Energies in eV, shape (n_atoms,) or (n_systems,)."""
         ...
 
@@ -26,11 +26,11 @@ class Evaluated(Protocol):
 class Evaluator(Protocol):
     """Carries out a potential's `evaluate`, where it fits; what it does not fit is carried out as it is written."""
 
-    def fits(self, potential: Evaluated, inputs: Inputs) -> bool:
+    def fits(self, potential: Evaluated, inputs: Tensors) -> bool:
         """Whether these inputs may be given to it."""
         ...
 
-    def __call__(self, potential: Evaluated, inputs: Inputs) -> Tensor:
+    def __call__(self, potential: Evaluated, inputs: Tensors) -> Tensor:
         """What `potential.evaluate(inputs)` returns, to round-off."""
         ...
 
@@ -42,11 +42,11 @@ class Evaluator(Protocol):
 class Plain:
     """`evaluate` as it is written."""
 
-    def fits(self, potential: Evaluated, inputs: Inputs) -> bool:
+    def fits(self, potential: Evaluated, inputs: Tensors) -> bool:
         """Always."""
         return True
 
-    def __call__(self, potential: Evaluated, inputs: Inputs) -> Tensor:
+    def __call__(self, potential: Evaluated, inputs: Tensors) -> Tensor:
         """Energies in eV, as `evaluate` returns them."""
         return potential.evaluate(inputs)
 
@@ -66,15 +66,15 @@ class Compiled:
         `evaluate`, or what does the same and can be compiled.
     """
 
-    def __init__(self, function: Callable[[Inputs], Tensor]):
+    def __init__(self, function: Callable[[Tensors], Tensor]):
         self.function = torch.compile(function, dynamic=True)
         self.ones: tuple[bool, ...] | None = None
 
-    def fits(self, potential: Evaluated, inputs: Inputs) -> bool:
+    def fits(self, potential: Evaluated, inputs: Tensors) -> bool:
         """Whether only forces are asked for, of inputs of the kind that the code was made for."""
         return asks_for_forces(potential, inputs) and self.ones in (None, _ones(inputs))
 
-    def __call__(self, potential: Evaluated, inputs: Inputs) -> Tensor:
+    def __call__(self, potential: Evaluated, inputs: Tensors) -> Tensor:
         """Energies in eV, as `evaluate` returns them."""
         self.ones = _ones(inputs)
         return self.function(inputs)
@@ -83,12 +83,12 @@ class Compiled:
         """Nothing to do: it works on the parameters themselves."""
 
 
-def asks_for_forces(potential: Evaluated, inputs: Inputs) -> bool:
+def asks_for_forces(potential: Evaluated, inputs: Tensors) -> bool:
     """Whether a gradient will be taken in these inputs, none of which is empty, and in no parameter: as in dynamics."""
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs.values()):
         return False
     return all(x.numel() for x in inputs.values()) and not any(p.requires_grad for p in potential.parameters())
 
 
-def _ones(inputs: Inputs) -> tuple[bool, ...]:
+def _ones(inputs: Tensors) -> tuple[bool, ...]:
     return tuple(n == 1 for x in inputs.values() for n in x.shape)

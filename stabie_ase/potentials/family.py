@@ -46,7 +46,7 @@ class Family:
     build : callable or None
         A small potential with random weights for a reference, to be trained from nothing.
     pretraining : mapping
-        Options of `PretrainConfig` that suit it better than the defaults.
+        Options of `PretrainOptions` that suit it better than the defaults.
     """
 
     name: str

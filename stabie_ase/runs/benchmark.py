@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from ase import Atoms, units
 
 from stabie_ase.dynamics import Langevin, PotentialForces
-from stabie_ase.dynamics.graphs import PLAIN, blocks, timed
+from stabie_ase.dynamics.graphs import WARMUP_BLOCKS, blocks, timed
 from stabie_ase.dynamics.starts import start
 from stabie_ase.potentials.base import Potential
 from stabie_ase.system.memory import most_used_bytes, out_of_memory
 
-ENOUGH = 0.9
+ENOUGH_RATE_FRACTION = 0.9
 """Share of the best rate that is worth no more replicas."""
 
-BLOCK = 5
+BLOCK_STEPS = 5
 """Steps between two looks at the clock."""
 
 
@@ -42,15 +42,15 @@ def measure(potential: Potential, frames: Sequence[Atoms], replicas: int, second
     """Run for so long after a few blocks that nobody measures."""
     integrator = Langevin(0.5 * units.fs, 0.01 / units.fs)
     state = start(potential, frames, replicas, temperature_K, integrator, seed=0)
-    take = blocks(PotentialForces(potential), integrator, BLOCK)
+    take = blocks(PotentialForces(potential), integrator, BLOCK_STEPS)
     with potential.frozen():
-        for _ in range(PLAIN + 1):
-            state, _ = timed(take, state, BLOCK)
+        for _ in range(WARMUP_BLOCKS + 1):
+            state, _ = timed(take, state, BLOCK_STEPS)
         times = []
         while sum(times) < seconds:
-            state, taken = timed(take, state, BLOCK)
+            state, taken = timed(take, state, BLOCK_STEPS)
             times.append(taken)
-    rate, memory = replicas * BLOCK * len(times) / sum(times), most_used_bytes(potential.device)
+    rate, memory = replicas * BLOCK_STEPS * len(times) / sum(times), most_used_bytes(potential.device)
     return Measurement(replicas, rate, None if memory is None else memory / 1e6)
 
 
@@ -79,7 +79,7 @@ def levelled(measurements: Sequence[Measurement]) -> bool:
 def recommended(measurements: Sequence[Measurement]) -> Measurement:
     """The fewest replicas that come close to the best rate."""
     best = max(m.rate for m in measurements)
-    return next(m for m in measurements if m.rate >= ENOUGH * best)
+    return next(m for m in measurements if m.rate >= ENOUGH_RATE_FRACTION * best)
 
 
 def advice(measurements: Sequence[Measurement], most: int) -> str:

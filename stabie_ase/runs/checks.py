@@ -15,28 +15,28 @@ from stabie_ase.training.labels import LabelledFrames, predictions
 
 logger = logging.getLogger(__name__)
 
-MOST = 50
+MAX_PREDICTED_FRAMES = 50
 """Frames that are predicted."""
 
-FEWEST = 10
+MIN_COMPARED_FRAMES = 10
 """Frames of one composition from which on their energies are compared."""
 
-FOLLOWS = 0.9
+MIN_CORRELATION = 0.9
 """Correlation from which on two calculations are of the same thing: what is left is a factor."""
 
-UNRELATED = 0.5
+MAX_UNRELATED_CORRELATION = 0.5
 """Correlation below which two calculations are not of the same thing."""
 
-NEAR = 0.2
+MAX_LOG_FACTOR = 0.2
 """Logarithm of a factor by which it may be off a known one: forces of a poor model are some 10 % too soft."""
 
-INVERSE = 0.1
+INVERSE_LOG_PENALTY = 0.1
 """Added to that where it is the model that has the unit: data in other units are more common than models trained on them."""
 
-MOST_OFFSET = 1.0
+MAX_OFFSET_PER_ATOM = 1.0
 """In eV an atom, between mean energies: cohesive energies of methods do not differ by more, reference energies of atoms do."""
 
-SAME_RATIO = 0.01
+MAX_LOG_RATIO = 0.01
 """Logarithm by which ratios of total energies may differ: by less do total energies of two methods."""
 
 ENERGY_UNITS = {
@@ -101,9 +101,9 @@ def nearest_unit(factor: float, known: Mapping[str, float]) -> tuple[str, bool] 
         return None
     log = np.log(factor)
     near = [(abs(log - np.log(value)), name, True) for name, value in known.items()]
-    near += [(abs(log + np.log(value)) + INVERSE, name, False) for name, value in known.items()]
+    near += [(abs(log + np.log(value)) + INVERSE_LOG_PENALTY, name, False) for name, value in known.items()]
     distance, name, of_labels = min(near)
-    return (name, of_labels) if distance < NEAR and distance < abs(log) else None
+    return (name, of_labels) if distance < MAX_LOG_FACTOR and distance < abs(log) else None
 
 
 def check_labels(potential: Potential, labelled: Reference, model: str, what: str) -> None:
@@ -123,7 +123,7 @@ def check_labels(potential: Potential, labelled: Reference, model: str, what: st
     InconsistentLabels
         Forces or energies are those predicted but for the factor between two units, or forces but for their sign.
     """
-    frames = labelled.subset(spread(len(labelled), MOST))
+    frames = labelled.subset(spread(len(labelled), MAX_PREDICTED_FRAMES))
     energies, forces = (x.cpu().numpy() for x in predictions(potential, LabelledFrames.from_reference(frames, potential.device)))
     if not (np.isfinite(energies).all() and np.isfinite(forces).all()):
         logger.warning("%s predicts numbers that are not finite for %s; is it a model of this system?", model, what)
@@ -137,9 +137,9 @@ def _check_forces(labels: np.ndarray, forces: np.ndarray, model: str, what: str)
     """Whether the labels follow the predictions."""
     factor, correlation = Agreement.of(labels, forces)
     unit = nearest_unit(factor, FORCE_UNITS)
-    suspects = [_in_words(unit, "eV/Å")] if unit and abs(correlation) > UNRELATED else []
-    suspects += ["they look to be gradients, forces have the opposite sign"] if correlation < -UNRELATED else []
-    if suspects and abs(correlation) > FOLLOWS:
+    suspects = [_in_words(unit, "eV/Å")] if unit and abs(correlation) > MAX_UNRELATED_CORRELATION else []
+    suspects += ["they look to be gradients, forces have the opposite sign"] if correlation < -MAX_UNRELATED_CORRELATION else []
+    if suspects and abs(correlation) > MIN_CORRELATION:
         raise InconsistentLabels(
             f"the forces of {what} are {np.copysign(factor, correlation):.3g} times those that {model} predicts "
             f"(correlation {correlation:.2f}): {' and '.join(suspects)}; convert them"
@@ -151,26 +151,26 @@ def _check_forces(labels: np.ndarray, forces: np.ndarray, model: str, what: str)
             "%s predicts the forces of %s with an error of %.3g eV/Å, they are %.3g eV/Å (root mean squares; correlation %.2f); "
             "first suspect: %s", model, what, error, rms, correlation, " and ".join(suspects),
         )  # fmt: skip
-    return correlation > FOLLOWS and error < rms
+    return correlation > MIN_CORRELATION and error < rms
 
 
 def _check_energies(frames: Reference, energies: np.ndarray, forces_follow: bool, model: str, what: str) -> None:
     """Hold the differences of energies between frames of one composition against those predicted."""
     formulas = np.array([atoms.get_chemical_formula() for atoms in frames.frames])
-    groups = [group for one in np.unique(formulas) if len(group := np.flatnonzero(formulas == one)) >= FEWEST]
+    groups = [group for one in np.unique(formulas) if len(group := np.flatnonzero(formulas == one)) >= MIN_COMPARED_FRAMES]
     if not groups:
         return
     factor, correlation = Agreement.of(
         *(np.concatenate([x[group] - x[group].mean() for group in groups]) for x in (frames.energies, energies))
     )
     unit = nearest_unit(factor, ENERGY_UNITS)
-    if unit and (correlation > FOLLOWS or _same_ratio(frames.energies, energies, unit)):
+    if unit and (correlation > MIN_CORRELATION or _same_ratio(frames.energies, energies, unit)):
         raise InconsistentLabels(
             f"the energies of {what} vary {factor:.3g} times as much as those that {model} predicts (correlation "
             f"{correlation:.2f}): {_in_words(unit, 'eV')}; convert them"
         )
     offset = float(np.mean((frames.energies - energies) / [len(atoms) for atoms in frames.frames]))
-    if abs(offset) > MOST_OFFSET or (forces_follow and correlation < UNRELATED):
+    if abs(offset) > MAX_OFFSET_PER_ATOM or (forces_follow and correlation < MAX_UNRELATED_CORRELATION):
         suspect = _in_words(unit, "eV") if unit else "another level of theory than the model's, or another --energy-key"
         logger.warning(
             "the energies of %s are %.3g eV an atom from those that %s predicts, with a correlation of %.2f; first suspect: %s",
@@ -182,7 +182,7 @@ def _same_ratio(labels: np.ndarray, energies: np.ndarray, unit: tuple[str, bool]
     """Whether total energies have the ratio of a unit and eV."""
     name, of_labels = unit
     ratio, factor = labels.mean() / energies.mean(), ENERGY_UNITS[name] ** (1 if of_labels else -1)
-    return bool(ratio > 0 and abs(np.log(ratio / factor)) < SAME_RATIO)
+    return bool(ratio > 0 and abs(np.log(ratio / factor)) < MAX_LOG_RATIO)
 
 
 def _in_words(unit: tuple[str, bool], expected: str) -> str:

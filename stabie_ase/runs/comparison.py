@@ -14,21 +14,21 @@ from stabie_ase.observables import Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test
 from stabie_ase.stability import Failures
-from stabie_ase.stability.sequential import LEVEL, HazardComparison
+from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison
 from stabie_ase.structures.reference import Reference
 
 Weights = Mapping[str, Tensor]
 
-HEATS = 10_000
+HEAT_SEED_OFFSET = 10_000
 """Added to the seed of runs that choose among candidates: the comparison itself has replicas of its own."""
 
-STRETCHES = 4
+TIME_STRETCHES = 4
 """Equal parts of the test's time in each of which an observable must not get worse."""
 
-FEW = 10
+MIN_FAILURES = 10
 """Failures of two models that are too few to ask by which the fewer."""
 
-STANDARD_ERRORS = 1.645
+WORSE_STANDARD_ERRORS = 1.645
 """By which an observable's error has to be larger to be worse: one-sided, 95 %."""
 
 
@@ -105,7 +105,7 @@ class Comparison:
         names = [name for name in candidates if name != "start"]
         if len(names) < 2:
             return names[0] if names else "start"
-        hazard = {name: self._round(name, candidates, HEATS).statistics.hazard_per_ps for name in names}
+        hazard = {name: self._round(name, candidates, HEAT_SEED_OFFSET).statistics.hazard_per_ps for name in names}
         return min(names, key=hazard.get)
 
     def _round(self, name: str, candidates: Mapping[str, Weights], k: int) -> StabilityResult:
@@ -124,16 +124,16 @@ def worse_stretch(outcome: Outcome, target: Target) -> str | None:
     """
     name, value, measure = target.observable.name, target.value, target.observable.measure
     start_error, start_spread = outcome.start.observed[name].distance(value, measure)
-    for part in range(STRETCHES):
-        end, start = (result.observed[name].keep(result.stretch(part, STRETCHES)) for result in (outcome.end, outcome.start))
+    for part in range(TIME_STRETCHES):
+        end, start = (result.observed[name].keep(result.stretch(part, TIME_STRETCHES)) for result in (outcome.end, outcome.start))
         (error, spread), (before, spread_before) = (observed.distance(value, measure) for observed in (end, start))
         if before is None or spread_before is None:
             before, spread_before = start_error, start_spread
         if error is None or spread is None:
             continue
         floor = target.floor_of(int((end.counts.sum(dim=1) > 0).sum()))
-        allowed = max(before or 0.0, floor) + STANDARD_ERRORS * (spread**2 + (spread_before or 0.0) ** 2) ** 0.5
-        where = f"in part {part + 1} of {STRETCHES} of the time"
+        allowed = max(before or 0.0, floor) + WORSE_STANDARD_ERRORS * (spread**2 + (spread_before or 0.0) ** 2) ** 0.5
+        where = f"in part {part + 1} of {TIME_STRETCHES} of the time"
         if not math.isfinite(error) and math.isfinite(before or 0.0):
             return f"{where} it is not finite"
         if error > allowed:
@@ -178,15 +178,15 @@ def verdict(outcome: Outcome, yardstick: Yardstick, listened: Iterable[str]) -> 
 def _unheard(outcome: Outcome, listened: set[str]) -> str:
     """A word on the criteria that training did not use, where they say something else than the others."""
     others = sorted((set(outcome.start.causes) | set(outcome.end.causes)) - listened - {"not finite"})
-    if not others or failures_p_value(outcome.start, outcome.end, others) <= LEVEL:
+    if not others or failures_p_value(outcome.start, outcome.end, others) <= ERROR_RATE:
         return ""
     start, end = (
         sum(r.causes[c] for c in others) / r.statistics.stable_replica_ps for r in (outcome.start, outcome.end)
     )
     names = ", ".join(others)
     n = sum(r.causes[c] for r in (outcome.start, outcome.end) for c in others)
-    if failures_p_value(outcome.end, outcome.start, others) <= LEVEL:
+    if failures_p_value(outcome.end, outcome.start, others) <= ERROR_RATE:
         return f" But failures by what training did not listen to ({names}) became more frequent: {start:.3g} -> {end:.3g} per replica-ps."
-    if n < FEW:
+    if n < MIN_FAILURES:
         return ""
     return f" By what training did not listen to ({names}) no gain can be told from chance: {start:.3g} -> {end:.3g} per replica-ps."

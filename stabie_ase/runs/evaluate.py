@@ -20,7 +20,7 @@ from stabie_ase.potentials.module import as_potential
 from stabie_ase.runs.checks import check_labels
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
 from stabie_ase.runs.monitor import Monitor, Rate
-from stabie_ase.runs.options import EvaluationConfig
+from stabie_ase.runs.options import EvaluationOptions
 from stabie_ase.runs.run import Live
 from stabie_ase.stability import Failures
 from stabie_ase.stability.sequential import replica_ps_to_tell
@@ -61,7 +61,7 @@ class Evaluation:
         cls,
         models: Mapping[str, str | os.PathLike | nn.Module],
         frames: Any,
-        config: EvaluationConfig,
+        config: EvaluationOptions,
         keys: Mapping[str, str | None],
         about: Mapping[str, Any],
         live: Live | None = None,
@@ -74,7 +74,7 @@ class Evaluation:
         models : mapping of str to path or module
             By the names that summaries will have.
         frames : names of frames, or frames in memory
-        config : EvaluationConfig
+        config : EvaluationOptions
         keys : mapping
             energy_key and forces_key of the frames.
         about : mapping

@@ -85,12 +85,12 @@ class StabilityTest(HasTimestep):
 
     @property
     def n_slices(self) -> int:
-        """Stretches of time, of equal length, at most MOST_SLICES and with a frame each."""
+        """Stretches of time, of equal length, at most MAX_SLICES and with a frame each."""
         n_frames = self.n_steps // self.steps(self.sample_every_fs)
-        return max(1, min(round(self.time_ps / self.slice_ps), MOST_SLICES, n_frames))
+        return max(1, min(round(self.time_ps / self.slice_ps), MAX_SLICES, n_frames))
 
 
-MOST_SLICES = 80
+MAX_SLICES = 80
 """Stretches of time whose means are kept."""
 
 FRAMES_AT_ONCE = 1024
@@ -153,13 +153,13 @@ def _same_temperature(setting: Setting) -> bool:
     return False
 
 
-MOST_JUDGED = 200
+MAX_JUDGED_FRAMES = 200
 """Reference frames that are held against criteria: enough to see that these do not suit them."""
 
 
 def failing_frames(potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion]) -> tuple[Counter[str], int]:
     """How many reference frames criteria call unstable, by criterion, and how many were looked at."""
-    chosen = [frames[k] for k in spread(len(frames), MOST_JUDGED)]
+    chosen = [frames[k] for k in spread(len(frames), MAX_JUDGED_FRAMES)]
     batch = AtomsBatch.from_atoms(chosen, device=potential.device)
     with potential.frozen():
         state = initial_state(batch, PotentialForces(potential), 1e-3)

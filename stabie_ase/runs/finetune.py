@@ -30,15 +30,15 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
-from stabie_ase.training.options import FinetuneConfig
+from stabie_ase.training.options import FinetuneOptions
 from stabie_ase.training.updates import rule_class
 
 logger = logging.getLogger(__name__)
 
-LONGEST_CHECK = 4.0
+MAX_CHECK_PS = 4.0
 """Time of each replica in a round of a final comparison that nobody has asked to be longer, in ps."""
 
-TIGHT = 0.05
+MAX_UNSTABLE_REFERENCE_FRACTION = 0.05
 """Fraction of the reference frames that criteria may call unstable before that is said."""
 
 
@@ -48,17 +48,17 @@ class Finetuning(Run):
 
     directory_class = RunDirectory
     inputs_class = Inputs
-    config_class = FinetuneConfig
+    config_class = FinetuneOptions
 
     inputs: Inputs
-    config: FinetuneConfig
+    config: FinetuneOptions
     reference: Reference
     yardstick: Yardstick
     training: TrainingLoop
     held_out_source: str
 
     @classmethod
-    def set_up(cls, inputs: Inputs, config: FinetuneConfig, monitor: Monitor, live: Live) -> Finetuning:
+    def set_up(cls, inputs: Inputs, config: FinetuneOptions, monitor: Monitor, live: Live) -> Finetuning:
         """Everything that can be wrong, looked at before anything is written."""
         for file in code_files(config):
             monitor.message(f"Code of yours: {file}")
@@ -114,10 +114,10 @@ class Finetuning(Run):
         if config.check.time_ps is not None:
             return config.check.time_ps
         if not self.training.md_steps:
-            return LONGEST_CHECK
+            return MAX_CHECK_PS
         runs = config.check.replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
         time = max(self.check_seconds * self._replica_ps_per_second / runs, config.dynamics.check_every_fs / 1000.0)
-        return min(LONGEST_CHECK, float(f"{time:.2g}"))
+        return min(MAX_CHECK_PS, float(f"{time:.2g}"))
 
     @property
     def _replica_ps_per_second(self) -> float:
@@ -211,7 +211,7 @@ class Finetuning(Run):
             check_every_fs=min(config.dynamics.check_every_fs, 1000.0 * self.check_ps),
             seed=config.seed + 1,
         )
-        if config.check.time_ps is None and test.time_ps < LONGEST_CHECK:
+        if config.check.time_ps is None and test.time_ps < MAX_CHECK_PS:
             logger.info("replicas of the comparison run %.2g ps, so that a round fits its time; see --check-max-time", test.time_ps)
         candidates, told = training.candidates(), CheckProgress(test, config.check.rounds, self.check_seconds, monitor)
         comparison = Comparison(
@@ -259,7 +259,7 @@ def model_path(directory: RunDirectory, inputs: Inputs) -> Path:
 def _warn_of_tight_criteria(potential: Potential, reference: Reference, criteria: Sequence[Criterion]) -> None:
     """Sound dynamics visit what the reference does: criteria that call that unstable teach and tell nothing."""
     causes, n = failing_frames(potential, reference.frames, criteria)
-    if causes.total() > TIGHT * n:
+    if causes.total() > MAX_UNSTABLE_REFERENCE_FRACTION * n:
         logger.warning(
             "%d of %d reference frames are unstable by the criteria of training (%s): their tolerances may be too tight for this "
             "temperature; see --criterion",

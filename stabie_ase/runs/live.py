@@ -22,12 +22,12 @@ from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.runs.inputs import Inputs
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.objects import Frames, InputsOf, texts_and_objects
-from stabie_ase.runs.options import EvaluationConfig
+from stabie_ase.runs.options import EvaluationOptions
 from stabie_ase.runs.report.html import write_report
 from stabie_ase.stability import Criterion
 from stabie_ase.system.files import check_new_file
 from stabie_ase.system.options import BadOption, from_dict
-from stabie_ase.training.options import FinetuneConfig
+from stabie_ase.training.options import FinetuneOptions
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def finetune(
     on_window : callable, optional
         Told the record of each window.
     **options
-        Any of `FinetuneConfig`, side by side or in their sections, and of `Inputs`: device, dtype, head, energy_key, forces_key,
+        Any of `FinetuneOptions`, side by side or in their sections, and of `Inputs`: device, dtype, head, energy_key, forces_key,
         trust_checkpoint, compilation.
 
     Returns
@@ -123,7 +123,7 @@ def finetune(
     """
     texts, live = texts_and_objects(observables=observables, criteria=criteria)
     about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
-    config = from_dict(FinetuneConfig, options | texts)
+    config = from_dict(FinetuneOptions, options | texts)
     kept = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="stabie-run-"))
     RunDirectory.check_free(kept)
     keys = (about_inputs.get("energy_key"), about_inputs.get("forces_key"))
@@ -253,7 +253,7 @@ def evaluate(
     trust_checkpoint : bool
         Load a checkpoint that may run code of its own.
     **options
-        Any of `EvaluationConfig`.
+        Any of `EvaluationOptions`.
 
     Returns
     -------
@@ -270,7 +270,7 @@ def evaluate(
     if output is not None:
         check_new_file(output)
     texts, live = texts_and_objects(observables=observables, criteria=criteria)
-    config = from_dict(EvaluationConfig, options | texts)
+    config = from_dict(EvaluationOptions, options | texts)
     others = compare if isinstance(compare, Mapping) else {os.fspath(path): path for path in compare}
     name = "model" if isinstance(model, nn.Module) else os.fspath(model)
     named = [name, *([os.fspath(path) for path in compare] if not isinstance(compare, Mapping) else others)]

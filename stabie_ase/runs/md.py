@@ -23,7 +23,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.directory import FrameLog, TextLog, WorkDirectory
 from stabie_ase.runs.inputs import OfAModel
 from stabie_ase.runs.monitor import Monitor, Rate
-from stabie_ase.runs.options import MDConfig
+from stabie_ase.runs.options import MDOptions
 from stabie_ase.runs.run import Live, Run
 from stabie_ase.stability import Criterion, Failures, StabilityStatistics, criteria_from, look, watched, with_memory
 from stabie_ase.structures.reference import common_temperature, read_frames
@@ -85,7 +85,7 @@ class Production(Run):
     Parameters
     ----------
     inputs : MDInputs
-    config : MDConfig
+    config : MDOptions
         With a temperature.
     potential : Potential
     frames : sequence of Atoms
@@ -105,10 +105,10 @@ class Production(Run):
 
     directory_class = MDDirectory
     inputs_class = MDInputs
-    config_class = MDConfig
+    config_class = MDOptions
 
     def __init__(
-        self, inputs: MDInputs, config: MDConfig, potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion] = ()
+        self, inputs: MDInputs, config: MDOptions, potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion] = ()
     ):
         self.inputs, self.config, self.potential, self.frames = inputs, config, potential, frames
         self.criteria = [criterion.for_model(potential) for criterion in criteria]
@@ -131,7 +131,7 @@ class Production(Run):
         self.failed_step, self.done = self._at_start.step, 0
 
     @classmethod
-    def set_up(cls, inputs: MDInputs, config: MDConfig, monitor: Monitor, live: Live) -> Production:
+    def set_up(cls, inputs: MDInputs, config: MDOptions, monitor: Monitor, live: Live) -> Production:
         """Everything that can be wrong, looked at before anything is written."""
         frames, asked_K = read_frames(inputs.start), config.temperature_K
         found = common_temperature(frames)

@@ -5,30 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stabie_ase.system.options import BadOption, HasTimestep, check_options, knob
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, option
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics import Integrator
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationOptions:
     """How `stabie-ase evaluate` measures stability."""
 
-    time_ps: float = knob(5.0, "time of each replica", 1e-6, 1e9)
-    replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
-    temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
-    timestep_fs: float = knob(0.5, "time step of the Langevin dynamics", 1e-3, 20.0)
-    friction_per_fs: float = knob(0.01, "friction of the Langevin dynamics", 0.0, 10.0)
-    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
-    criterion: str | None = knob(
+    time_ps: float = option(5.0, "time of each replica", 1e-6, 1e9)
+    replicas: int = option(64, "replicas run in parallel", 1, 1_000_000)
+    temperature_K: float | None = option(None, "temperature; the reference's if not given", 1e-3, 1e5)
+    timestep_fs: float = option(0.5, "time step of the Langevin dynamics", 1e-3, 20.0)
+    friction_per_fs: float = option(0.01, "friction of the Langevin dynamics", 0.0, 10.0)
+    check_every_fs: float = option(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    criterion: str | None = option(
         None, "criteria that call a replica unstable with their tolerances (Å), 0.5 if not given; those that are not named count too",
         repeats=True,
     )
-    observable: str | None = knob(
+    observable: str | None = option(
         None, "observables that are compared with the reference's, several separated by commas; if not given as by finetune", repeats=True
     )
-    seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
+    seed: int = option(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):
         check_options(self)
@@ -40,40 +40,40 @@ MOVING_COM = ("nvt", "npt", "npt-flexible")
 
 
 @dataclass(frozen=True)
-class MDConfig(HasTimestep):
+class MDOptions(HasTimestep):
     """Molecular dynamics as `stabie-ase md` runs it."""
 
-    ensemble: str = knob(
+    ensemble: str = option(
         "nvt",
         "ensemble: nvt is Langevin, npt is Langevin with stochastic cell rescaling, for which the model must give the stress; "
         "the centre of mass rests in all of them, see --no-fix-com",
         choices=ENSEMBLES,
     )
-    time_ps: float = knob(10.0, "time of each replica, what has been run included", 1e-6, 1e9)
-    replicas: int = knob(64, "replicas run in parallel", 1, 1_000_000)
-    temperature_K: float | None = knob(None, "temperature; that of the starting frames if not given", 1e-3, 1e5)
-    fix_com: bool = knob(
+    time_ps: float = option(10.0, "time of each replica, what has been run included", 1e-6, 1e9)
+    replicas: int = option(64, "replicas run in parallel", 1, 1_000_000)
+    temperature_K: float | None = option(None, "temperature; that of the starting frames if not given", 1e-3, 1e5)
+    fix_com: bool = option(
         True,
         "hold the centre of mass at rest where no atom is held, with 3N - 3 degrees of freedom, and take its momentum out of "
         "momenta in the starting file; nvt and npt can let it move (3N), the others conserve its momentum, which nve takes as "
         "it is in the file",
     )
-    new_momenta: bool = knob(
+    new_momenta: bool = option(
         False, "draw new momenta for all replicas; without it those in the starting file are used, once each, if there are any"
     )
-    end_temperature_K: float | None = knob(None, "temperature at the end, reached linearly", 1e-3, 1e5)
-    pressure_GPa: float = knob(0.0, "pressure", -1e3, 1e5)
-    timestep_fs: float = knob(0.5, "time step", 1e-3, 20.0)
-    friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
-    relaxation_time_fs: float = knob(50.0, "characteristic time of the other thermostats", 0.1, 1e6)
-    pressure_relaxation_time_fs: float = knob(1000.0, "relaxation time of the volume", 1.0, 1e9)
-    compressibility_per_GPa: float = knob(0.46, "estimate of the compressibility, which sets the speed of the cell only", 1e-6, 1e6)
-    sample_every_fs: float = knob(50.0, "time between two frames", 1e-3, 1e9)
-    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
-    criterion: str | None = knob(
+    end_temperature_K: float | None = option(None, "temperature at the end, reached linearly", 1e-3, 1e5)
+    pressure_GPa: float = option(0.0, "pressure", -1e3, 1e5)
+    timestep_fs: float = option(0.5, "time step", 1e-3, 20.0)
+    friction_per_fs: float = option(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
+    relaxation_time_fs: float = option(50.0, "characteristic time of the other thermostats", 0.1, 1e6)
+    pressure_relaxation_time_fs: float = option(1000.0, "relaxation time of the volume", 1.0, 1e9)
+    compressibility_per_GPa: float = option(0.46, "estimate of the compressibility, which sets the speed of the cell only", 1e-6, 1e6)
+    sample_every_fs: float = option(50.0, "time between two frames", 1e-3, 1e9)
+    check_every_fs: float = option(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    criterion: str | None = option(
         None, "criteria that stop a replica, such as bonds:0.5 or bonds:0.5,contacts:0.5,energy", repeats=True
     )
-    seed: int = knob(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
+    seed: int = option(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):
         check_options(self)

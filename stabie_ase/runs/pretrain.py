@@ -21,7 +21,7 @@ from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.run import Live, Run
 from stabie_ase.structures.reference import Reference, read_reference
 from stabie_ase.system.options import BadOption
-from stabie_ase.training.options import PretrainConfig
+from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining
 
 SAVE_EVERY = 5.0
@@ -57,7 +57,7 @@ class PretrainRun(Run):
     Parameters
     ----------
     inputs : PretrainInputs
-    config : PretrainConfig
+    config : PretrainOptions
     frames : Reference
     potential : Potential
         With random weights.
@@ -65,14 +65,14 @@ class PretrainRun(Run):
 
     directory_class = PretrainDirectory
     inputs_class = PretrainInputs
-    config_class = PretrainConfig
+    config_class = PretrainOptions
 
-    def __init__(self, inputs: PretrainInputs, config: PretrainConfig, frames: Reference, potential: Potential):
+    def __init__(self, inputs: PretrainInputs, config: PretrainOptions, frames: Reference, potential: Potential):
         self.inputs, self.config, self.frames = inputs, config, frames
         self.training = Pretraining(potential, frames, config)
 
     @classmethod
-    def set_up(cls, inputs: PretrainInputs, config: PretrainConfig, monitor: Monitor, live: Live) -> PretrainRun:
+    def set_up(cls, inputs: PretrainInputs, config: PretrainOptions, monitor: Monitor, live: Live) -> PretrainRun:
         """Everything that can be wrong, looked at before anything is written."""
         family = families()[inputs.family]
         if family.build is None:
@@ -88,7 +88,7 @@ class PretrainRun(Run):
 
     @classmethod
     def begin_or_resume(
-        cls, output: str | os.PathLike, inputs: PretrainInputs, config: PretrainConfig, monitor: Monitor | None = None
+        cls, output: str | os.PathLike, inputs: PretrainInputs, config: PretrainOptions, monitor: Monitor | None = None
     ) -> PretrainRun:
         """A run that writes a model: the interrupted one if there is any, with a budget that may be another.
 
@@ -98,7 +98,7 @@ class PretrainRun(Run):
             Of the model; the run's directory is beside it.
         inputs : PretrainInputs
             Frames and family; those of an interrupted run have to be the same.
-        config : PretrainConfig
+        config : PretrainOptions
             All but epochs and time have to be the same.
         monitor : Monitor, optional
             Told in words what is found on the way.
@@ -177,7 +177,7 @@ class PretrainRun(Run):
         shutil.rmtree(self.directory.path, ignore_errors=True)
 
 
-def _must_be_the_same(inputs: PretrainInputs, config: PretrainConfig) -> dict[str, Any]:
+def _must_be_the_same(inputs: PretrainInputs, config: PretrainOptions) -> dict[str, Any]:
     """By name, all but the budget and where it is worked on."""
     options = {name: value for name, value in asdict(config).items() if name not in BUDGET}
     return options | asdict(replace(inputs, device=""))

@@ -10,16 +10,16 @@ from scipy.stats import norm
 
 from stabie_ase.stability.survival import StabilityStatistics
 
-LEVEL = 0.05
+ERROR_RATE = 0.05
 """Chance of a wrong answer, however often it is asked for."""
 
-GAINS = (1.25, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0)
+GAIN_RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0)
 """Ratios of the hazards that a gain is thought possible to have, equally likely beforehand."""
 
-WORTH_HAVING = 1.5
+MIN_GAIN_RATIO = 1.5
 """The least ratio that is worth a training: to rule it out is an answer too."""
 
-LESS = (1.0, 0.8, 0.5, 0.2)
+NO_GAIN_RATIOS = (1.0, 0.8, 0.5, 0.2)
 """Ratios thought possible where there is no such gain."""
 
 
@@ -36,23 +36,23 @@ class HazardComparison:
 
     Attributes
     ----------
-    gain : ndarray, shape (len(GAINS),)
+    gain : ndarray, shape (len(GAIN_RATIOS),)
         log likelihood ratios of each gain against none.
-    no_gain : ndarray, shape (len(LESS),)
+    no_gain : ndarray, shape (len(NO_GAIN_RATIOS),)
         log likelihood ratios of each lesser ratio against the least that is worth having.
     """
 
-    gain: np.ndarray = field(default_factory=lambda: np.zeros(len(GAINS)))
-    no_gain: np.ndarray = field(default_factory=lambda: np.zeros(len(LESS)))
+    gain: np.ndarray = field(default_factory=lambda: np.zeros(len(GAIN_RATIOS)))
+    no_gain: np.ndarray = field(default_factory=lambda: np.zeros(len(NO_GAIN_RATIOS)))
 
     def add(self, start: StabilityStatistics, end: StabilityStatistics) -> None:
         """The failures of one round; time is counted from its beginning."""
         times = np.concatenate([start.times_ps[start.failed], end.times_ps[end.failed]])
         of_start = np.arange(len(times)) < start.n_failed
         at_risk = [np.array([(s.times_ps >= t - 1e-12).sum() for t in times], dtype=float) for s in (start, end)]
-        self.gain = self.gain + _log_likelihood(GAINS, of_start, *at_risk) - _log_likelihood((1.0,), of_start, *at_risk)
-        self.no_gain = self.no_gain + _log_likelihood(LESS, of_start, *at_risk)
-        self.no_gain -= _log_likelihood((WORTH_HAVING,), of_start, *at_risk)
+        self.gain = self.gain + _log_likelihood(GAIN_RATIOS, of_start, *at_risk) - _log_likelihood((1.0,), of_start, *at_risk)
+        self.no_gain = self.no_gain + _log_likelihood(NO_GAIN_RATIOS, of_start, *at_risk)
+        self.no_gain -= _log_likelihood((MIN_GAIN_RATIO,), of_start, *at_risk)
 
     @property
     def p_value(self) -> float:
@@ -61,13 +61,13 @@ class HazardComparison:
 
     @property
     def hopeless(self) -> bool:
-        """Whether a gain by the factor `WORTH_HAVING` or more can be ruled out."""
-        return _mean_exp(self.no_gain) >= 1.0 / LEVEL
+        """Whether a gain by the factor `MIN_GAIN_RATIO` or more can be ruled out."""
+        return _mean_exp(self.no_gain) >= 1.0 / ERROR_RATE
 
     @property
     def gained(self) -> bool:
         """Whether a gain is known at the stated level, bool."""
-        return self.p_value <= LEVEL
+        return self.p_value <= ERROR_RATE
 
     @property
     def decided(self) -> bool:
@@ -107,6 +107,6 @@ def replica_ps_to_tell(hazard_per_ps: float, ratio: float = 4.0, power: float = 
         In replica-ps; infinite where nothing fails.
     """
     p = ratio / (1.0 + ratio)
-    z_alpha, z_beta = norm.isf(LEVEL), norm.ppf(power)
+    z_alpha, z_beta = norm.isf(ERROR_RATE), norm.ppf(power)
     n_failures = ((0.5 * z_alpha + z_beta * math.sqrt(p * (1.0 - p))) / (p - 0.5)) ** 2
     return math.inf if hazard_per_ps <= 0 else n_failures / (hazard_per_ps * (1.0 + 1.0 / ratio))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stabie_ase.structures.batch import AtomsBatch
 
-AT_ONCE = 2**17
+VECTORS_AT_ONCE = 2**17
 """Vectors that are worked out before the next: pairs grow with the square of the atoms."""
 
 
@@ -59,7 +59,7 @@ def pair_distances(batch: AtomsBatch, pairs: Tensor) -> Tensor:
     return pair_vectors(batch, pairs).norm(dim=2)
 
 
-def in_parts(batch: AtomsBatch, n_pairs: int, at_once: int = AT_ONCE) -> Iterator[AtomsBatch]:
+def in_parts(batch: AtomsBatch, n_pairs: int, at_once: int = VECTORS_AT_ONCE) -> Iterator[AtomsBatch]:
     """Some systems at a time, so many that their pairs are no more than `at_once`."""
     systems = torch.arange(batch.n_systems, device=batch.device)
     for part in systems.split(max(1, at_once // max(1, n_pairs))):

@@ -21,10 +21,10 @@ from stabie_ase.structures.geometry import in_parts, pair_distances
 BOND_FACTOR = 1.25
 """Two atoms are bonded when their mean distance is below this factor times the sum of their covalent radii."""
 
-BROKEN = 1.0
+MAX_BOND_EXCESS = 1.0
 """Å beyond the longest bond at which a bond of other frames is taken for another order of the atoms."""
 
-OFTEN = 0.1
+MIN_BONDED_FRACTION = 0.1
 """Fraction of the frames in which two atoms are within a bond's length that makes a bond which other frames must keep."""
 
 
@@ -81,7 +81,7 @@ class Topology:
             near += (distances < reach).sum(dim=0)
             shortest = torch.minimum(shortest, distances.amin(dim=0))
             longest = torch.maximum(longest, distances.amax(dim=0))
-        torn = (near > OFTEN * batch.n_systems) & (longest > reach + BROKEN)
+        torn = (near > MIN_BONDED_FRACTION * batch.n_systems) & (longest > reach + MAX_BOND_EXCESS)
         if torn.any():
             _refuse(batch, pairs[:, torn], reach[torn])
         mean = total / batch.n_systems
@@ -198,7 +198,7 @@ class Groups:
 def _refuse(batch: AtomsBatch, pairs: Tensor, reach: Tensor) -> None:
     """Name a frame that stands apart by the bonds that are not there."""
     distances = torch.cat(list(_distances(batch, pairs)))
-    lost = distances > reach + BROKEN
+    lost = distances > reach + MAX_BOND_EXCESS
     often = (distances <= reach).sum(dim=0)
     frame = int((lost * often).sum(dim=1).argmax())  # one that lacks what most have, not one that lacks what few have
     k = int(torch.where(lost[frame], distances[frame] - reach, -torch.inf).argmax())

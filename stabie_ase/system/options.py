@@ -14,7 +14,7 @@ class BadOption(ValueError):
     """An option outside of what makes sense."""
 
 
-def knob(
+def option(
     default: Any,
     help: str,
     low: float | None = None,
@@ -90,7 +90,7 @@ def row_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_options(config: Any, prefix: str = "") -> None:
-    """Hold every field of a dataclass, whose section has this prefix, against its type and the limits of its `knob`, or BadOption."""
+    """Hold every field of a dataclass, whose section has this prefix, against its type and the limits of its `option`, or BadOption."""
     types = get_type_hints(type(config))
     for option in fields(config):
         if "section" in option.metadata:  # it has checked its own

@@ -17,7 +17,7 @@ from stabie_ase.potentials.family import family_of
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 
-STEP = 1e-4
+DIFFERENCE_STEP = 1e-4
 """Å, or of a strain, of central differences: their error is about STEP² times a third derivative."""
 
 
@@ -89,8 +89,8 @@ def _forces(potential, batch, tolerance):
     for _ in range(3):
         direction = torch.randn(batch.positions.shape, generator=generator, dtype=torch.float64).to(batch.device)
         direction = direction / direction.norm()
-        up, down = (_energies(potential, batch.replace(positions=batch.positions + s * STEP * direction)) for s in (1, -1))
-        slopes = (up - down).double() / (2 * STEP)
+        up, down = (_energies(potential, batch.replace(positions=batch.positions + s * DIFFERENCE_STEP * direction)) for s in (1, -1))
+        slopes = (up - down).double() / (2 * DIFFERENCE_STEP)
         expected = -batch.sum_over_atoms((forces * direction).sum(dim=1))
         _close(slopes, expected, 30 * tolerance + rounding * 1e-1, "forces are not the negative gradient of the energy")
 
@@ -109,9 +109,9 @@ def _stress(potential, batch, tolerance):
     strain = torch.tensor([[1.0, 0.4, -0.3], [0.4, -0.7, 0.2], [-0.3, 0.2, 0.5]], dtype=torch.float64, device=batch.device)
     energies = []
     for sign in (1, -1):
-        stretch = torch.eye(3, dtype=torch.float64, device=batch.device) + sign * STEP * strain
+        stretch = torch.eye(3, dtype=torch.float64, device=batch.device) + sign * DIFFERENCE_STEP * strain
         energies.append(_energies(potential, batch.replace(positions=batch.positions @ stretch, cells=batch.cells @ stretch)))
-    slopes = (energies[0] - energies[1]).double() / (2 * STEP)
+    slopes = (energies[0] - energies[1]).double() / (2 * DIFFERENCE_STEP)
     rounding = 1e-6 if potential.dtype == torch.float64 else 5.0
     _close(slopes, volume * (stress * strain).sum(dim=(1, 2)), 1e3 * tolerance + rounding, "stress is not the strain derivative")
 

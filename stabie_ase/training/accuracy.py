@@ -13,22 +13,22 @@ from stabie_ase.training.labels import LabelledFrames, errors_by_frame, force_er
 
 logger = logging.getLogger(__name__)
 
-UNSEEN = 2.0
+MIN_UNSEEN_RATIO = 2.0
 """Frames whose force error stands out and is on average so many times that of the others were not trained on.
 
 Errors of frames of one kind have a standard deviation of about 15 % of the mean on molecules at one temperature.
 """
 
-OUTSTANDING = 1.5
+OUTSTANDING_FACTOR = 1.5
 """Times the median from which on an error stands out."""
 
-FEWEST = 0.05
+MIN_OUTSTANDING_FRACTION = 0.05
 """Share of the frames that has to stand out: fewer are odd frames."""
 
-MOST = 500
+MAX_HELD_OUT_FRAMES = 500
 """Frames held out at most: they are predicted after every update, and a hundred tell a growth of 1 %."""
 
-LARGE = 5000
+MAX_MEMORISED_FRAMES = 5000
 """Frames from which on a reference is not learned by heart, and is not predicted as a whole to see that."""
 
 
@@ -52,15 +52,15 @@ def hold_out(potential: Potential, reference: Reference, fraction: float | None 
     trained, held_out : Reference
         At most 500 frames are held out.
     """
-    trained, held_out = reference.split(fraction, MOST)
-    if len(reference) > LARGE:
+    trained, held_out = reference.split(fraction, MAX_HELD_OUT_FRAMES)
+    if len(reference) > MAX_MEMORISED_FRAMES:
         return trained, held_out
     errors = force_errors_by_frame(potential, LabelledFrames.from_reference(reference, potential.device)).cpu()
-    outstanding = errors > OUTSTANDING * errors.median()
+    outstanding = errors > OUTSTANDING_FACTOR * errors.median()
     error_rest, error_worst = float(errors[~outstanding].mean()), float(errors[outstanding].mean())
-    if outstanding.sum() < FEWEST * len(reference) or not error_worst > UNSEEN * error_rest:
+    if outstanding.sum() < MIN_OUTSTANDING_FRACTION * len(reference) or not error_worst > MIN_UNSEEN_RATIO * error_rest:
         return trained, held_out
-    worst = outstanding.nonzero()[:MOST, 0].tolist()
+    worst = outstanding.nonzero()[:MAX_HELD_OUT_FRAMES, 0].tolist()
     rest = sorted(set(range(len(reference))) - set(worst))
     logger.info(
         "accuracy is judged by the %d frames that the model predicts worst, force MAE %.0f meV/Å against %.0f of the others: "

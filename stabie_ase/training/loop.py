@@ -28,8 +28,8 @@ from stabie_ase.structures.reference import Reference
 from stabie_ase.training.accuracy import Accuracy, Bounds, hold_out
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
-from stabie_ase.training.options import FinetuneConfig
-from stabie_ase.training.pool import APART, ReplicaPool, Window
+from stabie_ase.training.options import FinetuneOptions
+from stabie_ase.training.pool import SEED_STRIDE, ReplicaPool, Window
 from stabie_ase.training.schedule import FINISHED, LEARNING, SIMULATION, Schedule
 from stabie_ase.training.updates import Work, rule_class
 
@@ -42,7 +42,7 @@ the energies of sound frames, and what repairs the forces does not mend them.
 SchNet, 50 frames of aspirin, 20 updates: held-out energy MAE 80 -> 105 meV with a weight of 1, 80 -> 59 meV with 20, hazard the same.
 """
 
-DOUBT = 5
+MIN_DOUBTFUL_UPDATES = 5
 """Updates all taken back from the first on, after which it is said what that most likely means."""
 
 WHY_TAKEN_BACK = (
@@ -76,7 +76,7 @@ class TrainingLoop:
         Energies and forces to train on.
     held_out : LabelledFrames
         Energies and forces to judge accuracy by.
-    config : FinetuneConfig
+    config : FinetuneOptions
         With a temperature.
     """
 
@@ -86,7 +86,7 @@ class TrainingLoop:
         conditions: Sequence[Condition],
         labelled: LabelledFrames,
         held_out: LabelledFrames,
-        config: FinetuneConfig,
+        config: FinetuneOptions,
     ):
         self.potential, self.config = potential, config
         rule, spec = rule_class(config.update.rule)
@@ -99,7 +99,7 @@ class TrainingLoop:
         length, looks, samples = map(dynamics.steps, (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs))
         window = Window(length, looks, samples, phases.escape_factor)
         self.pools = [
-            ReplicaPool(condition, potential, window, config.seed + APART * k) for k, condition in enumerate(conditions)
+            ReplicaPool(condition, potential, window, config.seed + SEED_STRIDE * k) for k, condition in enumerate(conditions)
         ]
         self.schedule = Schedule(
             phases.upper_fraction, phases.lower_fraction, phases.max_simulation_windows, phases.max_learning_windows
@@ -116,7 +116,7 @@ class TrainingLoop:
         reference: Reference,
         observables: Sequence[Observable],
         criteria: Sequence[Criterion],
-        config: FinetuneConfig,
+        config: FinetuneOptions,
         validation: Reference | None = None,
     ) -> TrainingLoop:
         """A loop at one condition: from the frames of a reference, which are also its targets and what is trained on.
@@ -221,8 +221,8 @@ class TrainingLoop:
         progress, info = self.progress, self.rule.apply_(windows)
         progress.updates += info.updates
         progress.taken_back += info.taken_back
-        if info.updates and progress.taken_back == progress.updates == DOUBT:
-            logger.warning("the first %d updates had to be taken back; %s", DOUBT, WHY_TAKEN_BACK)
+        if info.updates and progress.taken_back == progress.updates == MIN_DOUBTFUL_UPDATES:
+            logger.warning("the first %d updates had to be taken back; %s", MIN_DOUBTFUL_UPDATES, WHY_TAKEN_BACK)
         return {"updates": progress.updates, **info.figures}
 
     # -- between the phases

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stabie_ase.system.options import BadOption, HasTimestep, check_options, knob, section
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, option, section
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics import Integrator
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 class DynamicsOptions(HasTimestep):
     """How replicas move, and how often they are looked at."""
 
-    temperature_K: float | None = knob(None, "temperature; the reference's if not given", 1e-3, 1e5)
-    timestep_fs: float = knob(0.5, "time step of the dynamics", 1e-3, 20.0)
-    thermostat: str = knob(
+    temperature_K: float | None = option(None, "temperature; the reference's if not given", 1e-3, 1e5)
+    timestep_fs: float = option(0.5, "time step of the dynamics", 1e-3, 20.0)
+    thermostat: str = option(
         "langevin", "langevin, whose noise is replayed after a rewind, or nose-hoover", choices=("langevin", "nose-hoover")
     )
-    friction_per_fs: float = knob(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
-    relaxation_time_fs: float = knob(20.0, "relaxation time of the Nosé-Hoover chain", 0.1, 1e5)
-    replicas: int = knob(32, "replicas run in parallel", 2, 1_000_000)
-    sample_every_fs: float = knob(5.0, "time between two frames for the estimator", 1e-3, 1e7)
-    check_every_fs: float = knob(5.0, "time between two looks at the criteria", 1e-3, 1e6)
+    friction_per_fs: float = option(0.01, "friction of the Langevin thermostat", 0.0, 10.0)
+    relaxation_time_fs: float = option(20.0, "relaxation time of the Nosé-Hoover chain", 0.1, 1e5)
+    replicas: int = option(32, "replicas run in parallel", 2, 1_000_000)
+    sample_every_fs: float = option(5.0, "time between two frames for the estimator", 1e-3, 1e7)
+    check_every_fs: float = option(5.0, "time between two looks at the criteria", 1e-3, 1e6)
 
     def __post_init__(self):
         check_options(self)
@@ -43,15 +43,15 @@ class DynamicsOptions(HasTimestep):
 class PhaseOptions:
     """When failures are looked for, and when they are learned from."""
 
-    window_fs: float = knob(250.0, "length of a window of dynamics", 1e-3, 1e7)
-    upper_fraction: float = knob(0.5, "unstable fraction that ends a simulation phase", 0.0, 1.0)
-    lower_fraction: float = knob(0.1, "unstable fraction that ends a learning phase", 0.0, 1.0)
-    max_simulation_windows: int = knob(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
-    max_learning_windows: int = knob(3, "windows after which a learning phase ends anyway", 1, 1_000_000)
-    random_resets: float = knob(
+    window_fs: float = option(250.0, "length of a window of dynamics", 1e-3, 1e7)
+    upper_fraction: float = option(0.5, "unstable fraction that ends a simulation phase", 0.0, 1.0)
+    lower_fraction: float = option(0.1, "unstable fraction that ends a learning phase", 0.0, 1.0)
+    max_simulation_windows: int = option(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
+    max_learning_windows: int = option(3, "windows after which a learning phase ends anyway", 1, 1_000_000)
+    random_resets: float = option(
         0.05, "fraction of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )
-    escape_factor: float = knob(
+    escape_factor: float = option(
         8.0, "in learning, replicas beyond this many times a criterion's tolerance are stopped", 1.0, 1e6
     )
 
@@ -67,20 +67,20 @@ class PhaseOptions:
 class EstimatorOptions:
     """What is made of the samples of a window."""
 
-    average_fs: float = knob(
+    average_fs: float = option(
         100.0, "time over which the observable of a frame is averaged along its own trajectory for the estimator; 0: none", 0.0, 1e7
     )
-    near_factor: float = knob(
+    near_factor: float = option(
         4.0, "the energies of frames beyond this many times a criterion's tolerance are not changed for the observable", 1.0, 1e6
     )
-    fluctuation_floor: float = knob(
+    fluctuation_floor: float = option(
         1e-4,
         "a bin counts by the inverse of its variance in stable frames plus this fraction of the mean variance; 1e6: all bins alike",
         1e-9,
         1e9,
     )
-    cross_fit: bool = knob(False, "unbiased estimator from two halves of the replicas, at the price of variance")
-    min_ess_fraction: float = knob(0.5, "effective fraction of the samples below which a new window is run", 0.0, 1.0)
+    cross_fit: bool = option(False, "unbiased estimator from two halves of the replicas, at the price of variance")
+    min_ess_fraction: float = option(0.5, "effective fraction of the samples below which a new window is run", 0.0, 1.0)
 
     def __post_init__(self):
         check_options(self)
@@ -90,18 +90,18 @@ class EstimatorOptions:
 class UpdateOptions:
     """How samples become a change of the parameters."""
 
-    rule: str = knob(
+    rule: str = option(
         "natural",
         "how samples change the model: natural, labels-only (energies and forces alone, as a control), penalized (the published "
         "recipe, as in penalized:sgd,learning_rate=1e-4,penalty=1), or FILE.py:CLASS",
         name="update",
     )
-    observable_weight: float = knob(1.0, "factor on the length of the natural gradient's steps for the observables", 1e-9, 1e9)
-    natural_iterations: int = knob(
+    observable_weight: float = option(1.0, "factor on the length of the natural gradient's steps for the observables", 1e-9, 1e9)
+    natural_iterations: int = option(
         16, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
     )
-    updates_per_window: int = knob(3, "updates at most on the samples of one window", 1, 1_000_000)
-    gradient_clip: float = knob(1.0, "largest norm of a gradient", 1e-12, 1e12)
+    updates_per_window: int = option(3, "updates at most on the samples of one window", 1, 1_000_000)
+    gradient_clip: float = option(1.0, "largest norm of a gradient", 1e-12, 1e12)
 
     def __post_init__(self):
         check_options(self)
@@ -111,26 +111,26 @@ class UpdateOptions:
 class LabelOptions:
     """Energies and forces of the reference: training on them, and by how much their errors may grow."""
 
-    learning_rate: float = knob(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
-    qm_steps: int = knob(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
-    qm_batch_size: int = knob(32, "frames in the energy/force term of an update", 1, 1_000_000)
-    validation_fraction: float | None = knob(
+    learning_rate: float = option(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
+    qm_steps: int = option(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
+    qm_batch_size: int = option(32, "frames in the energy/force term of an update", 1, 1_000_000)
+    validation_fraction: float | None = option(
         None,
         "part of the reference kept out of the energy/force term to judge accuracy by, if not given a tenth or, of few frames, a fifth; "
         "frames the model has not been trained on, if some stand out by their errors, else what pretraining keeps out",
         0.0,
         0.9,
     )
-    force_error_bound: float = knob(
+    force_error_bound: float = option(
         0.05,
         "fraction by which the force error may grow in a state that is kept, by the upper limit of the mean over the validation frames",
         0.0,
         100.0,
     )
-    force_error_confidence: float = knob(
+    force_error_confidence: float = option(
         0.75, "confidence of that limit; a few validation frames take most of the bound for a high one", 0.5, 0.9999
     )
-    energy_error_bound: float = knob(
+    energy_error_bound: float = option(
         0.1,
         "fraction by which the mean energy error, less its offset, may grow on the validation frames in a state that is kept",
         0.0,
@@ -145,45 +145,45 @@ class LabelOptions:
 class CheckOptions:
     """The final comparison with the starting model."""
 
-    criterion: str | None = knob(
+    criterion: str | None = option(
         None,
         "criteria of the final comparison with their tolerances (Å), 0.5 if not given; those that are not named count too",
         repeats=True,
     )
-    replicas: int = knob(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
-    time_ps: float | None = knob(
+    replicas: int = option(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
+    time_ps: float | None = option(
         None,
         "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer than its budget",
         1e-6,
         1e9,
     )
-    rounds: int = knob(20, "rounds of the final comparison at most; it ends as soon as the answer is known", 1, 1_000_000)
-    max_time_min: float | None = knob(None, "wall time of the final comparison; that of the loop if not given", 0.0, 1e6)
+    rounds: int = option(20, "rounds of the final comparison at most; it ends as soon as the answer is known", 1, 1_000_000)
+    max_time_min: float | None = option(None, "wall time of the final comparison; that of the loop if not given", 0.0, 1e6)
 
     def __post_init__(self):
         check_options(self, "check_")
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """Every knob of the StABIE loop, in sections; each field's metadata tell what it is. Units are in the names."""
+class FinetuneOptions:
+    """Every option of the StABIE loop, in sections; each field's metadata tell what it is. Units are in the names."""
 
-    observable: str | None = knob(
+    observable: str | None = option(
         None,
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
         "follow, as in rdf:O-O,r_max=6,weight=2; if not given hr of a molecule, rdf of a liquid or solid of one element",
         repeats=True,
     )
-    criterion: str | None = knob(
+    criterion: str | None = option(
         None,
         "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough; if not "
         "given, of a molecule bonds:0.25,contacts:0.25,energy,temperature, of a liquid or solid intermolecular in place of contacts",
         repeats=True,
     )
-    max_time_min: float = knob(15.0, "wall time of the loop", 0.0, 1e6)
-    max_cycles: int | None = knob(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
-    max_updates: int | None = knob(None, "updates at most", 1, 1_000_000_000)
-    seed: int = knob(0, "seed of everything random", 0, 2**31 - 1)
+    max_time_min: float = option(15.0, "wall time of the loop", 0.0, 1e6)
+    max_cycles: int | None = option(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
+    max_updates: int | None = option(None, "updates at most", 1, 1_000_000_000)
+    seed: int = option(0, "seed of everything random", 0, 2**31 - 1)
     dynamics: DynamicsOptions = section(DynamicsOptions)
     phases: PhaseOptions = section(PhaseOptions)
     estimator: EstimatorOptions = section(EstimatorOptions)
@@ -207,20 +207,20 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainOptions:
     """How to train on energies and forces."""
 
-    epochs: int = knob(5000, "passes over the training frames at most", 1, 1_000_000_000)
-    max_time_min: float = knob(60.0, "wall time at most", 0.0, 1e6)
-    batch_size: int = knob(10, "frames in one step", 1, 1_000_000)
-    learning_rate: float = knob(1e-3, "learning rate of Adam at the start, ten times this for mace; halved on a plateau", 1e-12, 1.0)
-    patience: int = knob(50, "epochs without a better validation error that make a plateau", 1, 1_000_000)
-    min_learning_rate: float = knob(1e-5, "learning rate below which training has converged", 0.0, 1.0)
-    ema_decay: float = knob(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)
-    validation_fraction: float | None = knob(
+    epochs: int = option(5000, "passes over the training frames at most", 1, 1_000_000_000)
+    max_time_min: float = option(60.0, "wall time at most", 0.0, 1e6)
+    batch_size: int = option(10, "frames in one step", 1, 1_000_000)
+    learning_rate: float = option(1e-3, "learning rate of Adam at the start, ten times this for mace; halved on a plateau", 1e-12, 1.0)
+    patience: int = option(50, "epochs without a better validation error that make a plateau", 1, 1_000_000)
+    min_learning_rate: float = option(1e-5, "learning rate below which training has converged", 0.0, 1.0)
+    ema_decay: float = option(0.99, "decay of the moving average of the weights that is validated and saved", 0.0, 1.0)
+    validation_fraction: float | None = option(
         None, "part of the reference kept out of training; a tenth if not given, of few frames a fifth", 0.0, 0.9
     )
-    seed: int = knob(0, "seed of the weights and the order of the frames", 0, 2**31 - 1)
+    seed: int = option(0, "seed of the weights and the order of the frames", 0, 2**31 - 1)
 
     def __post_init__(self):
         check_options(self)

@@ -16,7 +16,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Failures, watched, with_memory
 from stabie_ase.training.condition import Condition
 
-APART = 7_919
+SEED_STRIDE = 7_919
 """Added to the seed from one pool to the next, so that no two share random streams."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.reference import Reference
 from stabie_ase.training.labels import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
-from stabie_ase.training.options import PretrainConfig
+from stabie_ase.training.options import PretrainOptions
 
 
 class Pretraining:
@@ -24,11 +24,11 @@ class Pretraining:
     potential : Potential
         Trained in place.
     reference : Reference
-    config : PretrainConfig
+    config : PretrainOptions
     loss : QMLoss, optional
     """
 
-    def __init__(self, potential: Potential, reference: Reference, config: PretrainConfig, loss: QMLoss | None = None):
+    def __init__(self, potential: Potential, reference: Reference, config: PretrainOptions, loss: QMLoss | None = None):
         self.potential, self.config, self.loss = potential, config, loss or QMLoss()
         train, validation = reference.split(config.validation_fraction)
         self.train, self.validation = (LabelledFrames.from_reference(r, potential.device) for r in (train, validation))

@@ -21,7 +21,7 @@ from stabie_ase.potentials.turns import alone
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList, neighbor_list
 
-SAME_FORCES = 1e-3
+MAX_FORCE_DIFFERENCE_FRACTION = 1e-3
 """Largest difference of two forces, as a share of the largest force, that is put down to the order of single-precision sums."""
 
 
@@ -181,7 +181,7 @@ class MACEPotential(Potential):
                     difference = float((self.compute(batch, neighbors).forces - expected).abs().max())
                 except (NotImplementedError, RuntimeError, KeyError):
                     continue
-                if difference <= SAME_FORCES * float(expected.abs().max()):
+                if difference <= MAX_FORCE_DIFFERENCE_FRACTION * float(expected.abs().max()):
                     return
         self.evaluator = Plain()
         raise NotImplementedError("cuequivariance has no kernels for this MACE, or gives other forces than it")

@@ -112,7 +112,7 @@ def observable_figure(name: str, observed: Mapping, models: Mapping[str, Mapping
         lower.margins(y=0.2)
     else:
         upper.set_ylim(bottom=0 if target.min() >= 0 else None)
-    if 0 < len(names) <= MOST_NAMES:
+    if 0 < len(names) <= MAX_NAMES:
         lower.set_xticks(x, names, rotation=90 if len(names) > 4 else 0)
     lower.set(xlabel=observed["axis_label"], ylabel="minus reference")
     figure.align_ylabels()
@@ -120,7 +120,7 @@ def observable_figure(name: str, observed: Mapping, models: Mapping[str, Mapping
     return figure
 
 
-MOST_NAMES = 40
+MAX_NAMES = 40
 """Components whose names find room below a figure; of more only their numbers are shown."""
 
 

@@ -19,7 +19,7 @@ from stabie_ase.runs.report.table import number, table_rows
 from stabie_ase.runs.report.view import TRAJECTORY, gui_argument
 from stabie_ase.system.files import replaced
 from stabie_ase.system.options import row_of
-from stabie_ase.training.options import FinetuneConfig
+from stabie_ase.training.options import FinetuneOptions
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
@@ -71,7 +71,7 @@ class RunFiles:
     def config(self) -> dict:
         """The options of the loop."""
         config = self.about.get("config") or {}
-        return {name: value for name, value in config.items() if not isinstance(value, dict)} | row_of(FinetuneConfig, config)
+        return {name: value for name, value in config.items() if not isinstance(value, dict)} | row_of(FinetuneOptions, config)
 
 
 def _read_json(path: Path) -> dict:

@@ -15,10 +15,10 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology, covalent_sums
 from stabie_ase.system.spec import Spec
 
-NEW_BOND = 1.15
+NEW_BOND_FACTOR = 1.15
 """Times the sum of the covalent radii: two atoms that were not bonded are so now."""
 
-NO_CONTACT = 0.9
+MAX_CONTACT_EXCESS = 0.9
 """Å beyond the sum of the covalent radii from which on a distance is no contact, even if the reference never has it.
 
 A few frames do not know how close two atoms come that are usually far apart: a hydrogen bond may form.
@@ -30,8 +30,8 @@ class Contacts(OneFrame):
     """Unstable once two atoms that are not bonded are closer than they ever are in the reference, by a tolerance.
 
     "Ever" is counted for a pair of atoms with a common neighbour by itself, for all others over the pairs of the same two
-    elements; and a pair that the reference keeps far apart may come as close as `NO_CONTACT` beyond the sum of its
-    covalent radii. The tolerance is less where it would allow a new bond, `NEW_BOND` times that sum.
+    elements; and a pair that the reference keeps far apart may come as close as `MAX_CONTACT_EXCESS` beyond the sum of its
+    covalent radii. The tolerance is less where it would allow a new bond, `NEW_BOND_FACTOR` times that sum.
 
     Parameters
     ----------
@@ -68,16 +68,16 @@ class Contacts(OneFrame):
         """All pairs of a molecule that are never a bond, a tolerance in Å; ValueError if that is no positive length."""
         check_tolerance(tolerance, "the tolerance of contacts")
         sums = covalent_sums(topology.numbers, topology.pairs)
-        free = ~topology.bonded & (topology.shortest > NEW_BOND * sums)  # a proton that hops is neither
+        free = ~topology.bonded & (topology.shortest > NEW_BOND_FACTOR * sums)  # a proton that hops is neither
         pairs, sums, shortest = topology.pairs[:, free], sums[free], topology.shortest[free]
         far = topology.separation[free] > 2
         elements = topology.numbers[pairs].sort(dim=0).values
         kinds, kind = torch.unique(elements, dim=1, return_inverse=True)
         of_kind = torch.full((kinds.shape[1],), torch.inf, dtype=torch.float64)
         of_kind.scatter_reduce_(0, kind[far], shortest[far], "amin")
-        shortest = torch.where(far, torch.minimum(of_kind[kind], sums + NO_CONTACT), shortest)
+        shortest = torch.where(far, torch.minimum(of_kind[kind], sums + MAX_CONTACT_EXCESS), shortest)
         # A kind that the reference shows close to a bond keeps a margin of its own.
-        tolerances = torch.minimum(torch.full_like(shortest, tolerance), (shortest - NEW_BOND * sums).clamp(min=0.05))
+        tolerances = torch.minimum(torch.full_like(shortest, tolerance), (shortest - NEW_BOND_FACTOR * sums).clamp(min=0.05))
         return cls(pairs, shortest, tolerances, tolerance)
 
     def judge(self, state: MDState) -> Verdict:

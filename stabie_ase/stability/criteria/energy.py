@@ -18,10 +18,10 @@ from stabie_ase.structures.reference import spread
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
-CHANCE = 1e-12
+FALSE_ALARM_CHANCE = 1e-12
 """Of an energy beyond the limit at any one look, were the energy harmonic."""
 
-MOST_FRAMES = 100
+MAX_ENERGY_FRAMES = 100
 """Reference frames whose energies by the model are worked out: their mean is known well enough."""
 
 
@@ -30,7 +30,7 @@ class EnergyRange(OneFrame):
     """Unstable once the model's potential energy is below or above what its own energies of the reference frames allow.
 
     Energies are the model's, so that an offset to the reference plays no part. The energy of f harmonic modes above their
-    minimum follows ½ kT χ²_f: its mean is f kT/2, and the range ends where that distribution has no more than `CHANCE`
+    minimum follows ½ kT χ²_f: its mean is f kT/2, and the range ends where that distribution has no more than `FALSE_ALARM_CHANCE`
     left, counted downwards from the lowest and upwards from the highest reference frame. Where the temperature is not
     that of the reference the difference of the means, f k ΔT/2, is added on the side that it moves to.
 
@@ -57,13 +57,13 @@ class EnergyRange(OneFrame):
         cls, frames: Sequence[Atoms], temperature_K: float, reference_temperature_K: float | None = None
     ) -> EnergyRange:
         """From frames of one system, temperatures in K; a reference that tells none is taken to be at the one of the dynamics."""
-        chosen = [frames[k] for k in spread(len(frames), MOST_FRAMES)]
+        chosen = [frames[k] for k in spread(len(frames), MAX_ENERGY_FRAMES)]
         n_f = max(1, 3 * len(frames[0]) - 6)
         half_kT = 0.5 * units.kB * temperature_K
         warmer = 0.0 if reference_temperature_K is None else temperature_K - reference_temperature_K
         shift = 0.5 * n_f * units.kB * warmer
-        below = half_kT * (n_f - stats.chi2.ppf(CHANCE, n_f)) + max(0.0, -shift)
-        above = half_kT * (stats.chi2.isf(CHANCE, n_f) - n_f) + max(0.0, shift)
+        below = half_kT * (n_f - stats.chi2.ppf(FALSE_ALARM_CHANCE, n_f)) + max(0.0, -shift)
+        above = half_kT * (stats.chi2.isf(FALSE_ALARM_CHANCE, n_f) - n_f) + max(0.0, shift)
         return cls(AtomsBatch.from_atoms(chosen), float(below), float(above))
 
     @classmethod

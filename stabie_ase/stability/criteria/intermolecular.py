@@ -14,10 +14,10 @@ from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
-MARGIN = 0.25
+DISTANCE_MARGIN = 0.25
 """Å below the smallest distance in the reference, where no smallest one is given."""
 
-FAR = 2.0
+MAX_DISTANCE_FACTOR = 2.0
 """Times the smallest distance allowed up to which molecules are looked for; beyond it a distance is not told."""
 
 
@@ -48,13 +48,13 @@ class IntermolecularDistance(OneFrame):
             raise ValueError("the reference is one molecule: there is no distance to others; contacts are for the atoms within one")
         smallest = spec.read({"distance": float}, "distance").get("distance")
         if smallest is None:
-            smallest = float(_smallest(AtomsBatch.from_atoms(setting.frames), molecule, 3.0)[0].min()) - MARGIN
+            smallest = float(_smallest(AtomsBatch.from_atoms(setting.frames), molecule, 3.0)[0].min()) - DISTANCE_MARGIN
         check_tolerance(smallest, "the smallest distance of molecules")
         return cls(molecule, smallest)
 
     def judge(self, state: MDState) -> Verdict:
         """The two atoms of different molecules that are closest; the severity is the smallest distance allowed over theirs."""
-        distance, atoms = _smallest(state.batch, self.molecule, FAR * self.smallest)
+        distance, atoms = _smallest(state.batch, self.molecule, MAX_DISTANCE_FACTOR * self.smallest)
         return Verdict(self.smallest / distance, distance, atoms)
 
     def describe(self) -> str:

@@ -13,7 +13,7 @@ from stabie_ase.stability.criteria.base import OneFrame, Verdict
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
-CHANCE = 1e-12
+FALSE_ALARM_CHANCE = 1e-12
 """Of a kinetic energy beyond the limit at any one look, in equilibrium with the bath."""
 
 
@@ -41,7 +41,7 @@ class KineticTemperature(OneFrame):
     def for_atoms(cls, n_atoms: int, reference_temperature_K: float | None = None) -> KineticTemperature:
         """For systems of so many atoms, from frames of a temperature (K) if that is known."""
         n_f = 3 * n_atoms
-        return cls(float(stats.chi2.isf(CHANCE, n_f)) / n_f, reference_temperature_K or 0.0)
+        return cls(float(stats.chi2.isf(FALSE_ALARM_CHANCE, n_f)) / n_f, reference_temperature_K or 0.0)
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> KineticTemperature:

@@ -19,7 +19,7 @@ from stabie_ase.structures.neighbors import alchemi, cell_list, kd_tree
 ALL_PAIRS_MAX_ATOMS = 64
 """Up to this size a molecule's list holds all its pairs and never goes out of date."""
 
-MOST_PAIRS = 2**31 - 1
+MAX_PAIRS = 2**31 - 1
 """In the list of one system: backends count them by 32-bit integers."""
 
 
@@ -161,11 +161,11 @@ def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: 
         )
     with np.errstate(divide="ignore", invalid="ignore"):
         n_pairs = np.where(pbc.all(axis=1), 2.0 / 3.0 * np.pi * cutoff**3 * sizes**2 / volumes, 0.0)
-    if (n_pairs > MOST_PAIRS).any():
-        k = int((n_pairs > MOST_PAIRS).argmax())
+    if (n_pairs > MAX_PAIRS).any():
+        k = int((n_pairs > MAX_PAIRS).argmax())
         raise ValueError(
             f"a cutoff of {cutoff:g} Å means about {n_pairs[k]:.1g} pairs in system {k}, with {sizes[k]} atoms in "
-            f"{volumes[k]:.4g} Å³; a neighbour list holds {MOST_PAIRS:.1g}. Is the cutoff in Å?"
+            f"{volumes[k]:.4g} Å³; a neighbour list holds {MAX_PAIRS:.1g}. Is the cutoff in Å?"
         )
 
 

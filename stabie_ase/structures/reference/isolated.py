@@ -8,7 +8,7 @@ from ase import Atoms
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 
-FAR = 10.0
+MIN_IMAGE_DISTANCE = 10.0
 """In Å; an atom whose periodic images are farther away is isolated."""
 
 
@@ -17,7 +17,7 @@ def is_isolated_atom(atoms: Atoms) -> bool:
     if len(atoms) != 1:
         return False
     kind = str(atoms.info.get("config_type", "")).lower().replace("_", "").replace(" ", "")
-    return kind == "isolatedatom" or not atoms.pbc.any() or without_images(atoms, FAR) is not None
+    return kind == "isolatedatom" or not atoms.pbc.any() or without_images(atoms, MIN_IMAGE_DISTANCE) is not None
 
 
 def without_images(atoms: Atoms, cutoff: float) -> Atoms | None:

@@ -24,7 +24,7 @@ MAX_FORCE = 300.0
 MIN_DISTANCE = 0.4
 """In Å; closer atoms do not occur in a calculation that went well (H2 has 0.74)."""
 
-TELLING = 40
+TELLING_HELD_OUT_FRAMES = 40
 """Frames to hold out if that is no more than a fifth of all: fewer do not tell a growth of the force error by 5 % from chance."""
 
 SAME_ENERGY = 1e-3
@@ -92,7 +92,7 @@ class Reference:
         """
         size = len(self)
         order = np.random.default_rng(0).permutation(size).tolist()
-        n = round(fraction * size) if fraction is not None else max(round(size / 10), min(round(size / 5), TELLING))
+        n = round(fraction * size) if fraction is not None else max(round(size / 10), min(round(size / 5), TELLING_HELD_OUT_FRAMES))
         n = min(max(1, n), size - 1, most or size)
         return self.subset(sorted(order[n:])), self.subset(sorted(order[:n]))
 

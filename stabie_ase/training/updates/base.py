@@ -12,7 +12,7 @@ from stabie_ase.system.spec import Spec
 from stabie_ase.training.accuracy import Accuracy, Bounds, Growth
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
-from stabie_ase.training.options import FinetuneConfig
+from stabie_ase.training.options import FinetuneOptions
 
 Windows = Sequence[tuple[Condition, Samples]]
 """What one window of dynamics at each condition has told."""
@@ -34,7 +34,7 @@ class Work:
         Errors on frames that are held out, beside those of the starting model.
     bounds : Bounds
         By how much they may grow in a state that is kept.
-    config : FinetuneConfig
+    config : FinetuneOptions
     out_of_time : callable
         Whether the run's time is over.
     on_label_step : callable or None
@@ -46,7 +46,7 @@ class Work:
     loss: QMLoss
     accuracy: Accuracy
     bounds: Bounds
-    config: FinetuneConfig
+    config: FinetuneOptions
     out_of_time: Callable[[], bool] = lambda: False
     on_label_step: Callable[[int], None] | None = None
 

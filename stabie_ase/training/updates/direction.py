@@ -13,7 +13,7 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.labels import LabelledFrames, QMLoss
 
-PROBE = 2e-4
+PROBE_FRACTION = 2e-4
 """Length of the finite differences, as a fraction of the norm of the weights."""
 
 
@@ -82,7 +82,7 @@ class _Metric:
         self.parameters = list(potential.parameters())
         self.base = [p.detach().clone() for p in self.parameters]
         self.now = [_predicted(potential, part) for part in frames]
-        self.probe = PROBE * (float(_flat(self.base).norm()) or 1.0)
+        self.probe = PROBE_FRACTION * (float(_flat(self.base).norm()) or 1.0)
 
     def __call__(self, v: Tensor) -> Tensor:
         epsilon = self.probe / float(v.norm())

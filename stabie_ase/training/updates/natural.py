@@ -23,16 +23,16 @@ from stabie_ase.training.updates.label_steps import LabelSteps
 
 logger = logging.getLogger(__name__)
 
-STEP = 0.5
+FIRST_STEP_FRACTION = 0.5
 """First length of a step for the observables: how much it changes forces, as a fraction of the starting model's force error.
 
 Most of it is made good by the steps on energies and forces that follow. It adapts.
 """
 
-SHORTEST, LONGEST = 1.0 / 16, 8.0
+MIN_BALANCE, MAX_BALANCE = 1.0 / 16, 8.0
 """Limits of the factor on that length which follows the errors on the held-out frames."""
 
-ROOM = 0.9
+GROWTH_BOUND_FRACTION = 0.9
 """Share of the bound on the growth of an error up to which steps grow; beyond it they shrink.
 
 Close to the bound a step is taken back whatever its length, and nothing moves any more.
@@ -43,8 +43,8 @@ class NaturalGradient(UpdateRule):
     """A step down the natural gradient of the estimator, steps on energies and forces, and back if errors have grown too far.
 
     Of the gradient only the direction is used: its length falls with the square of the unstable fraction, and the last
-    failures would never be learned. How far a step goes is a fraction of the force error (`STEP`) times a balance that follows
-    the errors on the held-out frames.
+    failures would never be learned. How far a step goes is a fraction of the force error (`FIRST_STEP_FRACTION`)
+    times a balance that follows the errors on the held-out frames.
     """
 
     def __init__(self, work: Work):
@@ -69,12 +69,12 @@ class NaturalGradient(UpdateRule):
             if not info.growth.within(work.bounds):
                 # More than energies and forces can make good: take the step back, and go on with shorter ones.
                 work.potential.load_state_dict(before)
-                self.balance = max(0.5 * self.balance, SHORTEST)
+                self.balance = max(0.5 * self.balance, MIN_BALANCE)
                 info.taken_back += 1
                 info.growth = work.accuracy.measure(work.potential)
                 break
-            room = info.growth.within(work.bounds, ROOM)
-            self.balance = min(1.2 * self.balance, LONGEST) if room else max(0.7 * self.balance, SHORTEST)
+            room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
+            self.balance = min(1.2 * self.balance, MAX_BALANCE) if room else max(0.7 * self.balance, MIN_BALANCE)
             estimates = [self._reweighted(*found) for found in estimates]
             if not _ess(estimates) >= config.estimator.min_ess_fraction or work.out_of_time():
                 break
@@ -130,7 +130,7 @@ class NaturalGradient(UpdateRule):
         sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for estimate in estimates)]
         direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)
         if math.isfinite(change) and change > 0:
-            self._step(direction, self.balance * config.update.observable_weight * STEP * work.accuracy.start_rmse / change)
+            self._step(direction, self.balance * config.update.observable_weight * FIRST_STEP_FRACTION * work.accuracy.start_rmse / change)
         self.steps.run()
 
     def _some(self, pools: list[AtomsBatch]) -> list[AtomsBatch]:
