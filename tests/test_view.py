@@ -98,10 +98,10 @@ needs_screen = pytest.mark.skipif(
 
 @pytest.fixture
 def screen(monkeypatch):
-    """A virtual screen of our own; the server chooses a free number."""
+    """A virtual screen of our own; the server chooses a free number. Left by its last client it would reset, and refuse the next."""
     reading, writing = os.pipe()
     server = subprocess.Popen(
-        ["Xvfb", "-displayfd", str(writing), "-screen", "0", "800x700x24", "-nolisten", "tcp"],
+        ["Xvfb", "-displayfd", str(writing), "-screen", "0", "800x700x24", "-nolisten", "tcp", "-noreset"],
         pass_fds=[writing], stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(writing)
