@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from stabie_ase.cli.finetune import OF_THE_MODEL
-from stabie_ase.cli.main import check_device, common_options, main
+from stabie_ase.cli.main import OF_THE_INPUTS, check_device, common_options, main
 from stabie_ase.cli.options import options_from, reference_option
 from stabie_ase.cli.progress import Terminal
 from stabie_ase.runs.options import EvaluationOptions
@@ -24,7 +23,7 @@ from stabie_ase.system.options import from_dict
 def evaluate(context, model, reference, compare, output, **given):
     """Time to first failure, h(r) error and energy/force errors of MODEL."""
     options = {name: value for name, value in given.items() if value is not None}
-    from_dict(EvaluationOptions, {name: value for name, value in options.items() if name not in OF_THE_MODEL})  # a typo needs no torch
+    config = from_dict(EvaluationOptions, {name: value for name, value in options.items() if name not in OF_THE_INPUTS})  # before torch
     if output:
         check_new_file(output)
 
@@ -34,6 +33,6 @@ def evaluate(context, model, reference, compare, output, **given):
     check_device(options.get("device", "cpu"))
     with Terminal(context.obj["quiet"]) as terminal:
         summaries = stabie_ase.evaluate(model, reference, compare=compare, output=output or None, monitor=terminal, **options)
-    click.echo(format_table(summaries, options.get("time_ps", EvaluationOptions.time_ps)))
+    click.echo(format_table(summaries, config.time_ps))
     for name in compare:
         click.echo(f"{name} fails less often than {model}: p = {summaries[name]['p_value']:.2g}")

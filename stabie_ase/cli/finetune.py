@@ -8,14 +8,11 @@ import click
 
 from stabie_ase.cli.config_file import META
 from stabie_ase.cli.log import tell
-from stabie_ase.cli.main import check_device, common_options, main
+from stabie_ase.cli.main import OF_THE_INPUTS, check_device, common_options, main
 from stabie_ase.cli.options import Sectioned, changed, options_from, reference_option
 from stabie_ase.cli.progress import Terminal
 from stabie_ase.system.options import from_dict
 from stabie_ase.training.options import FinetuneOptions
-
-OF_THE_MODEL = {"device", "dtype", "energy_key", "forces_key", "head", "compilation", "trust_checkpoint"}
-"""Options of the inputs, not of the loop."""
 
 SECTIONS = {
     "Files": ("reference", "validation", "output", "resume", "config", "energy_key", "forces_key"),
@@ -44,7 +41,7 @@ def finetune(context, model, reference, validation, output, resume, **given):
 
     Give MODEL and --ref FILE to begin a run, or --resume RUN to go on with one.
     """
-    inputs = {name: given.pop(name) for name in OF_THE_MODEL}
+    inputs = {name: given.pop(name) for name in OF_THE_INPUTS}
     typed = {name for name in inputs if context.get_parameter_source(name).name == "COMMANDLINE"}
     given = {name: value for name, value in given.items() if value is not None}
     if resume:
@@ -58,7 +55,7 @@ def finetune(context, model, reference, validation, output, resume, **given):
 
 def begin(context, model, reference, output, validation=None, **options) -> None:
     """Begin a run, take it to its end and tell what came of it."""
-    from_dict(FinetuneOptions, {name: value for name, value in options.items() if name not in OF_THE_MODEL})  # a typo needs no torch
+    from_dict(FinetuneOptions, {name: value for name, value in options.items() if name not in OF_THE_INPUTS})  # a typo needs no torch
 
     import stabie_ase
 

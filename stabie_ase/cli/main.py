@@ -125,6 +125,10 @@ def model_options(command):
     return command
 
 
+OF_THE_INPUTS = {"device", "dtype", "energy_key", "forces_key", "head", "compilation", "trust_checkpoint"}
+"""What `common_options` gives, none of it an option of the work itself."""
+
+
 def common_options(command):
     """Options of every command that opens a model and a reference with energies and forces."""
     command = click.option("--forces-key", metavar="NAME", help="Forces in the reference [default: found by itself]")(command)

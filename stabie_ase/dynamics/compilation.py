@@ -27,7 +27,7 @@ from stabie_ase.dynamics.integrators import Langevin
 from stabie_ase.dynamics.state import initial_state
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential, save_potential
-from stabie_ase.potentials.evaluators import Plain
+from stabie_ase.potentials.evaluators import MAX_ROUNDING_FRACTION, Plain
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 
@@ -35,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TRIAL_SECONDS = 900.0
 """Seconds after which a trial is given up."""
-
-MAX_ROUNDING_FRACTION = 1e-3
-"""Largest difference of two forces, as a fraction of the largest force, that is put down to the order of single-precision sums."""
 
 FIRST_CALL_SYSTEMS = 8
 """Systems in the first call, at which the code is made; it serves any other number of them."""

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 
+MAX_ROUNDING_FRACTION = 1e-3
+"""Largest difference of two forces, as a fraction of the largest force, that is put down to the order of single-precision sums."""
+
 
 class Evaluated(Protocol):
     """What an evaluator needs of a potential."""

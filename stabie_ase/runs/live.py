@@ -188,10 +188,12 @@ def _to_end(
     details = run.run(monitor, on_window)
     if not keep:
         return FinetuneResult(run.training.potential, details)
-    return replace(result_of(run.directory, run.inputs, run.training.potential), details=details)
+    return result_of(run.directory, run.inputs, run.training.potential, details)
 
 
-def result_of(directory: RunDirectory, inputs: Inputs, potential: Potential | None = None) -> FinetuneResult:
+def result_of(
+    directory: RunDirectory, inputs: Inputs, potential: Potential | None = None, details: dict[str, Any] | None = None
+) -> FinetuneResult:
     """What a run that is finished has come to; its report is written unless it has been. UnusableRun if it cannot be."""
     try:
         report = directory.report_path if directory.report_path.exists() else write_report(directory.path)
@@ -200,7 +202,8 @@ def result_of(directory: RunDirectory, inputs: Inputs, potential: Potential | No
             f"the run is finished, but its report cannot be written to {directory.path}: {error.strerror or error}; "
             f"once it can: {directory.resume_command}"
         ) from error
-    details = json.loads(directory.result_path.read_text())
+    if details is None:
+        details = json.loads(directory.result_path.read_text())
     return FinetuneResult(potential, details, directory.path, model_path(directory, inputs), report)
 
 
@@ -271,12 +274,11 @@ def evaluate(
         check_new_file(output)
     texts, live = texts_and_objects(observables=observables, criteria=criteria)
     config = from_dict(EvaluationOptions, options | texts)
-    others = compare if isinstance(compare, Mapping) else {os.fspath(path): path for path in compare}
-    name = "model" if isinstance(model, nn.Module) else os.fspath(model)
-    named = [name, *([os.fspath(path) for path in compare] if not isinstance(compare, Mapping) else others)]
-    for twice in (found for k, found in enumerate(named) if found in named[:k]):
-        raise BadOption(f"two models are called {twice!r}; give those of compare other names")
-    models = {name: model, **others}
+    models: dict[str, str | os.PathLike | nn.Module] = {"model" if isinstance(model, nn.Module) else os.fspath(model): model}
+    for name, other in compare.items() if isinstance(compare, Mapping) else ((os.fspath(path), path) for path in compare):
+        if name in models:
+            raise BadOption(f"two models are called {name!r}; give those of compare other names")
+        models[name] = other
     keys = {"energy_key": energy_key, "forces_key": forces_key}
     about = {"device": device, "dtype": dtype, "head": head, "trust": trust_checkpoint}
     return Evaluation.set_up(models, frames, config, keys, about, live, monitor).run(compilation, output)

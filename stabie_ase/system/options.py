@@ -50,12 +50,15 @@ class Leaf:
     option : Field
     kind : type
         Of its values, where there are any.
+    optional : bool
+        None is a value too.
     """
 
     name: str
     path: tuple[str, ...]
     option: Field
     kind: type
+    optional: bool
 
 
 def leaves(cls: type) -> Iterator[Leaf]:
@@ -66,7 +69,7 @@ def leaves(cls: type) -> Iterator[Leaf]:
         if inner is None:
             kinds = get_args(types[option.name]) or (types[option.name],)
             kind = next(k for k in kinds if k is not NoneType)
-            yield Leaf(option.metadata.get("name") or option.name, (option.name,), option, kind)
+            yield Leaf(option.metadata.get("name") or option.name, (option.name,), option, kind, NoneType in kinds)
         else:
             for leaf in leaves(inner):
                 yield replace(leaf, name=option.metadata["prefix"] + leaf.name, path=(option.name, *leaf.path))
@@ -91,25 +94,22 @@ def row_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_options(config: Any, prefix: str = "") -> None:
     """Hold every field of a dataclass, whose section has this prefix, against its type and the limits of its `option`, or BadOption."""
-    types = get_type_hints(type(config))
-    for option in fields(config):
-        if "section" in option.metadata:  # it has checked its own
-            continue
-        kinds = get_args(types[option.name]) or (types[option.name],)
-        _check(prefix + (option.metadata.get("name") or option.name), option.metadata, kinds, getattr(config, option.name))
+    for leaf in leaves(type(config)):
+        if len(leaf.path) == 1:  # a section has checked its own
+            _check(prefix + leaf.name, leaf, getattr(config, leaf.option.name))
 
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def _check(name: str, limits: Mapping[str, Any], kinds: tuple[type, ...], value: Any) -> None:
-    if value is None and NoneType in kinds:
+def _check(name: str, leaf: Leaf, value: Any) -> None:
+    if value is None and leaf.optional:
         return
-    kind = next(k for k in kinds if k is not NoneType)
+    kind = leaf.kind
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (isinstance(value, bool) and kind is not bool):  # to Python, true is a whole number
         raise BadOption(f"{name} is {value!r}, expected {_KINDS[kind]}")
-    low, high, choices = (limits.get(key) for key in ("low", "high", "choices"))
+    low, high, choices = (leaf.option.metadata.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
         raise BadOption(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
     if (low is not None and not value >= low) or (high is not None and not value <= high):

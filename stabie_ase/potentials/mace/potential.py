@@ -14,16 +14,12 @@ from ase import Atoms
 from torch import Tensor, nn
 
 from stabie_ase.potentials.base import Potential
-from stabie_ase.potentials.evaluators import Plain
+from stabie_ase.potentials.evaluators import MAX_ROUNDING_FRACTION, Plain
 from stabie_ase.potentials.mace import kernels
 from stabie_ase.potentials.mace.rebuild import default_dtype, import_mace, load_default_kept, plain_twin
 from stabie_ase.potentials.turns import alone
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList, neighbor_list
-
-MAX_FORCE_DIFFERENCE_FRACTION = 1e-3
-"""Largest difference of two forces, as a share of the largest force, that is put down to the order of single-precision sums."""
-
 
 
 class MACEPotential(Potential):
@@ -181,7 +177,7 @@ class MACEPotential(Potential):
                     difference = float((self.compute(batch, neighbors).forces - expected).abs().max())
                 except (NotImplementedError, RuntimeError, KeyError):
                     continue
-                if difference <= MAX_FORCE_DIFFERENCE_FRACTION * float(expected.abs().max()):
+                if difference <= MAX_ROUNDING_FRACTION * float(expected.abs().max()):
                     return
         self.evaluator = Plain()
         raise NotImplementedError("cuequivariance has no kernels for this MACE, or gives other forces than it")
