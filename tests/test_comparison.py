@@ -11,7 +11,7 @@ from helpers import Vector
 import stabie_ase.runs.comparison as comparison_module
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans
-from stabie_ase.runs.comparison import TIME_STRETCHES, Comparison, Outcome, verdict, worse_stretch
+from stabie_ase.runs.comparison import TIME_STRETCHES, Comparison, Outcome, Trial, verdict, worse_stretch
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison, replica_ps_to_tell
@@ -95,13 +95,13 @@ def result(n_failed, errors=(0.1,) * TIME_STRETCHES, n=64, causes=None, ps=128.0
 
 
 TARGET = Target(Vector(1, "hr"), torch.zeros(1, dtype=torch.float64), floor=0.04, n_frames=36)  # of 64 replicas: 0.05
-YARDSTICK = Yardstick([], [TARGET])
+TRIALS = [Trial("500 K", [], Yardstick([], [TARGET]), StabilityTest(500.0, seed=7))]
 
 
 def outcome(start, end):
     evidence = HazardComparison()
     evidence.add(start.statistics, end.statistics)
-    return Outcome(start, end, "last", evidence, 1)
+    return Outcome({"500 K": start}, {"500 K": end}, "last", evidence, 1)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def outcome(start, end):
     ],
 )
 def test_verdict(start, end, gained, words):
-    found, message = verdict(outcome(result(start), result(end)), YARDSTICK, ["bonds"])
+    found, message = verdict(outcome(result(start), result(end)), TRIALS, ["bonds"])
     assert found is gained and words in message
 
 
@@ -131,14 +131,14 @@ def test_verdict(start, end, gained, words):
     ],
 )
 def test_an_observable_that_got_worse_in_any_stretch_of_time_is_no_gain(errors, worse):
-    found = outcome(result(40), result(5, errors))
-    assert (worse_stretch(found, TARGET) is None) is (worse is None)
-    gained, message = verdict(found, YARDSTICK, ["bonds"])
+    start, end = result(40), result(5, errors)
+    assert (worse_stretch(start, end, TARGET) is None) is (worse is None)
+    gained, message = verdict(outcome(start, end), TRIALS, ["bonds"])
     assert gained is (worse is None) and (worse is None or worse in message)
 
 
 def test_an_observable_that_is_not_finite_in_either_model_tells_nothing():
-    assert worse_stretch(outcome(result(40, (np.nan,) * 4), result(5, (np.nan,) * 4)), TARGET) is None
+    assert worse_stretch(result(40, (np.nan,) * 4), result(5, (np.nan,) * 4), TARGET) is None
 
 
 def test_a_mean_over_few_replicas_has_a_floor_of_its_own():
@@ -151,21 +151,63 @@ def test_a_mean_over_few_replicas_has_a_floor_of_its_own():
 
 
 def test_beneath_the_floor_nothing_is_worse():
-    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.045,) * 4)), TARGET) is None
-    assert worse_stretch(outcome(result(40, (0.0,) * 4), result(5, (0.06,) * 4)), TARGET)
+    assert worse_stretch(result(40, (0.0,) * 4), result(5, (0.045,) * 4), TARGET) is None
+    assert worse_stretch(result(40, (0.0,) * 4), result(5, (0.06,) * 4), TARGET)
 
 
 def test_criteria_that_training_did_not_use_have_their_say():
     start, moved = result(50, causes={"bonds": 48, "distribution": 2}), result(15, causes={"distribution": 15})
-    gained, message = verdict(outcome(start, moved), YARDSTICK, ["bonds"])
+    gained, message = verdict(outcome(start, moved), TRIALS, ["bonds"])
     assert gained and "(distribution) became more frequent: 0.0156 -> 0.117" in message
     few = result(12, causes={"bonds": 10, "distribution": 2})
-    assert "distribution" not in verdict(outcome(start, few), YARDSTICK, ["bonds"])[1]
+    assert "distribution" not in verdict(outcome(start, few), TRIALS, ["bonds"])[1]
     start, same = result(50, causes={"bonds": 43, "distribution": 7}), result(12, causes={"bonds": 6, "distribution": 6})
-    assert "no gain can be told from chance" in verdict(outcome(start, same), YARDSTICK, ["bonds"])[1]
+    assert "no gain can be told from chance" in verdict(outcome(start, same), TRIALS, ["bonds"])[1]
     everywhere = result(3, causes={"bonds": 3})
     start = result(50, causes={"bonds": 30, "distribution": 20})
-    assert "distribution" not in verdict(outcome(start, everywhere), YARDSTICK, ["bonds"])[1]
+    assert "distribution" not in verdict(outcome(start, everywhere), TRIALS, ["bonds"])[1]
+
+
+# -- several state points
+
+
+TWO = [Trial(f"{temperature:g} K", [], Yardstick([], [TARGET]), StabilityTest(temperature)) for temperature in (350.0, 700.0)]
+
+
+def over_both(start, end):
+    """An outcome of two trials from pairs of results."""
+    evidence = HazardComparison()
+    for a, b in zip(start, end):
+        evidence.add(a.statistics, b.statistics)
+    return Outcome(dict(zip(("350 K", "700 K"), start)), dict(zip(("350 K", "700 K"), end)), "last", evidence, 1)
+
+
+def test_several_state_points_count_together():
+    gained, message = verdict(over_both((result(10), result(60)), (result(5), result(20))), TWO, ["bonds"])
+    assert gained and "0.273 -> 0.0977" in message
+
+
+def test_failures_that_moved_to_another_state_point_are_no_gain():
+    gained, message = verdict(over_both((result(2), result(60)), (result(15), result(10))), TWO, ["bonds"])
+    assert not gained and "more of them at 350 K" in message
+
+
+def test_an_observable_that_got_worse_at_one_state_point_is_no_gain():
+    bad = result(20, (0.1, 0.1, 0.2, 0.1))
+    gained, message = verdict(over_both((result(10), result(60)), (result(5), bad)), TWO, ["bonds"])
+    assert not gained and "hr error grew at 700 K: in part 3 of 4" in message
+
+
+def test_state_points_are_strata():
+    """A model that fails more often at one state point, and had more replicas there, is not taken for the worse one."""
+    rng = np.random.default_rng(4)
+    gained = []
+    for _ in range(400):
+        evidence = HazardComparison()
+        for hazard, n_start, n_end in ((0.05, 16, 64), (2.0, 64, 16)):
+            evidence.add(times(hazard, rng, n=n_start), times(hazard, rng, n=n_end))
+        gained.append(evidence.gained)
+    assert np.mean(gained) < ERROR_RATE + 3 * (ERROR_RATE / 400) ** 0.5
 
 
 # -- rounds and budget
@@ -184,9 +226,7 @@ def compared(monkeypatch, failures, seconds=1e9, cost=0.0, most_rounds=10):
     potential.load_state_dict = lambda weights: setattr(potential, "name", weights["name"])
     monkeypatch.setattr(comparison_module, "run_stability_test", fake)
     monkeypatch.setattr(comparison_module.time, "monotonic", lambda: clock[0])
-    comparison = Comparison(
-        potential, SimpleNamespace(frames=[]), YARDSTICK, StabilityTest(500.0, seed=7), seconds, most_rounds
-    )
+    comparison = Comparison(potential, TRIALS, seconds, most_rounds)
     return comparison.run({name: {"name": name} for name in failures}), ran
 
 
@@ -199,7 +239,8 @@ def test_it_goes_on_with_other_seeds_until_then(monkeypatch):
     found, ran = compared(monkeypatch, {"start": 6, "last": 2})
     assert 1 < found.rounds < 10 and found.evidence.gained
     assert ran == [(name, 7 + k) for k in range(found.rounds) for name in ("start", "last")]
-    assert found.start.statistics.n_failed == 6 * found.rounds and len(found.end.statistics.failed) == 64 * found.rounds
+    start, end = (results["500 K"].statistics for results in (found.start, found.end))
+    assert start.n_failed == 6 * found.rounds and len(end.failed) == 64 * found.rounds
 
 
 def test_no_round_is_begun_that_would_end_beyond_the_budget(monkeypatch):

@@ -11,7 +11,8 @@ from ase import Atoms
 from stabie_ase.dynamics import PotentialForces
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.observables.averages import SlicedMeans, jackknife_error, noise_floor
-from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, run_stability_test, start, summarize
+from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, run_stability_test, start
+from stabie_ase.runs.summaries import summarize
 from stabie_ase.stability import watched
 from stabie_ase.structures.setting import Setting
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState
 from stabie_ase.observables import Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test
-from stabie_ase.stability import Failures
+from stabie_ase.stability import Failures, StabilityStatistics
 from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison
-from stabie_ase.structures.reference import Reference
+from stabie_ase.stability.survival import fewer_p_value
 
 Weights = Mapping[str, Tensor]
 
@@ -33,21 +35,42 @@ WORSE_STANDARD_ERRORS = 1.645
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One state point at which models are compared.
+
+    Attributes
+    ----------
+    name : str
+        "350 K" and the like; of no matter where there is only one.
+    frames : sequence of Atoms
+        To start from.
+    yardstick : Yardstick
+    test : StabilityTest
+        One round.
+    """
+
+    name: str
+    frames: Sequence[Atoms]
+    yardstick: Yardstick
+    test: StabilityTest
+
+
+@dataclass(frozen=True)
 class Outcome:
     """Of a comparison.
 
     Attributes
     ----------
-    start, end : StabilityResult
-        Of the starting model and of the candidate; the same object where there is no candidate.
+    start, end : mapping of str to StabilityResult
+        Of the starting model and of the candidate, by trial; the same object where there is no candidate.
     chosen : str
         Name of the candidate, or "start".
     evidence : HazardComparison
     rounds : int
     """
 
-    start: StabilityResult
-    end: StabilityResult
+    start: Mapping[str, StabilityResult]
+    end: Mapping[str, StabilityResult]
     chosen: str
     evidence: HazardComparison
     rounds: int
@@ -57,15 +80,13 @@ class Outcome:
 class Comparison:
     """Runs models from equal fresh starts, round after round, until one is known to be more stable or the budget is spent.
 
+    Of several trials each is a stratum of the evidence: failures are compared within it alone.
+
     Parameters
     ----------
     potential : Potential
         Takes the weights of one model after the other.
-    reference : Reference
-        Frames to start from.
-    yardstick : Yardstick
-    test : StabilityTest
-        One round.
+    trials : sequence of Trial
     seconds : float
         Budget: no round is begun that would end beyond it.
     most_rounds : int
@@ -74,9 +95,7 @@ class Comparison:
     """
 
     potential: Potential
-    reference: Reference
-    yardstick: Yardstick
-    test: StabilityTest
+    trials: Sequence[Trial]
     seconds: float
     most_rounds: int
     on_look: Callable[[str, int, int, MDState, Failures], None] | None = None
@@ -93,11 +112,14 @@ class Comparison:
         for k in range(self.most_rounds):
             for name in results:
                 results[name].append(self._round(name, candidates, k))
-            evidence.add(*(results[name][-1].statistics for name in results))
+            for trial in self.trials:
+                evidence.add(*(results[name][-1][trial.name].statistics for name in results))
             spent = time.monotonic() - began
             if evidence.decided or spent * (k + 2) / (k + 1) > self.seconds:
                 break
-        start, end = (StabilityResult.pool(results[name]) for name in results)
+        start, end = (
+            {trial.name: StabilityResult.pool([r[trial.name] for r in results[name]]) for trial in self.trials} for name in results
+        )
         return Outcome(start, end, chosen, evidence, k + 1)
 
     def _choose(self, candidates: Mapping[str, Weights]) -> str:
@@ -105,33 +127,41 @@ class Comparison:
         names = [name for name in candidates if name != "start"]
         if len(names) < 2:
             return names[0] if names else "start"
-        hazard = {name: self._round(name, candidates, HEAT_SEED_OFFSET).statistics.hazard_per_ps for name in names}
+        hazard = {name: together(self._round(name, candidates, HEAT_SEED_OFFSET))[0].hazard_per_ps for name in names}
         return min(names, key=hazard.get)
 
-    def _round(self, name: str, candidates: Mapping[str, Weights], k: int) -> StabilityResult:
+    def _round(self, name: str, candidates: Mapping[str, Weights], k: int) -> dict[str, StabilityResult]:
         self.potential.load_state_dict(candidates[name])
-        told = self.on_look
+        told, results = self.on_look, {}
         on_look = None if told is None else (lambda *block: told(name, k, *block))
-        test = replace(self.test, seed=self.test.seed + k)
-        return run_stability_test(self.potential, self.reference.frames, self.yardstick, test, on_look)
+        for trial in self.trials:
+            test = replace(trial.test, seed=trial.test.seed + k)
+            results[trial.name] = run_stability_test(self.potential, trial.frames, trial.yardstick, test, on_look)
+        return results
 
 
-def worse_stretch(outcome: Outcome, target: Target) -> str | None:
+def together(results: Mapping[str, StabilityResult]) -> tuple[StabilityStatistics, Counter[str]]:
+    """Times to failure and causes over all trials."""
+    found = results.values()
+    return StabilityStatistics.pool([r.statistics for r in found]), sum((r.causes for r in found), Counter())
+
+
+def worse_stretch(start: StabilityResult, end: StabilityResult, target: Target) -> str | None:
     """Where in time the observable's error has grown beyond the start's and the floor, in words; None if nowhere.
 
     Where nobody of the starting model is left, its error over all of its time stands for it. An error that is not finite has
     grown, unless the start's is not finite either.
     """
     name, value, measure = target.observable.name, target.value, target.observable.measure
-    start_error, start_spread = outcome.start.observed[name].distance(value, measure)
+    start_error, start_spread = start.observed[name].distance(value, measure)
     for part in range(TIME_STRETCHES):
-        end, start = (result.observed[name].keep(result.stretch(part, TIME_STRETCHES)) for result in (outcome.end, outcome.start))
-        (error, spread), (before, spread_before) = (observed.distance(value, measure) for observed in (end, start))
+        after, earlier = (result.observed[name].keep(result.stretch(part, TIME_STRETCHES)) for result in (end, start))
+        (error, spread), (before, spread_before) = (observed.distance(value, measure) for observed in (after, earlier))
         if before is None or spread_before is None:
             before, spread_before = start_error, start_spread
         if error is None or spread is None:
             continue
-        floor = target.floor_of(int((end.counts.sum(dim=1) > 0).sum()))
+        floor = target.floor_of(int((after.counts.sum(dim=1) > 0).sum()))
         allowed = max(before or 0.0, floor) + WORSE_STANDARD_ERRORS * (spread**2 + (spread_before or 0.0) ** 2) ** 0.5
         where = f"in part {part + 1} of {TIME_STRETCHES} of the time"
         if not math.isfinite(error) and math.isfinite(before or 0.0):
@@ -141,13 +171,13 @@ def worse_stretch(outcome: Outcome, target: Target) -> str | None:
     return None
 
 
-def verdict(outcome: Outcome, yardstick: Yardstick, listened: Iterable[str]) -> tuple[bool, str]:
+def verdict(outcome: Outcome, trials: Sequence[Trial], listened: Iterable[str]) -> tuple[bool, str]:
     """Whether the model became more stable.
 
     Parameters
     ----------
     outcome : Outcome
-    yardstick : Yardstick
+    trials : sequence of Trial
     listened : iterable of str
         Names of the criteria that training used.
 
@@ -157,7 +187,7 @@ def verdict(outcome: Outcome, yardstick: Yardstick, listened: Iterable[str]) -> 
     message : str
         The reason, in words.
     """
-    a, b, evidence = outcome.start.statistics, outcome.end.statistics, outcome.evidence
+    (a, _), (b, _), evidence = together(outcome.start), together(outcome.end), outcome.evidence
     if a.n_failed == 0:
         return False, "The starting model did not fail once in the comparison; the starting model is kept."
     rates = f"{a.hazard_per_ps:.3g} -> {b.hazard_per_ps:.3g} failures per replica-ps by any criterion (p = {evidence.p_value:.1g})"
@@ -168,25 +198,30 @@ def verdict(outcome: Outcome, yardstick: Yardstick, listened: Iterable[str]) -> 
             else "a longer --max-time may help, or a longer comparison (--check-max-time)"
         )
         return False, f"No gain that can be told from chance: {rates}; the starting model is kept: {why}."
-    for target in yardstick.targets:
-        worse = worse_stretch(outcome, target)
-        if worse:
-            return False, f"Fewer failures, {rates}, but the {target.observable.name} error grew: {worse}; the starting model is kept."
+    for trial in trials:
+        at = f" at {trial.name}" if len(trials) > 1 else ""
+        start, end = outcome.start[trial.name], outcome.end[trial.name]
+        if at and failures_p_value(end, start) <= ERROR_RATE:
+            return False, f"Fewer failures, {rates}, but more of them{at}; the starting model is kept."
+        for target in trial.yardstick.targets:
+            worse = worse_stretch(start, end, target)
+            if worse:
+                name = target.observable.name
+                return False, f"Fewer failures, {rates}, but the {name} error grew{at}: {worse}; the starting model is kept."
     return True, f"The model became more stable: {rates}.{_unheard(outcome, set(listened))}"
 
 
 def _unheard(outcome: Outcome, listened: set[str]) -> str:
     """A word on the criteria that training did not use, where they say something else than the others."""
-    others = sorted((set(outcome.start.causes) | set(outcome.end.causes)) - listened - {"not finite"})
-    if not others or failures_p_value(outcome.start, outcome.end, others) <= ERROR_RATE:
+    (a, of_start), (b, of_end) = together(outcome.start), together(outcome.end)
+    others = sorted((set(of_start) | set(of_end)) - listened - {"not finite"})
+    n_start, n_end = (sum(causes[c] for c in others) for causes in (of_start, of_end))
+    times = a.stable_replica_ps, b.stable_replica_ps
+    if not others or fewer_p_value(n_start, n_end, *times) <= ERROR_RATE:
         return ""
-    start, end = (
-        sum(r.causes[c] for c in others) / r.statistics.stable_replica_ps for r in (outcome.start, outcome.end)
-    )
-    names = ", ".join(others)
-    n = sum(r.causes[c] for r in (outcome.start, outcome.end) for c in others)
-    if failures_p_value(outcome.end, outcome.start, others) <= ERROR_RATE:
-        return f" But failures by what training did not listen to ({names}) became more frequent: {start:.3g} -> {end:.3g} per replica-ps."
-    if n < MIN_FAILURES:
+    names, rates = ", ".join(others), f"{n_start / times[0]:.3g} -> {n_end / times[1]:.3g} per replica-ps"
+    if fewer_p_value(n_end, n_start, *times[::-1]) <= ERROR_RATE:
+        return f" But failures by what training did not listen to ({names}) became more frequent: {rates}."
+    if n_start + n_end < MIN_FAILURES:
         return ""
-    return f" By what training did not listen to ({names}) no gain can be told from chance: {start:.3g} -> {end:.3g} per replica-ps."
+    return f" By what training did not listen to ({names}) no gain can be told from chance: {rates}."

@@ -18,10 +18,11 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.module import as_potential
 from stabie_ase.runs.checks import check_labels
-from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test, summarize
+from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test
 from stabie_ase.runs.monitor import Monitor, Rate
 from stabie_ase.runs.options import EvaluationOptions
 from stabie_ase.runs.run import Live
+from stabie_ase.runs.summaries import summarize
 from stabie_ase.stability import Failures
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference, read_reference, reference_of

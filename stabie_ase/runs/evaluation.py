@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from ase import Atoms
-from scipy.stats import binomtest
 from torch import Tensor
 
 from stabie_ase.dynamics import Integrator, PotentialForces, Trajectory, initial_state, integrator_for
@@ -31,13 +30,12 @@ from stabie_ase.stability import (
     watched,
     with_memory,
 )
-from stabie_ase.stability.causes import broken
 from stabie_ase.stability.criteria.distribution import DistanceShift
+from stabie_ase.stability.survival import fewer_p_value
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import spread
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.options import HasTimestep
-from stabie_ase.training.labels import QMErrors
 
 logger = logging.getLogger(__name__)
 
@@ -282,68 +280,7 @@ def _judge_windows(trajectory: Trajectory, failures: Failures, criterion: Distan
     return replace(failures, step=step, value=value, criterion=names, atoms=atoms)
 
 
-def _observable_errors(target: Target, result: StabilityResult, other: StabilityResult | None) -> dict[str, float | None]:
-    """Distance of an observable from its target, its standard error and its floor, by their keys in a summary."""
-    name, observed = f"{target.observable.name}_error", result.observed[target.observable.name]
-    error, standard_error = observed.distance(target.value, target.observable.measure)
-    found = {name: error, f"{name}_standard_error": standard_error, f"{name}_floor": target.floor}
-    if other is not None:
-        common, common_error = observed.keep(result.whole & other.whole).distance(target.value, target.observable.measure)
-        found |= {f"{name}_while_both_stable": common, f"{name}_while_both_stable_standard_error": common_error}
-    return found
-
-
-def summarize(
-    result: StabilityResult, yardstick: Yardstick, held_out: QMErrors | None, reference: QMErrors, other: StabilityResult | None = None
-) -> dict[str, object]:
-    """What `evaluate --output` and result.json say of one model; plain values with units in the names.
-
-    Parameters
-    ----------
-    result : StabilityResult
-    yardstick : Yardstick
-    held_out : QMErrors or None
-        On frames that the model has not seen, if there are any that it surely has not.
-    reference : QMErrors
-        On the reference.
-    other : StabilityResult, optional
-        Of another model from the same starts: observables are also given over the time in which both are stable.
-
-    Returns
-    -------
-    dict of str to object
-    """
-    statistics = result.statistics
-    median, low, high = statistics.median_ps()
-    summary = {
-        "n_replicas": len(statistics.failed),
-        "n_failed": statistics.n_failed,
-        "failures_by_cause": dict(sorted(result.causes.items())),
-        "what_broke": dict(broken(result.unstable).most_common()),
-        "stable_replica_ps": statistics.stable_replica_ps,
-        "hazard_per_ps": statistics.hazard_per_ps,
-        "hazard_per_ps_interval": list(statistics.hazard_interval()),
-        "median_stable_ps": median,
-        "median_stable_ps_interval": [low, high],
-    }
-    for target in yardstick.targets:
-        summary |= _observable_errors(target, result, other)
-    for where, errors in (("held_out", held_out), ("reference", reference)):
-        if errors is not None:
-            summary |= {
-                f"{where}_force_mae_eV_per_A": errors.force_mae_eV_per_A,
-                f"{where}_energy_mae_eV": errors.energy_mae_offset_removed_eV,
-                f"{where}_energy_mae_with_offset_eV": errors.energy_mae_eV,
-            }
-    return summary
-
-
-def failures_p_value(start: StabilityResult, end: StabilityResult, causes: Iterable[str] | None = None) -> float:
-    """Chance (a fraction) that the start has so many more failures, by these causes or by all, if both models had equal hazards.
-
-    With equal rates the starting model's fraction of all failures is binomial, its chance the fraction of the time it was
-    observed for (Przyborowski & Wilenski, Biometrika 31, 313, 1940): exact for a number of failures that was not waited for.
-    """
-    a, b = (r.statistics.n_failed if causes is None else sum(r.causes[c] for c in causes) for r in (start, end))
-    time_start, time_end = start.statistics.stable_replica_ps, end.statistics.stable_replica_ps
-    return float(binomtest(a, a + b, time_start / (time_start + time_end), alternative="greater").pvalue) if a + b else 1.0
+def failures_p_value(start: StabilityResult, end: StabilityResult) -> float:
+    """Chance (a fraction) that the start has so many more failures if both models had equal hazards."""
+    a, b = start.statistics, end.statistics
+    return fewer_p_value(a.n_failed, b.n_failed, a.stable_replica_ps, b.stable_replica_ps)

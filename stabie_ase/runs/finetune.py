@@ -15,13 +15,13 @@ from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
-from stabie_ase.runs.comparison import Comparison, Outcome, verdict
-from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failing_frames, summarize
+from stabie_ase.runs.comparison import Comparison, Outcome, Trial, together, verdict
+from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failing_frames
 from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.runs.inputs import Inputs, code_files
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.progress import CheckProgress, LoopProgress
-from stabie_ase.runs.result import curves, observed, price
+from stabie_ase.runs.result import curves, observed, price, summaries_together
 from stabie_ase.runs.run import Live, Run
 from stabie_ase.stability import TRAINING, Criterion, criteria_from, default_criteria
 from stabie_ase.stability.sequential import replica_ps_to_tell
@@ -201,7 +201,35 @@ class Finetuning(Run):
 
     def _compare(self, monitor: Monitor) -> dict:
         """Hold the candidates against the starting model from equal fresh starts; the winner stays in the potential."""
-        config, training = self.config, self.training
+        config, training, trials = self.config, self.training, self._trials()
+        test = trials[0].test
+        if config.check.time_ps is None and test.time_ps < MAX_CHECK_PS:
+            logger.info("replicas of the comparison run %.2g ps, so that a round fits its time; see --check-max-time", test.time_ps)
+        candidates, told = training.candidates(), CheckProgress(test, config.check.rounds, self.check_seconds, monitor)
+        outcome = Comparison(training.potential, trials, self.check_seconds, config.check.rounds, told.on_check).run(candidates)
+        told.end()
+        gained, message = verdict(outcome, trials, [criterion.name for criterion in self.criteria])
+        if training.unchanged and training.progress.updates:
+            message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
+        models = self._summaries(outcome, trials, candidates)
+        if gained:
+            message += price(models)
+        training.potential.load_state_dict(candidates[outcome.chosen if gained else "start"])
+        shown = {"start": outcome.start, "stabie": outcome.end}
+        return {
+            "models": models,
+            "curves": {name: curves(together(results)[0]) for name, results in shown.items()},
+            "observables": observed(trials, shown),
+            "frames": {"reference": self.reference.source, "held_out": self.held_out_source},
+            "gained": gained,
+            "message": message,
+            "p_value": outcome.evidence.p_value,
+            "test": asdict(test) | {"criterion": trials[0].yardstick.describe(), "rounds": outcome.rounds},
+        }
+
+    def _trials(self) -> list[Trial]:
+        """Where models are compared: the conditions of training."""
+        config = self.config
         test = StabilityTest(
             temperature_K=config.dynamics.temperature_K,
             replicas=config.check.replicas,
@@ -211,43 +239,17 @@ class Finetuning(Run):
             check_every_fs=min(config.dynamics.check_every_fs, 1000.0 * self.check_ps),
             seed=config.seed + 1,
         )
-        if config.check.time_ps is None and test.time_ps < MAX_CHECK_PS:
-            logger.info("replicas of the comparison run %.2g ps, so that a round fits its time; see --check-max-time", test.time_ps)
-        candidates, told = training.candidates(), CheckProgress(test, config.check.rounds, self.check_seconds, monitor)
-        comparison = Comparison(
-            training.potential, self.reference, self.yardstick, test, self.check_seconds, config.check.rounds, told.on_check
-        )
-        outcome = comparison.run(candidates)
-        told.end()
-        gained, message = verdict(outcome, self.yardstick, [criterion.name for criterion in self.criteria])
-        if training.unchanged and training.progress.updates:
-            message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
-        models = self._summaries(outcome, candidates)
-        if gained:
-            message += price(models)
-        training.potential.load_state_dict(candidates[outcome.chosen if gained else "start"])
-        shown = {"start": outcome.start, "stabie": outcome.end}
-        yardstick = self.yardstick
-        return {
-            "models": models,
-            "curves": {name: curves(result) for name, result in shown.items()},
-            "observables": {target.observable.name: observed(target, shown) for target in yardstick.targets},
-            "frames": {"reference": self.reference.source, "held_out": self.held_out_source},
-            "gained": gained,
-            "message": message,
-            "p_value": outcome.evidence.p_value,
-            "test": asdict(test) | {"criterion": yardstick.describe(), "rounds": outcome.rounds},
-        }
+        return [Trial(f"{test.temperature_K:g} K", self.reference.frames, self.yardstick, test)]
 
-    def _summaries(self, outcome: Outcome, candidates: dict) -> dict[str, dict]:
+    def _summaries(self, outcome: Outcome, trials: Sequence[Trial], candidates: dict) -> dict[str, dict]:
         """Stability, observable and errors of the start and of the candidate that was compared with it."""
         potential = self.training.potential
         labelled = LabelledFrames.from_reference(self.reference, potential.device)
         models, pairs = {}, {"start": ("start", outcome.start, outcome.end), "stabie": (outcome.chosen, outcome.end, outcome.start)}
-        for name, (weights, result, other) in pairs.items():
+        for name, (weights, results, others) in pairs.items():
             potential.load_state_dict(candidates[weights])
             held_out, reference = (qm_errors(potential, frames) for frames in (self.training.accuracy.frames, labelled))
-            models[name] = summarize(result, self.yardstick, held_out, reference, other)
+            models[name] = summaries_together(trials, results, others, held_out, reference)
         return models
 
 

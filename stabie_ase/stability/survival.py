@@ -88,3 +88,13 @@ def stability_statistics(failures: Failures, n_steps: int, timestep: float) -> S
     """Statistics of one run of `n_steps` steps of `timestep` (ASE units)."""
     step, failed = failures.step.cpu().numpy(), failures.failed.cpu().numpy()
     return StabilityStatistics(np.where(failed, step, n_steps) * timestep / (1000.0 * units.fs), failed)
+
+
+def fewer_p_value(n_start: int, n_end: int, time_start: float, time_end: float) -> float:
+    """Chance (a fraction) that one of two models has so many more failures in its time (ps) if their rates were equal.
+
+    With equal rates the starting model's fraction of all failures is binomial, its chance the fraction of the time it was
+    observed for (Przyborowski & Wilenski, Biometrika 31, 313, 1940): exact for a number of failures that was not waited for.
+    """
+    n = n_start + n_end
+    return float(stats.binomtest(n_start, n, time_start / (time_start + time_end), alternative="greater").pvalue) if n else 1.0

@@ -1,4 +1,4 @@
-"""The before/after table: what `evaluation.summarize` says of some models, side by side."""
+"""The before/after table: what `summaries.summarize` says of some models, side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def format_table(models: Mapping[str, Mapping[str, Any]], time_ps: float | None 
     Parameters
     ----------
     models : dict of name to summary
-        Summaries as returned by `stabie_ase.runs.evaluation.summarize`; any entry may be missing or None.
+        Summaries as returned by `stabie_ase.runs.summaries.summarize`; any entry may be missing or None.
     time_ps : float, optional
         Length of the test, to say "> 5" of a median that was not reached.
 
