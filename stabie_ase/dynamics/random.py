@@ -17,8 +17,9 @@ from stabie_ase.structures.batch import AtomsBatch
 
 _MASK = 0xFFFFFFFF
 
-MOMENTA, NOISE, RESETS, CELL = 1, 2, 3, 4
-"""Purposes, kept apart by the counter: initial momenta, thermostat noise, draws made once a replica and phase, barostat noise."""
+MOMENTA, NOISE, RESETS, CELL, LEARNERS = 1, 2, 3, 4, 5
+"""Purposes, kept apart by the counter: initial momenta, thermostat noise, draws made once a replica and phase, barostat noise, who
+takes part in learning."""
 
 
 def philox(counter: Tensor, key: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ class TrainingLoop:
         length, looks, samples = map(dynamics.steps, (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs))
         window = Window(length, looks, samples, phases.escape_factor)
         self.pools = [
-            ReplicaPool(condition, potential, window, config.seed + SEED_STRIDE * k) for k, condition in enumerate(conditions)
+            ReplicaPool(condition, potential, window, config.seed + SEED_STRIDE * k, round(phases.bank * condition.replicas))
+            for k, condition in enumerate(conditions)
         ]
         self.schedule = Schedule(
             phases.upper_fraction, phases.lower_fraction, phases.max_simulation_windows, phases.max_learning_windows
@@ -186,11 +187,8 @@ class TrainingLoop:
         windows = [pool.learn() for pool in self.pools]
         progress.window += 1
         fraction = _fraction([failures.failed for _, _, failures in windows])
-        if progress.window == 1 and fraction < 0.5 * self.unstable_fraction:
-            logger.warning(
-                "only %.0f %% of the replicas failed again after the rewind, %.0f %% had failed before: "
-                "there is little to learn from them", 100 * fraction, 100 * self.unstable_fraction,
-            )  # fmt: skip
+        if progress.window == 1:
+            self._warn_if_few_failed_again(windows)
         record = self._record(unstable_fraction=fraction)
         learned = self.schedule.teaches(fraction)
         if learned:
@@ -209,6 +207,14 @@ class TrainingLoop:
             for pool in self.pools:
                 pool.renew_forces()
         return record, []
+
+    def _warn_if_few_failed_again(self, windows: list) -> None:
+        again = [pool.failed_again(failures) for pool, (_, _, failures) in zip(self.pools, windows) if pool.failed.any()]
+        if again and min(again) < 0.5:
+            logger.warning(
+                "only %.0f %% of the replicas that had failed failed again after the rewind: there is little to learn from them",
+                100 * min(again),
+            )
 
     def _update_alone(self) -> dict[str, object]:
         """One update without any dynamics."""

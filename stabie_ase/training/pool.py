@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState, PotentialForces, Trajectory
 from stabie_ase.dynamics.integrators import update_forces
-from stabie_ase.dynamics.random import RESETS, replica_keys, uniforms
+from stabie_ase.dynamics.random import LEARNERS, RESETS, replica_keys, uniforms
 from stabie_ase.dynamics.starts import start
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Failures, watched, with_memory
+from stabie_ase.training.bank import Bank, joined, restored
 from stabie_ase.training.condition import Condition
 
 SEED_STRIDE = 7_919
 """Added to the seed from one pool to the next, so that no two share random streams."""
+
+MIN_SOUND_LEARNERS = 8
+"""Replicas that have not failed and take part in learning: what is stable has to be known beside what is not."""
 
 
 @dataclass
@@ -51,6 +56,25 @@ class Window:
     escape: float
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a learning phase begins with, window after window.
+
+    Attributes
+    ----------
+    state : MDState
+        Replicas of the pool, then states from its bank.
+    rows : Tensor of int64, shape (n_rows,)
+        Which replicas these are.
+    banked : Tensor of int64, shape (n_banked,)
+        Which of the bank's states.
+    """
+
+    state: MDState
+    rows: Tensor
+    banked: Tensor
+
+
 class ReplicaPool:
     """Replicas of a condition under a potential that is being trained.
 
@@ -60,6 +84,8 @@ class ReplicaPool:
     potential : Potential
     window : Window
     seed : int
+    bank : int
+        States before failures that are kept beyond the phase that found them.
 
     Attributes
     ----------
@@ -72,11 +98,12 @@ class ReplicaPool:
         Told of every look, see `Watch`.
     """
 
-    def __init__(self, condition: Condition, potential: Potential, window: Window, seed: int):
+    def __init__(self, condition: Condition, potential: Potential, window: Window, seed: int, bank: int = 0):
         self.condition, self.potential, self.window, self.seed = condition, potential, window, seed
         self.counters, self.on_look = Counters(), None
         self.replicas = self._fresh(condition.replicas)
         self.failed = torch.zeros(condition.replicas, dtype=torch.bool, device=potential.device)
+        self.bank, self.lesson = Bank(bank), None
 
     def simulate(self) -> tuple[Failures, Tensor]:
         """One window of those that have not failed; a replica that fails is rewound to the start of it.
@@ -96,16 +123,42 @@ class ReplicaPool:
         self.counters.stable_steps += int(torch.where(failures.failed, failures.step, self.window.n_steps).sum())
         return failures, going
 
+    def _gather(self) -> Lesson:
+        """What a learning phase begins with: the replicas that failed, others from the bank up to half, and as many that did not fail."""
+        failed = self.failed.nonzero()[:, 0]
+        banked = self.bank.choose(self.condition.replicas // 2 - len(failed))
+        n_sound = max(len(failed) + len(banked), MIN_SOUND_LEARNERS)
+        chance = uniforms(self.replicas.key, self.replicas.step, LEARNERS).masked_fill(self.failed, math.inf)
+        sound = chance.argsort()[: min(n_sound, len(chance) - len(failed))]
+        rows = torch.cat([failed, sound]).sort().values
+        state = self.replicas.select(rows)
+        if len(banked):
+            state = self._with_forces(joined(state, self.bank.states.select(banked)))
+        return Lesson(state, rows, banked)
+
     def learn(self) -> tuple[MDState, Trajectory, Failures]:
-        """One window of all replicas from where they are, unstable ones too; they stay where they were."""
-        ends, trajectory, failures = self._run(self.replicas, stop_unstable=False)
+        """One window of the lesson, unstable replicas too; it stays where it was."""
+        self.lesson = self.lesson or self._gather()
+        ends, trajectory, failures = self._run(self.lesson.state, stop_unstable=False)
         assert trajectory is not None
+        self.bank.note(self.lesson.banked, failures.failed[len(self.lesson.rows) :])
         return ends, trajectory, failures
 
+    def failed_again(self, failures: Failures) -> float:
+        """The fraction of the replicas that failed in this simulation phase which did so again in a window of learning."""
+        rows = self.lesson.rows
+        return float(failures.failed[: len(rows)][self.failed[rows]].double().mean())
+
     def go_on_from(self, ends: MDState, failures: Failures) -> None:
-        """Go on from the ends of a learning window; replicas that failed in it start afresh."""
-        self.replicas = ends
-        self._restart(failures.failed | ~ends.alive)
+        """Go on from the ends of a learning window; replicas that failed in it start afresh, and go to the bank as they were."""
+        rows = self.lesson.rows
+        mine = torch.arange(len(rows), device=rows.device)
+        was = self.failed[rows]
+        self.bank.add(self.lesson.state.select(mine[was]), failures.failed[mine][was])
+        broken = (failures.failed | ~ends.alive)[mine]
+        self.replicas = self.replicas.put(rows, ends.select(mine))
+        self._restart(torch.zeros_like(self.failed).index_copy(0, rows, broken))
+        self.lesson = None
 
     def reset_some(self, fraction: float) -> None:
         """Put a fraction of the replicas back to the reference, chosen at random."""
@@ -118,7 +171,12 @@ class ReplicaPool:
 
     def renew_forces(self) -> None:
         """The replicas carry forces: those of the potential's new weights from here on."""
-        self.replicas = update_forces(self.replicas, PotentialForces.driving(self.potential, self.condition.integrator))
+        self.replicas = self._with_forces(self.replicas)
+        if self.lesson is not None:
+            self.lesson = replace(self.lesson, state=self._with_forces(self.lesson.state))
+
+    def _with_forces(self, state: MDState) -> MDState:
+        return update_forces(state, PotentialForces.driving(self.potential, self.condition.integrator))
 
     def _run(self, state: MDState, stop_unstable: bool) -> tuple[MDState, Trajectory | None, Failures]:
         began, integrator, window = time.monotonic(), self.condition.integrator, self.window
@@ -155,10 +213,19 @@ class ReplicaPool:
 
     def state(self) -> dict:
         """Everything an exact continuation needs; tensors and plain values only."""
-        return {"replicas": self.replicas.tensors(), "failed": self.failed.clone(), "counters": vars(self.counters).copy()}
+        saved = {"replicas": self.replicas.tensors(), "failed": self.failed.clone(), "counters": vars(self.counters).copy()}
+        lesson = self.lesson
+        if lesson is not None:
+            saved["lesson"] = {"state": lesson.state.tensors(), "rows": lesson.rows, "banked": lesson.banked}
+        return saved | {"bank": self.bank.state()}
 
     def restore(self, state: dict) -> None:
         """Go on from what `state` returned."""
         self.replicas = self.replicas.restore(state["replicas"])
         self.failed = state["failed"].to(self.failed.device)
         self.counters = Counters(**state["counters"])
+        self.bank.restore(state["bank"], self.replicas)
+        lesson, device = state.get("lesson"), self.failed.device
+        if lesson is not None:
+            lesson = Lesson(restored(lesson["state"], self.replicas), lesson["rows"].to(device), lesson["banked"])
+        self.lesson = lesson
