@@ -152,3 +152,12 @@ def test_where_they_are_not_installed(monkeypatch):
 def test_a_family_without():
     with pytest.raises(NotCompiled, match="^there are no kernels for the schnet potential$"):
         compile_where_wanted("kernels", schnet(), FRAMES, 3)
+
+
+def test_where_they_do_not_load(monkeypatch, tmp_path):
+    """Kernels of another version of CUDA: cuequivariance would go on without them, and MACE fail with it."""
+    (tmp_path / "broken_kernels.py").write_text('raise ImportError("libnvrtc.so: cannot open shared object file")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cueq, "PACKAGES", {"cpu": ("broken_kernels",)})
+    with pytest.raises(NotCompiled, match="^broken_kernels is installed but does not load \\(libnvrtc.so: cannot open"):
+        compile_where_wanted("kernels", mace(), FRAMES, 3)

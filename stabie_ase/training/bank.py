@@ -32,7 +32,9 @@ class Bank:
     """
 
     def __init__(self, capacity: int):
-        self.capacity, self.states, self.failing = capacity, None, torch.zeros(0, dtype=torch.bool)
+        self.capacity = capacity
+        self.states: MDState | None = None
+        self.failing = torch.zeros(0, dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.failing)
@@ -62,10 +64,8 @@ class Bank:
 
     def restore(self, state: dict, like: MDState) -> None:
         """Go on from what `state` returned; `like` has replicas of the same atoms."""
-        self.__init__(self.capacity)
-        if state:
-            self.failing = state["failing"]
-            self.states = restored(state["states"], like)
+        self.states = restored(state["states"], like) if state else None
+        self.failing = state["failing"] if state else torch.zeros(0, dtype=torch.bool)
 
 
 def restored(tensors: dict[str, Tensor], like: MDState) -> MDState:

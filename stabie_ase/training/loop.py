@@ -13,7 +13,6 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
 from stabie_ase.training.options import FinetuneOptions
 from stabie_ase.training.pool import SEED_STRIDE, ReplicaPool, Window
-from stabie_ase.training.schedule import FINISHED, LEARNING, SIMULATION, Schedule
+from stabie_ase.training.schedule import FINISHED, LEARNING, SIMULATION, Progress, Schedule
 from stabie_ase.training.updates import Work, rule_class
 
 logger = logging.getLogger(__name__)
@@ -49,18 +48,6 @@ WHY_TAKEN_BACK = (
     "each raised the force or energy error on the frames it is judged by beyond its bound: most likely the model was trained on "
     "those frames; give --valid FILE with frames it has not seen, or a looser --force-error-bound or --energy-error-bound"
 )
-
-
-@dataclass
-class Progress:
-    """Counters of a run; plain numbers, saved with it."""
-
-    phase: str = SIMULATION
-    cycle: int = 0
-    window: int = 0
-    updates: int = 0
-    taken_back: int = 0
-    seconds: float = 0.0
 
 
 class TrainingLoop:

@@ -103,7 +103,8 @@ class ReplicaPool:
         self.counters, self.on_look = Counters(), None
         self.replicas = self._fresh(condition.replicas)
         self.failed = torch.zeros(condition.replicas, dtype=torch.bool, device=potential.device)
-        self.bank, self.lesson = Bank(bank), None
+        self.bank = Bank(bank)
+        self.lesson: Lesson | None = None
 
     def simulate(self) -> tuple[Failures, Tensor]:
         """One window of those that have not failed; a replica that fails is rewound to the start of it.
@@ -132,25 +133,27 @@ class ReplicaPool:
         sound = chance.argsort()[: min(n_sound, len(chance) - len(failed))]
         rows = torch.cat([failed, sound]).sort().values
         state = self.replicas.select(rows)
-        if len(banked):
+        if self.bank.states is not None and len(banked):
             state = self._with_forces(joined(state, self.bank.states.select(banked)))
         return Lesson(state, rows, banked)
 
     def learn(self) -> tuple[MDState, Trajectory, Failures]:
         """One window of the lesson, unstable replicas too; it stays where it was."""
-        self.lesson = self.lesson or self._gather()
-        ends, trajectory, failures = self._run(self.lesson.state, stop_unstable=False)
+        lesson = self.lesson = self.lesson or self._gather()
+        ends, trajectory, failures = self._run(lesson.state, stop_unstable=False)
         assert trajectory is not None
-        self.bank.note(self.lesson.banked, failures.failed[len(self.lesson.rows) :])
+        self.bank.note(lesson.banked, failures.failed[len(lesson.rows) :])
         return ends, trajectory, failures
 
     def failed_again(self, failures: Failures) -> float:
         """The fraction of the replicas that failed in this simulation phase which did so again in a window of learning."""
+        assert self.lesson is not None
         rows = self.lesson.rows
         return float(failures.failed[: len(rows)][self.failed[rows]].double().mean())
 
     def go_on_from(self, ends: MDState, failures: Failures) -> None:
         """Go on from the ends of a learning window; replicas that failed in it start afresh, and go to the bank as they were."""
+        assert self.lesson is not None
         rows = self.lesson.rows
         mine = torch.arange(len(rows), device=rows.device)
         was = self.failed[rows]

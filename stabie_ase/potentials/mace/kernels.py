@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,7 @@ class Kernels:
 
     def __init__(self, network: nn.Module, reduced: bool):
         device = network.r_max.device.type
-        if any(find_spec(package) is None for package in PACKAGES[device]):
-            raise ImportError(f"cuequivariance is not installed: {INSTALL}")
+        _check_installed(PACKAGES[device])
         from mace.modules.wrapper_ops import CuEquivarianceConfig
         from mace.tools.scripts_utils import extract_config_mace_model
 
@@ -82,3 +82,14 @@ class Kernels:
                 keep_last_layer_irreps=self.config.get("keep_last_layer_irreps", False),
             )
         self.carried = now
+
+
+def _check_installed(packages: Sequence[str]) -> None:
+    """Raise ImportError unless all can be imported: cuequivariance itself goes on without kernels that do not load, and MACE then fails."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ModuleNotFoundError as error:
+            raise ImportError(f"cuequivariance is not installed: {INSTALL} ({error})") from error
+        except (ImportError, OSError) as error:  # its libraries are of another version of CUDA or torch
+            raise ImportError(f"{package} is installed but does not load ({str(error).splitlines()[0]}): {INSTALL}") from error
