@@ -25,10 +25,11 @@ step is close to h/2 ∂F(x_t), so that variance is that of a local formula; tak
 
 **One backward pass.** Contracted with weights of paths and steps, all is Σ_t Σ_a W_ta · ∂F_a(x_t) and a weighted sum of ∂U(x_0).
 
-**Cost.** Forces along whole paths are differentiated once more: some three times the time of the dynamics itself, as in training on
-forces. Paths keep positions, momenta and noise of every step. Above all the gradient is noisy. The score is a sum over steps and atoms:
-its variance grows in proportion to the path's length and the number of atoms, while the dependence on θ of what is looked at does not.
-`examples/path_gradient.py` prints signal to noise: thousands of paths of some ten periods of a vibration.
+**Cost.** Forces along whole paths are differentiated once more: some three times the time of the dynamics, as in training on forces.
+Paths keep positions, momenta and noise of every step. Above all the gradient is noisy. The score is a sum over steps and atoms, so that
+its variance grows in proportion to both; with A averaged over a replica's atoms, whose own variance falls, a replica of many atoms
+tells about as much as one atom does. `examples/path_gradient.py` prints signal to noise: for lags of up to two periods of an
+oscillator 0.03 to 0.35 a path, so that a derivative to 10 % takes a thousand to a hundred thousand paths.
 """
 
 from __future__ import annotations
