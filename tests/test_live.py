@@ -150,3 +150,23 @@ def test_evaluate_paths_and_objects(here):
     assert list(json.loads((here / "found.json").read_text()).values()) == [json.loads(json.dumps(summary))]
     with pytest.raises(ValueError, match="two models are called 'model'"):
         stabie_ase.evaluate(tiny.model(), tiny.reference().frames, compare={"model": tiny.truth()}, **options)
+
+
+def test_evaluation_refuses_two_of_one_name_as_well(here):
+    model, frames = tiny.model(), tiny.reference().frames
+    with pytest.raises(ValueError, match="two observables have one name among hr, hr"):
+        stabie_ase.evaluate(model, frames, observables=[DistanceDistribution(9.0), "hr"], time_ps=0.01)
+    bonds = BondLengthDeviation.from_reference(frames, 0.3)
+    with pytest.raises(ValueError, match="two criteria have one name among bonds, .*bonds;"):
+        stabie_ase.evaluate(model, frames, criteria=[bonds, "bonds:0.4"], time_ps=0.01)
+
+
+def test_a_criterion_that_is_an_object_takes_the_place_of_the_usual_one(here):
+    """The others that suit the system count beside it."""
+    told = []
+    monitor = stabie_ase.Monitor()
+    monitor.message = told.append
+    bonds = BondLengthDeviation.from_reference(tiny.reference().frames, 0.123)
+    stabie_ase.evaluate(tiny.model(), tiny.reference().frames, criteria=[bonds], time_ps=0.001, replicas=2, monitor=monitor)
+    lines = "\n".join(told)
+    assert "0.123 Å" in lines and lines.count("a bond off") == 1 and lines.count("  - ") > 3

@@ -13,7 +13,7 @@ from torch import nn
 
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import default_observable, observables_from
+from stabie_ase.observables import Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.module import as_potential
@@ -23,7 +23,7 @@ from stabie_ase.runs.monitor import Monitor, Rate
 from stabie_ase.runs.options import EvaluationOptions
 from stabie_ase.runs.run import Live
 from stabie_ase.runs.summaries import summarize
-from stabie_ase.stability import Failures
+from stabie_ase.stability import VERDICT, Failures
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference, read_reference, reference_of
 from stabie_ase.structures.setting import Setting
@@ -97,12 +97,8 @@ class Evaluation:
         potentials = {name: _opened(model, about) for name, model in models.items()}
         reference = reference.isolated(max(potential.cutoff for potential in potentials.values()))
         setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
-        observables = live.observables + (
-            observables_from(config.observable or default_observable(setting), setting)
-            if config.observable or not live.observables
-            else []
-        )
-        yardstick = Yardstick.from_reference(config.criterion, setting, observables).with_criteria(live.criteria)
+        config, observables, criteria = live.resolved(config, setting, VERDICT, verdict=True)
+        yardstick = Yardstick.of(criteria, setting, [Target.from_frames(observable, reference.frames) for observable in observables])
         test = StabilityTest(
             temperature_K=config.temperature_K,
             replicas=config.replicas,

@@ -116,12 +116,22 @@ class Yardstick:
     def from_reference(cls, text: str | None, setting: Setting, observables: Sequence[Observable]) -> Yardstick:
         """The criteria that suit the system, those that `text` names with its tolerances, and the observables' means over the reference.
 
-        A reference that tells another temperature is warned of; ValueError as of `criteria_from`.
+        ValueError as of `criteria_from`; a reference that tells another temperature is warned of.
         """
-        frames = setting.frames
         criteria = criteria_from(text or "", setting, default_criteria(setting, VERDICT))
-        targets = [Target.from_frames(observable, frames) for observable in observables]
-        comparable = _same_temperature(setting) and not any(atoms.pbc.any() for atoms in frames)
+        return cls.of(criteria, setting, [Target.from_frames(observable, setting.frames) for observable in observables])
+
+    @classmethod
+    def of(cls, criteria: Sequence[Criterion], setting: Setting, targets: Sequence[Target]) -> Yardstick:
+        """These, and the distances of the reference over windows where the dynamics are of its temperature."""
+        frames = setting.frames
+        comparable = setting.one_temperature and not any(atoms.pbc.any() for atoms in frames)
+        if not setting.one_temperature:
+            logger.warning(
+                "the reference is of %g K, the dynamics are of %g K: distances over windows are not judged, and an error of the "
+                "observable holds the difference of the temperatures; best are a reference and dynamics of one temperature",
+                setting.reference_temperature_K, setting.temperature_K,
+            )  # fmt: skip
         return cls(criteria, targets, DistanceShift.from_reference(frames, setting.topology) if comparable else None)
 
     def with_criteria(self, criteria: Sequence[Criterion]) -> Yardstick:
@@ -133,22 +143,6 @@ class Yardstick:
         """All criteria, in words."""
         known: list[Any] = [*self.criteria, *([self.distribution] if self.distribution else [])]
         return [criterion.describe() for criterion in known]
-
-
-SAME_TEMPERATURE = 0.05
-"""Fraction by which the temperature of the dynamics may be off that of the reference: distances do not tell them apart."""
-
-
-def _same_temperature(setting: Setting) -> bool:
-    """Whether the reference is of the temperature of the dynamics, as far as it tells; else that is said."""
-    told, temperature_K = setting.reference_temperature_K, setting.temperature_K
-    if told is None or abs(temperature_K - told) <= SAME_TEMPERATURE * told:
-        return True
-    logger.warning(
-        "the reference is of %g K, the dynamics are of %g K: distances over windows are not judged, and an error of the observable "
-        "holds the difference of the temperatures; best are a reference and dynamics of one temperature", told, temperature_K,
-    )  # fmt: skip
-    return False
 
 
 MAX_JUDGED_FRAMES = 200

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
 from stabie_ase.runs.comparison import Comparison, Outcome, Trial, together, verdict
@@ -23,11 +22,11 @@ from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.progress import CheckProgress, LoopProgress
 from stabie_ase.runs.result import curves, observed, price, summaries_together
 from stabie_ase.runs.run import Live, Run
-from stabie_ase.stability import TRAINING, Criterion, criteria_from, default_criteria
+from stabie_ase.stability import TRAINING, Criterion
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
 from stabie_ase.structures.setting import Setting
-from stabie_ase.system.options import BadOption, with_temperature
+from stabie_ase.system.options import with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
 from stabie_ase.training.options import FinetuneOptions
@@ -72,16 +71,7 @@ class Finetuning(Run):
             potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
         check_inputs(potential, Path(inputs.model).name, reference, validation)
         setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
-        if not live.observables:
-            config = replace(config, observable=config.observable or default_observable(setting))
-        if not live.criteria:
-            config = replace(config, criterion=config.criterion or default_criteria(setting, TRAINING))
-        observables = live.observables + (observables_from(config.observable, setting) if config.observable else [])
-        criteria = live.criteria + criteria_from(config.criterion or "", setting)
-        for what, found in (("observables", observables), ("criteria", criteria)):
-            named = [one.name for one in found]
-            if len(set(named)) < len(named):
-                raise BadOption(f"two {what} have one name among {', '.join(named)}; results are told by name, give each its own")
+        config, observables, criteria = live.resolved(config, setting, TRAINING)
         monitor.message(f"Observables: {', '.join(observable.describe() for observable in observables)}")
         # What only the user knows to look for counts in the verdict as it does in training.
         yardstick = Yardstick.from_reference(config.check.criterion, setting, observables).with_criteria(criteria)

@@ -7,12 +7,14 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from stabie_ase.observables import Observable
+from stabie_ase.observables import Observable, default_observable, observables_from
 from stabie_ase.runs.directory import UnusableRun, WorkDirectory, in_words
 from stabie_ase.runs.inputs import FromFiles, check_unchanged, digests, versions, warn_of_other_versions, with_absolute_files
 from stabie_ase.runs.monitor import Monitor
-from stabie_ase.stability import Criterion
-from stabie_ase.system.options import from_dict
+from stabie_ase.stability import Criterion, criteria_from, default_criteria
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system.options import BadOption, from_dict
+from stabie_ase.system.spec import parse
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,6 +30,52 @@ class Live:
     def names(self) -> list[str]:
         """Of all objects, with the weights of observables."""
         return [x.describe() for x in self.observables] + [x.name for x in self.criteria]
+
+    def resolved(
+        self, config: Any, setting: Setting, tolerance: float, verdict: bool = False
+    ) -> tuple[Any, list[Observable], list[Criterion]]:
+        """All observables and criteria of a command: these, those that its options name, and what suits the system where there are none.
+
+        Parameters
+        ----------
+        config : dataclass
+            With `observable` and `criterion` as text.
+        setting : Setting
+            The system.
+        tolerance : float
+            In Å, of criteria that nobody has chosen.
+        verdict : bool
+            Criteria that suit the system count beside the chosen ones, where they have other names.
+
+        Returns
+        -------
+        config : dataclass
+            With the text of what suits the system where nothing was chosen.
+        observables : list of Observable
+        criteria : list of Criterion
+
+        Raises
+        ------
+        BadOption, BadSpec, ValueError
+            Two of one name, or what `observables_from` and `criteria_from` refuse.
+        """
+        if not (config.observable or self.observables):
+            config = replace(config, observable=default_observable(setting))
+        if not (config.criterion or self.criteria):
+            config = replace(config, criterion=default_criteria(setting, tolerance))
+        others = parse(default_criteria(setting, tolerance)) if verdict else []
+        made = [criterion.name for criterion in self.criteria]
+        beside = ",".join(str(spec) for spec in others if spec.name not in made)
+        observables = [*self.observables, *(observables_from(config.observable, setting) if config.observable else [])]
+        criteria = [*self.criteria, *criteria_from(config.criterion or "", setting, beside)]
+        _check_names("observables", [observable.name for observable in observables])
+        _check_names("criteria", [criterion.name for criterion in criteria])
+        return config, observables, criteria
+
+
+def _check_names(what: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise BadOption(f"two {what} have one name among {', '.join(names)}; results are told by name, give each its own")
 
 
 class Opened(NamedTuple):

@@ -10,6 +10,14 @@ from ase import Atoms
 
 from stabie_ase.structures.topology import Topology
 
+SAME_TEMPERATURE = 0.05
+"""Fraction by which the temperature of the dynamics may be off that of the reference: distances do not tell them apart."""
+
+
+def same_temperature(told_K: float | None, temperature_K: float) -> bool:
+    """Whether data of one temperature serve for dynamics of another, both in K; of data that tell none that is assumed."""
+    return told_K is None or abs(temperature_K - told_K) <= SAME_TEMPERATURE * told_K
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -27,6 +35,11 @@ class Setting:
     frames: Sequence[Atoms]
     temperature_K: float
     reference_temperature_K: float | None = None
+
+    @property
+    def one_temperature(self) -> bool:
+        """Whether the reference is of the temperature of the dynamics, as far as it tells."""
+        return same_temperature(self.reference_temperature_K, self.temperature_K)
 
     @cached_property
     def topology(self) -> Topology:
