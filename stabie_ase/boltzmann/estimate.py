@@ -16,6 +16,7 @@ from torch import Tensor
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
 from stabie_ase.observables import Target
+from stabie_ase.observables.averages import precision_weights
 from stabie_ase.system.processes import softmax, total
 
 
@@ -259,9 +260,4 @@ def fluctuation_weights(values: Tensor, weights: Tensor, floor: float) -> Tensor
     Tensor, shape (d,)
         With the same sum as `weights`.
     """
-    variance = values.double().var(dim=0, correction=0)
-    mean, weights = variance.mean(), weights.to(values.device, torch.float64)
-    if not mean > 0:
-        return weights
-    scaled = weights / (variance / mean + floor)
-    return scaled * (weights.sum() / scaled.sum())
+    return precision_weights(values.double().var(dim=0, correction=0), weights, floor)

@@ -102,6 +102,32 @@ def jackknife_error(sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], 
     return float(((n - 1) * without.var(correction=0)).sqrt())
 
 
+def precision_weights(variance: Tensor, weights: Tensor, floor: float) -> Tensor:
+    """Weights of components by how well each is known, c_k ∝ weights_k / (v_k/v̄ + floor), v̄ the mean of the variances v_k.
+
+    Parameters
+    ----------
+    variance : Tensor, shape (d,)
+        In the unit of the components, squared; where all are zero nothing is known of them and `weights` are returned.
+    weights : Tensor, shape (d,)
+        What they would count by otherwise; what has none keeps none, and its variance is not looked at.
+    floor : float
+        Fraction of v̄ added to every variance; far above one all components count by `weights` alone.
+
+    Returns
+    -------
+    Tensor of float64, shape (d,)
+        With the same sum as `weights`.
+    """
+    variance, weights = variance.double(), weights.to(variance.device, torch.float64)
+    counted = weights > 0
+    mean = variance[counted].mean()
+    if not mean > 0:
+        return weights
+    scaled = torch.where(counted, weights / (variance / mean + floor), 0.0)
+    return scaled * (weights.sum() / scaled.sum())
+
+
 def noise_floor(values: Tensor, weights: Tensor, n_splits: int = 100) -> float | None:
     """Distance Σ_k c_k |ḡ_k - g_k| that a perfect model would show, since n reference frames do not know their own mean.
 

@@ -11,8 +11,9 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.observables.averages import noise_floor
+from stabie_ase.observables.averages import noise_floor, precision_weights
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.reference.curves import Curve
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups
 from stabie_ase.system.spec import Spec
@@ -29,11 +30,23 @@ class Axis:
         With its unit.
     names : tuple of str
         Of the components, if they are no points of a curve.
+    edges : Tensor of float64, shape (d + 1,), or None
+        In Å, where the components are bins of a distance.
+    shells : bool
+        A bin holds a mean over its spherical shell, not over its width.
     """
 
     values: Tensor
     label: str
     names: tuple[str, ...] = ()
+    edges: Tensor | None = None
+    shells: bool = False
+
+    @classmethod
+    def of_distances(cls, n_bins: int, bin_width: float, shells: bool = False) -> Axis:
+        """The centres of bins of one width in Å, from zero on."""
+        bins = torch.arange(n_bins + 1, dtype=torch.float64)
+        return cls((bins[:-1] + 0.5) * bin_width, "r (Å)", edges=bins * bin_width, shells=shells)
 
     @classmethod
     def of_names(cls, label: str, names: Sequence[str]) -> Axis:
@@ -126,6 +139,26 @@ def checked_weight(weight: float) -> float:
     return weight
 
 
+ERROR_FLOOR = 1e-2
+"""Fraction of a curve's mean squared error that its smallest errors are taken for: a tenth of a typical error.
+
+What an experiment gives as exact, such as a g(r) of zero at short distances, is built into its analysis, not measured.
+"""
+
+
+def unit_of(label: str) -> str:
+    """The unit that a label ends with in brackets, as `plain_unit` writes it; "" without one."""
+    return plain_unit(label[:-1].rpartition("(")[2]) if label.endswith(")") else ""
+
+
+def plain_unit(unit: str) -> str:
+    """One spelling of 1/Å, Å^-1 and the like; "" of a number without a unit."""
+    text = unit.strip().replace("⁻¹", "-1").replace("^", "").lower()
+    text = text.replace("angstrom", "å").replace("ang", "å")
+    text = f"1/{text[:-2]}" if text.endswith("-1") else text
+    return {"": "", "-": "", "1": "", "none": "", "1/a": "1/å"}.get(text, text)
+
+
 @dataclass(frozen=True)
 class Target:
     """What is known of an observable, and how much it counts.
@@ -137,23 +170,32 @@ class Target:
         g^ref.
     floor : float or None
         Distance from `value` that a perfect model would show, because the reference does not know it better.
-    n_frames : int
-        Independent frames behind `value`.
+    n_frames : float
+        Independent frames behind `value`; of weighted frames their effective number, of a curve none.
     weight : float
         Factor on its loss among those of several targets.
     samples : Tensor of float64, shape (n_frames, d), or None
         g of the frames, where the reference is frames.
     components : Tensor of float64, shape (d,), or None
-        c_k of the loss, if not the observable's own measure.
+        c_k of the loss, if not `measure`.
+    error : Tensor of float64, shape (d,), or None
+        Standard error of each component of `value`, where the reference tells them.
+    known : Tensor of bool, shape (d,), or None
+        Components that the reference tells; the others are zero in `value` and count nowhere. All if None.
+    source : str
+        What it was made of.
     """
 
     observable: Observable
     value: Tensor
     floor: float | None = None
-    n_frames: int = 1
+    n_frames: float = 1
     weight: float = 1.0
     samples: Tensor | None = None
     components: Tensor | None = None
+    error: Tensor | None = None
+    known: Tensor | None = None
+    source: str = ""
 
     @classmethod
     def from_frames(cls, observable: Observable, frames: Sequence[Atoms]) -> Target:
@@ -161,10 +203,60 @@ class Target:
         samples = observable(AtomsBatch.from_atoms(frames))
         return cls(observable, samples.mean(dim=0), noise_floor(samples, observable.measure), len(frames), observable.weight, samples)
 
+    @classmethod
+    def from_curve(cls, observable: Observable, curve: Curve, error_floor: float = ERROR_FLOOR) -> Target:
+        """A curve over distances, brought to the observable's bins; the observable's own weight.
+
+        A bin holds the mean of the curve over its width, or its shell, as it does of frames; bins that are not wholly within the
+        range of the curve are not known. The curve is taken to be of what the observable is: where that is smeared, smeared as
+        well. A deviation counts by how well the curve is known there, c_k ∝ measure_k / (e_k²/ē² + error_floor), with the
+        sum of the measure (`precision_weights`). The floor Σ_k measure_k √(2/π) e_k is the mean distance of a true curve whose
+        errors e are Gaussian.
+
+        Parameters
+        ----------
+        observable : Observable
+            With an axis of distances that has edges.
+        curve : Curve
+        error_floor : float
+            Fraction of the mean squared error ē² added to each: a curve that is zero with an error of zero is not known exactly.
+
+        Returns
+        -------
+        Target
+
+        Raises
+        ------
+        ValueError
+            Another axis, another unit, or a curve that covers no bin.
+        """
+        axis, unit = observable.axis, unit_of(observable.label)
+        if axis.edges is None:
+            raise ValueError(f"{observable.name} has no axis of distances, so that it cannot be matched to a curve ({curve.source})")
+        if curve.unit is not None and plain_unit(curve.unit) != unit:
+            raise ValueError(f"{curve.source}: values in {curve.unit or 'no unit'}, expected {observable.label}; convert them")
+        value, error, known = (torch.as_tensor(x) for x in curve.bin_means(axis.edges.numpy(), axis.shells))
+        if not known.any():
+            low, high = float(axis.edges[0]), float(axis.edges[-1])
+            raise ValueError(f"{curve.source}: r from {curve.r[0]:g} to {curve.r[-1]:g} Å covers no bin of {observable.name}, "
+                             f"which goes from {low:g} to {high:g} Å in steps of {(high - low) / len(value):g} Å")  # fmt: skip
+        measure = observable.measure * known
+        if curve.error is None:
+            return cls(observable, value, None, 0, observable.weight, known=known, source=curve.source)
+        floor = math.sqrt(2.0 / math.pi) * float((measure * error).sum())
+        components = precision_weights(error.square(), measure, error_floor)
+        return cls(observable, value, floor, 0, observable.weight, None, components, error, known, curve.source)
+
+    @property
+    def measure(self) -> Tensor:
+        """c_k of the distance Σ_k c_k |ḡ_k - g_k^ref|, shape (d,): the observable's measure of what is known."""
+        measure = self.observable.measure.to(self.value)
+        return measure if self.known is None else measure * self.known
+
     @property
     def metric(self) -> Tensor:
         """c_k of the loss w Σ_k c_k (ḡ_k - g_k^ref)², shape (d,)."""
-        return (self.observable.measure if self.components is None else self.components).to(self.value)
+        return self.measure if self.components is None else self.components.to(self.value)
 
     def floor_of(self, n_replicas: int) -> float:
         """The floor of a mean over so few replicas as well, each of which may tell no more than one reference frame does.

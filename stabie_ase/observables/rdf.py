@@ -87,7 +87,7 @@ class RadialDistribution(Observable):
     @cached_property
     def axis(self) -> Axis:
         """Centres of the bins, in Å."""
-        return Axis((torch.arange(self.n_bins, dtype=torch.float64) + 0.5) * self.bin_width, "r (Å)")
+        return Axis.of_distances(self.n_bins, self.bin_width, shells=True)
 
     @property
     def measure(self) -> Tensor:

@@ -152,7 +152,7 @@ def worse_stretch(start: StabilityResult, end: StabilityResult, target: Target) 
     Where nobody of the starting model is left, its error over all of its time stands for it. An error that is not finite has
     grown, unless the start's is not finite either.
     """
-    name, value, measure = target.observable.name, target.value, target.observable.measure
+    name, value, measure = target.observable.name, target.value, target.measure
     start_error, start_spread = start.observed[name].distance(value, measure)
     for part in range(TIME_STRETCHES):
         after, earlier = (result.observed[name].keep(result.stretch(part, TIME_STRETCHES)) for result in (end, start))

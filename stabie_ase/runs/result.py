@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from stabie_ase.runs.comparison import Trial, together
 from stabie_ase.runs.evaluation import StabilityResult
 from stabie_ase.runs.summaries import describe_stability, label_errors, observable_errors
@@ -42,7 +44,7 @@ def observed(trials: Sequence[Trial], results: Mapping[str, Mapping[str, Stabili
                 "axis_label": axis.label,
                 "names": list(axis.names),
                 "label": observable.label,
-                "reference": target.value.tolist(),
+                "reference": (target.value if target.known is None else target.value.masked_fill(~target.known, torch.nan)).tolist(),
                 "means": {name: None if mean is None else mean.tolist() for name, mean in means.items()},
             }
     return found

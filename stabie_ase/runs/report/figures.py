@@ -111,7 +111,7 @@ def observable_figure(name: str, observed: Mapping, models: Mapping[str, Mapping
         upper.margins(y=0.2)
         lower.margins(y=0.2)
     else:
-        upper.set_ylim(bottom=0 if target.min() >= 0 else None)
+        upper.set_ylim(bottom=0 if np.nanmin(target) >= 0 else None)
     if 0 < len(names) <= MAX_NAMES:
         lower.set_xticks(x, names, rotation=90 if len(names) > 4 else 0)
     lower.set(xlabel=observed["axis_label"], ylabel="minus reference")

@@ -1,5 +1,7 @@
-"""Reference frames: what was read is counted and can be printed; what cannot be used is refused in one line."""
+"""Reference frames and curves: what was read is counted and can be printed; what cannot be used is refused in one line."""
 
+from stabie_ase.structures.reference.curve_files import is_curve, read_curve
+from stabie_ase.structures.reference.curves import Curve
 from stabie_ase.structures.reference.elements import interaction_energy, reference_energies
 from stabie_ase.structures.reference.frames import UnusableReference, absolute, digest, files_of, read_frames, spread
 from stabie_ase.structures.reference.labels import common_temperature
@@ -8,14 +10,17 @@ from stabie_ase.structures.reference.reading import MAX_FORCE, MIN_DISTANCE, Ref
 __all__ = [
     "MAX_FORCE",
     "MIN_DISTANCE",
+    "Curve",
     "Reference",
     "UnusableReference",
     "absolute",
     "common_temperature",
     "digest",
     "files_of",
-    "read_frames",
     "interaction_energy",
+    "is_curve",
+    "read_curve",
+    "read_frames",
     "read_reference",
     "reference_energies",
     "reference_of",

@@ -28,7 +28,7 @@ DATABASES = ("db", "json")
 
 
 class UnusableReference(ValueError):
-    """A file of frames that cannot be used."""
+    """A file of frames, or of a curve, that cannot be used."""
 
 
 def each(names: FileNames) -> list[str]:

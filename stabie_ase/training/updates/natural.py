@@ -109,9 +109,10 @@ class NaturalGradient(UpdateRule):
         for target in targets:
             known = stable.values[target.observable.name].to(target.value)
             known = known if target.samples is None else torch.cat([target.samples, known])
-            components = fluctuation_weights(known, target.observable.measure, floor).to(target.value)
-            typical.append(float((components * known.var(dim=0, correction=0)).sum()))
-            scale = typical[0] / typical[-1] if typical[-1] > 0 else 1.0
+            by_errors = target.components  # a curve that tells its errors
+            components = fluctuation_weights(known, target.measure, floor).to(target.value) if by_errors is None else by_errors
+            typical.append(float((components * known.var(dim=0, correction=0)).sum()) if len(known) else 0.0)
+            scale = typical[0] / typical[-1] if min(typical[0], typical[-1]) > 0 else 1.0
             weighted.append(replace(target, components=components * scale))
         return weighted
 
