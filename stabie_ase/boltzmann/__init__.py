@@ -2,7 +2,18 @@
 
 from stabie_ase.boltzmann.estimate import Estimate, Estimator, fluctuation_weights
 from stabie_ase.boltzmann.gradient import accumulate_gradient, group_energies
+from stabie_ase.boltzmann.reweighting import PoorOverlap, temperature_weights
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
 
-__all__ = ["Estimate", "Estimator", "Samples", "StatePoint", "accumulate_gradient", "fluctuation_weights", "group_energies"]
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "PoorOverlap",
+    "Samples",
+    "StatePoint",
+    "accumulate_gradient",
+    "fluctuation_weights",
+    "group_energies",
+    "temperature_weights",
+]

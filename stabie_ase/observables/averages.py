@@ -128,12 +128,13 @@ def precision_weights(variance: Tensor, weights: Tensor, floor: float) -> Tensor
     return scaled * (weights.sum() / scaled.sum())
 
 
-def noise_floor(values: Tensor, weights: Tensor, n_splits: int = 100) -> float | None:
+def noise_floor(values: Tensor, weights: Tensor, n_splits: int = 100, probabilities: Tensor | None = None) -> float | None:
     """Distance Σ_k c_k |ḡ_k - g_k| that a perfect model would show, since n reference frames do not know their own mean.
 
-    Two random halves of the frames differ by twice the error of the mean of all: the variance of either half's mean is
-    2σ²/n, that of their difference 4σ²/n, that of the whole mean σ²/n. Half the distance of two halves, averaged over
-    many splits, is the floor.
+    The mean ḡ = Σ_i p_i g_i of independent frames has the variance Σ_i p_i² δ_i² with δ_i = g_i - ḡ (to first order in 1/n, where
+    the p are normalised weights). So has Σ_i s_i p_i δ_i with signs s of which a random half is plus, the other minus; with equal
+    weights it is half the difference of the means of two random halves: their variances are 2σ²/n each, that of the whole mean
+    σ²/n. The absolute value of that, averaged over many choices of signs, is the floor.
 
     Parameters
     ----------
@@ -143,19 +144,23 @@ def noise_floor(values: Tensor, weights: Tensor, n_splits: int = 100) -> float |
         c.
     n_splits : int
         Random halvings that are averaged over.
+    probabilities : Tensor, shape (n_frames,), optional
+        p, with a sum of one; equal if not given.
 
     Returns
     -------
     float or None
         None of fewer than four frames.
     """
-    n = len(values) // 2
+    n, n_frames = len(values) // 2, len(values)
     if n < 2:
         return None
+    p = values.new_full((n_frames,), 1.0 / n_frames) if probabilities is None else probabilities.to(values)
     generator = torch.Generator().manual_seed(0)
-    total = 0.0
-    for _ in range(n_splits):
-        order = torch.randperm(len(values), generator=generator).to(values.device)
-        difference = values[order[:n]].mean(dim=0) - values[order[n : 2 * n]].mean(dim=0)
-        total += 0.5 * float((weights.to(values.device) * difference.abs()).sum())
-    return total / n_splits * math.sqrt(2 * n / len(values))
+    signs = torch.zeros((n_splits, n_frames), dtype=values.dtype)
+    for row in signs:
+        order = torch.randperm(n_frames, generator=generator)
+        row[order[:n]], row[order[n : 2 * n]] = 1.0, -1.0
+    differences = signs.to(values.device) @ (p[:, None] * (values - p @ values))
+    distances = (weights.to(values) * differences.abs()).sum(dim=1)
+    return float(distances.mean()) * math.sqrt(n_frames / (2 * n))  # of an odd number one is left out

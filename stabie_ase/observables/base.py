@@ -198,10 +198,39 @@ class Target:
     source: str = ""
 
     @classmethod
-    def from_frames(cls, observable: Observable, frames: Sequence[Atoms]) -> Target:
-        """The mean over reference frames, each of which is taken to be independent of the others; the observable's own weight."""
+    def from_frames(
+        cls, observable: Observable, frames: Sequence[Atoms], weights: Tensor | None = None, source: str = ""
+    ) -> Target:
+        """The mean over reference frames, each of which is taken to be independent of the others; the observable's own weight.
+
+        Parameters
+        ----------
+        observable : Observable
+        frames : sequence of Atoms
+        weights : Tensor, shape (n_frames,), optional
+            How much each frame counts, as of `temperature_weights`; all alike if not given.
+        source : str
+            Where they are from.
+
+        Returns
+        -------
+        Target
+
+        Raises
+        ------
+        ValueError
+            Weights that are not one non-negative number for each frame.
+        """
         samples = observable(AtomsBatch.from_atoms(frames))
-        return cls(observable, samples.mean(dim=0), noise_floor(samples, observable.measure), len(frames), observable.weight, samples)
+        if weights is None:
+            floor = noise_floor(samples, observable.measure)
+            return cls(observable, samples.mean(dim=0), floor, len(frames), observable.weight, samples, source=source)
+        p = weights.double()
+        if p.shape != (len(frames),) or not (p >= 0).all() or not 0 < float(p.sum()) < math.inf:
+            raise ValueError(f"weights of frames are numbers that are not negative, one for each of {len(frames)}; got {tuple(p.shape)}")
+        p = p / p.sum()
+        floor, effective = noise_floor(samples, observable.measure, probabilities=p), float(1.0 / p.square().sum())
+        return cls(observable, p @ samples, floor, effective, observable.weight, samples, source=source)
 
     @classmethod
     def from_curve(cls, observable: Observable, curve: Curve, error_floor: float = ERROR_FLOOR) -> Target:
