@@ -15,7 +15,7 @@ import numpy as np
 from ase import units
 
 from stabie_ase.structures.reference.curves import Curve
-from stabie_ase.structures.reference.frames import UnusableReference
+from stabie_ase.structures.reference.unusable import UnusableReference
 from stabie_ase.system.spec import did_you_mean
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".dat")

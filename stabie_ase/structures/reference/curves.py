@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stabie_ase.structures.reference.frames import UnusableReference
+from stabie_ase.structures.reference.unusable import UnusableReference
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from ase.db import connect
 from ase.io import iread
 from ase.io.formats import filetype, string2index
 
+from stabie_ase.structures.reference.npz import npz_frames
+from stabie_ase.structures.reference.unusable import UnusableReference
 from stabie_ase.system import files
 
 logger = logging.getLogger(__name__)
@@ -25,10 +27,6 @@ FileNames = str | os.PathLike | Sequence[str | os.PathLike]
 
 DATABASES = ("db", "json")
 """ASE's formats whose files are databases."""
-
-
-class UnusableReference(ValueError):
-    """A file of frames, or of a curve, that cannot be used."""
 
 
 def each(names: FileNames) -> list[str]:
@@ -69,7 +67,7 @@ def digest(names: FileNames) -> str:
 
 
 def read_frames(names: FileNames) -> list[Atoms]:
-    """Structures in any format ASE knows.
+    """Structures in any format ASE knows, or from an archive of MD17 or sGDML (.npz).
 
     Parameters
     ----------
@@ -122,9 +120,13 @@ def _read(path: Path, selection: str | None, source: str) -> list[Atoms]:
         raise UnusableReference(f"{source}: the file is empty")
     frames = []
     try:
-        is_database = filetype(str(path)) in DATABASES
+        is_archive = path.suffix.lower() == ".npz"
+        is_database = not is_archive and filetype(str(path)) in DATABASES
         index = _index(selection, is_database, source)
-        rows = _rows(path, index) if is_database else iread(str(path), index, do_not_split_by_at_sign=True)
+        if is_archive:
+            rows = npz_frames(path, str(path))[index]
+        else:
+            rows = _rows(path, index) if is_database else iread(str(path), index, do_not_split_by_at_sign=True)
         frames.extend(rows)  # one after the other: after an error their number tells the frame
     except UnusableReference:
         raise

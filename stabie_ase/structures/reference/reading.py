@@ -17,6 +17,7 @@ from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference.frames import FileNames, UnusableReference, each, named_frames
 from stabie_ase.structures.reference.isolated import is_isolated_atom, without_images
 from stabie_ase.structures.reference.labels import check_declared_units, choose_keys, common_temperature, energy_of, numbers_in
+from stabie_ase.structures.reference.npz import CONVERTED
 
 MAX_FORCE = 300.0
 """Component in eV/Å above which a reference force is taken for a mistake of units or a broken calculation."""
@@ -184,7 +185,7 @@ def _checked(
     keys = f"energies from {energy_key!r}, forces from {forces_key!r}"
     at = f"{temperature:g} K" if temperature is not None else "no single temperature given"
     found = f"{len(frames)} frames of {_compositions(frames)} from {shown} ({keys}, {at})"
-    notes = [_lone_in_words(lone), _free_energies(frames, energy_key), _unused(frames), _left_out_constraints(frames)]
+    notes = [_converted(frames), _lone_in_words(lone), _free_energies(frames, energy_key), _unused(frames), _left_out_constraints(frames)]
     reference = Reference(
         frames,
         np.array(energies),
@@ -237,6 +238,11 @@ def _compositions(frames: Sequence[Atoms]) -> str:
 def _shown(names: FileNames) -> str:
     shown = [os.path.basename(name) for name in each(names)]
     return ", ".join(shown[:5]) + (f" and {len(shown) - 5} other names" if len(shown) > 5 else "")
+
+
+def _converted(frames: Sequence[Atoms]) -> str:
+    found = sorted({atoms.info[CONVERTED] for atoms in frames if CONVERTED in atoms.info})
+    return f"converted to eV and Å from {', '.join(found)}" if found else ""
 
 
 def _lone_in_words(lone: Sequence[tuple[str, Atoms]]) -> str:

@@ -1,0 +1,5 @@
+"""What is raised where a file cannot be used."""
+
+
+class UnusableReference(ValueError):
+    """A file of frames, or of a curve, that cannot be used."""
