@@ -5,6 +5,7 @@ from stabie_ase.boltzmann.gradient import accumulate_gradient, group_energies
 from stabie_ase.boltzmann.reweighting import PoorOverlap, temperature_weights
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
+from stabie_ase.boltzmann.targets import targets_at
 
 __all__ = [
     "Estimate",
@@ -15,5 +16,6 @@ __all__ = [
     "accumulate_gradient",
     "fluctuation_weights",
     "group_energies",
+    "targets_at",
     "temperature_weights",
 ]

@@ -8,6 +8,7 @@ from stabie_ase.observables.base import WEIGHT, Axis, Observable, Target, checke
 from stabie_ase.observables.bonds import BondLengths
 from stabie_ase.observables.distances import DistanceDistribution
 from stabie_ase.observables.rdf import RadialDistribution
+from stabie_ase.structures.reference import Curve, TargetFrames, read_target
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system import plugins, spec
 
@@ -17,6 +18,9 @@ OBSERVABLES = {
     "rdf": "stabie_ase.observables.rdf:RadialDistribution",
 }
 """By their names; those of other packages are entry points of the group "stabie_ase.observables"."""
+
+TARGET = "target"
+"""The option of a specification that names a file."""
 
 __all__ = [
     "OBSERVABLES",
@@ -43,7 +47,8 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     ----------
     text : str or sequence of str
         As "hr", "rdf:O-O,r_max=6" or "mine.py:Gyration"; several in a sequence, or separated by commas. Any of them
-        takes `weight`, as in "rdf:O-O,weight=2".
+        takes `weight`, as in "rdf:O-O,weight=2", and `target`, a file of frames or of a curve to match it to in place of the
+        reference; a curve takes `column` and `error`, the names of its columns, and `above`, from where on it counts, in Å.
     setting : Setting
         The system, which decides what they are laid out for.
 
@@ -54,7 +59,7 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     Raises
     ------
     BadSpec, ValueError
-        Unknown names or options, two of one name, or a system for which one has no meaning.
+        Unknown names or options, two of one name, a system for which one has no meaning, or a target that cannot be used.
 
     Examples
     --------
@@ -69,8 +74,10 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     for wanted in (wanted for part in texts for wanted in spec.parse(part)):
         cls = plugins.find(wanted, "observable", "stabie_ase.observables", OBSERVABLES)
         weight, rest = wanted.take("weight", _weight, 1.0)
+        data, rest = _data(rest, setting)
         new = cls.from_spec(rest, setting)
         new = new if weight == 1.0 else new.weighted(weight)
+        new = new if data is None else new.matched_to(data)
         for other in found:
             if new.name == other.name or new.subject == other.subject:
                 also = "" if new.name == other.name else f", as {other.name!r} too"
@@ -79,6 +86,20 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     if not found:
         raise spec.BadSpec(f"no observable is given; known: {', '.join(OBSERVABLES)}")
     return found
+
+
+def _data(wanted: spec.Spec, setting: Setting) -> tuple[Curve | TargetFrames | None, spec.Spec]:
+    """What an observable is to be matched to, if not to the reference, and the rest of the specification."""
+    name, rest = wanted.take(TARGET, str, None)
+    if name is None:
+        return None, rest
+    given = {}
+    for key, reader in {"column": str, "error": str, "above": float}.items():
+        given[key], rest = rest.take(key, reader, None)
+    data = read_target(name, **given)
+    if isinstance(data, TargetFrames):
+        data.check_system(setting.frames)
+    return data, rest
 
 
 def _weight(text: str) -> float:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from ase import Atoms
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from stabie_ase.observables.averages import noise_floor, precision_weights
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.reference.curves import Curve
+from stabie_ase.structures.reference import Curve, TargetFrames
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups
 from stabie_ase.system.spec import Spec
@@ -69,12 +70,15 @@ class Observable:
     axis : Axis
     weight : float
         Factor on its loss among those of all that are trained on.
+    data : Curve, TargetFrames or None
+        What it is matched to; the reference if that is None.
     """
 
     name: str
     label: str
     axis: Axis
     weight = 1.0
+    data: ClassVar[Curve | TargetFrames | None] = None
 
     @property
     def subject(self) -> str:
@@ -120,13 +124,22 @@ class Observable:
 
     def weighted(self, weight: float) -> Observable:
         """A copy with another weight; ValueError for one that is no positive finite number."""
+        return self._with("weight", checked_weight(weight))
+
+    def matched_to(self, data: Curve | TargetFrames) -> Observable:
+        """A copy that is matched to a curve, or to other frames than the reference."""
+        return self._with("data", data)
+
+    def _with(self, name: str, value: object) -> Observable:
         other = copy.copy(self)
-        object.__setattr__(other, "weight", checked_weight(weight))  # a frozen dataclass has no other way
+        object.__setattr__(other, name, value)  # a frozen dataclass has no other way
         return other
 
     def describe(self) -> str:
-        """Its name, and its weight if that is not 1."""
-        return self.name if self.weight == 1.0 else f"{self.name} (weight {self.weight:g})"
+        """Its name, its weight if that is not 1, and what it is matched to if that is not the reference."""
+        told = [] if self.weight == 1.0 else [f"weight {self.weight:g}"]
+        told += [] if self.data is None else [f"matched to {self.data.source}"]
+        return f"{self.name} ({', '.join(told)})" if told else self.name
 
 
 WEIGHT = "a positive finite number"

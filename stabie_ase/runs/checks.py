@@ -11,6 +11,7 @@ from ase import Atoms, units
 
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.reference import Reference, spread
+from stabie_ase.structures.reference.targets import composition
 from stabie_ase.training.labels import LabelledFrames, predictions
 
 logger = logging.getLogger(__name__)
@@ -194,15 +195,10 @@ def _in_words(unit: tuple[str, bool], expected: str) -> str:
 
 def check_same_system(frames: Sequence[Atoms], others: Sequence[Atoms], what: str, than: str) -> None:
     """Raise InconsistentLabels if no composition of one is among those of the other; larger cells of a crystal are the same."""
-    of_frames, of_others = ({_composition(x): x.get_chemical_formula() for x in images} for images in (frames, others))
+    of_frames, of_others = ({composition(x): x.get_chemical_formula() for x in images} for images in (frames, others))
     if not of_frames.keys() & of_others.keys():
         shown = [", ".join(list(formulas.values())[:5]) for formulas in (of_frames, of_others)]
         raise InconsistentLabels(f"{what} holds {shown[0]}, but {than} holds {shown[1]}: frames of another system")
-
-
-def _composition(atoms: Atoms) -> str:
-    formula = atoms.symbols.formula
-    return (formula.reduce()[0] if atoms.pbc.any() else formula).format("hill")
 
 
 def check_inputs(potential: Potential, model: str, reference: Reference, validation: Reference | None = None) -> None:

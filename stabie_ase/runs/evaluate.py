@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from stabie_ase.boltzmann import targets_at
 from stabie_ase.dynamics import MDState
 from stabie_ase.dynamics.compilation import compile_where_wanted
-from stabie_ase.observables import Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.potentials.module import as_potential
@@ -21,7 +21,7 @@ from stabie_ase.runs.checks import check_labels
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value, run_stability_test
 from stabie_ase.runs.monitor import Monitor, Rate
 from stabie_ase.runs.options import EvaluationOptions
-from stabie_ase.runs.run import Live
+from stabie_ase.runs.run import Live, tell_targets
 from stabie_ase.runs.summaries import summarize
 from stabie_ase.stability import VERDICT, Failures
 from stabie_ase.stability.sequential import replica_ps_to_tell
@@ -98,7 +98,8 @@ class Evaluation:
         reference = reference.isolated(max(potential.cutoff for potential in potentials.values()))
         setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
         config, observables, criteria = live.resolved(config, setting, VERDICT, verdict=True)
-        yardstick = Yardstick.of(criteria, setting, [Target.from_frames(observable, reference.frames) for observable in observables])
+        targets = targets_at(observables, reference, config.temperature_K, config.reweight)
+        yardstick = Yardstick.of(criteria, setting, targets)
         test = StabilityTest(
             temperature_K=config.temperature_K,
             replicas=config.replicas,
@@ -117,6 +118,7 @@ class Evaluation:
         monitor.message(f"Reference: {reference.source}")
         monitor.message(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
         monitor.message("\n".join(f"  - {line}" for line in yardstick.describe()))
+        tell_targets(targets, monitor)
         return cls(potentials, reference, yardstick, test, monitor, {}, {})
 
     def measure(self, name: str, compilation: str = "off") -> None:

@@ -12,6 +12,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from stabie_ase.boltzmann import targets_at
 from stabie_ase.dynamics import Integrator, PotentialForces, Trajectory, initial_state, integrator_for
 from stabie_ase.dynamics.starts import start
 from stabie_ase.observables import Observable, Target
@@ -33,7 +34,7 @@ from stabie_ase.stability import (
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.stability.survival import fewer_p_value
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.reference import spread
+from stabie_ase.structures.reference import TargetFrames, spread
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.options import HasTimestep
 
@@ -119,7 +120,8 @@ class Yardstick:
         ValueError as of `criteria_from`; a reference that tells another temperature is warned of.
         """
         criteria = criteria_from(text or "", setting, default_criteria(setting, VERDICT))
-        return cls.of(criteria, setting, [Target.from_frames(observable, setting.frames) for observable in observables])
+        known = TargetFrames(setting.frames, temperature_K=setting.reference_temperature_K, source="the reference")
+        return cls.of(criteria, setting, targets_at(observables, known, setting.temperature_K))
 
     @classmethod
     def of(cls, criteria: Sequence[Criterion], setting: Setting, targets: Sequence[Target]) -> Yardstick:
@@ -128,8 +130,7 @@ class Yardstick:
         comparable = setting.one_temperature and not any(atoms.pbc.any() for atoms in frames)
         if not setting.one_temperature:
             logger.warning(
-                "the reference is of %g K, the dynamics are of %g K: distances over windows are not judged, and an error of the "
-                "observable holds the difference of the temperatures; best are a reference and dynamics of one temperature",
+                "the reference is of %g K, the dynamics are of %g K: distances over windows are not judged",
                 setting.reference_temperature_K, setting.temperature_K,
             )  # fmt: skip
         return cls(criteria, targets, DistanceShift.from_reference(frames, setting.topology) if comparable else None)

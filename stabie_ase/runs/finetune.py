@@ -21,8 +21,8 @@ from stabie_ase.runs.inputs import Inputs, code_files
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.progress import CheckProgress, LoopProgress
 from stabie_ase.runs.result import curves, observed, price, summaries_together
-from stabie_ase.runs.run import Live, Run
-from stabie_ase.stability import TRAINING, Criterion
+from stabie_ase.runs.run import Live, Run, tell_targets
+from stabie_ase.stability import TRAINING, VERDICT, Criterion, criteria_from, default_criteria
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
 from stabie_ase.structures.setting import Setting
@@ -73,11 +73,14 @@ class Finetuning(Run):
         setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
         config, observables, criteria = live.resolved(config, setting, TRAINING)
         monitor.message(f"Observables: {', '.join(observable.describe() for observable in observables)}")
-        # What only the user knows to look for counts in the verdict as it does in training.
-        yardstick = Yardstick.from_reference(config.check.criterion, setting, observables).with_criteria(criteria)
+        judges = criteria_from(config.check.criterion or "", setting, default_criteria(setting, VERDICT))
         _warn_of_tight_criteria(potential, reference, criteria)
         torch.manual_seed(config.seed)
         training = TrainingLoop.from_reference(potential, reference, observables, criteria, config, validation)
+        targets = [target.to("cpu") for target in training.pools[0].condition.targets]
+        tell_targets(targets, monitor)
+        # What only the user knows to look for counts in the verdict as it does in training.
+        yardstick = Yardstick.of(judges, setting, targets).with_criteria(criteria)
         held_out = f"{len(training.accuracy.frames)} frames of the reference that are held out" if validation is None else validation.source
         return cls(inputs, config, reference, yardstick, training, held_out)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import stabie_ase
+from stabie_ase.observables import TARGET
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.directory import UnusableRun
@@ -103,8 +104,9 @@ def _specifications(config: Any) -> dict[str, list[Spec]]:
 
 
 def _absolute(spec: Spec) -> Spec:
-    file = file_of(spec)
-    return spec if file is None else replace(spec, name=f"{Path(file).absolute()}:{spec.name.rpartition(':')[2]}")
+    file, target = file_of(spec), spec.options.get(TARGET)
+    named = spec if file is None else replace(spec, name=f"{Path(file).absolute()}:{spec.name.rpartition(':')[2]}")
+    return named if target is None else replace(named, options={**named.options, TARGET: str(Path(target).absolute())})
 
 
 def code_files(config: Any) -> list[str]:
@@ -113,21 +115,30 @@ def code_files(config: Any) -> list[str]:
     return sorted({file for file in found if file})
 
 
+def target_files(config: Any) -> list[str]:
+    """Files, with what is selected from them, that observables are matched to."""
+    return sorted({spec.options[TARGET] for spec in _specifications(config).get("observable", []) if TARGET in spec.options})
+
+
 def digests(inputs: FromFiles, config: Any) -> dict[str, str]:
-    """SHA-256 of all files, by what they are: "model", "reference" and so on, or the path of code."""
-    return {name: digest(file) for name, file in inputs.files().items()} | {file: digest(file) for file in code_files(config)}
+    """SHA-256 of all files, by what they are: "model", "reference" and so on, or the path of code or of a target."""
+    by_path = code_files(config) + target_files(config)
+    return {name: digest(file) for name, file in inputs.files().items()} | {file: digest(file) for file in by_path}
 
 
 def check_unchanged(path: str | os.PathLike, inputs: FromFiles, config: Any, then: Mapping[str, str]) -> None:
     """Raise UnusableRun for a file of the run at `path` that is gone or is not what it was, with its digest `then`."""
     named = [(name, file) for name, names in inputs.files().items() for file in files_of(names)]
-    for name, file in named + [("code", Path(file)) for file in code_files(config)]:
+    named += [("code", Path(file)) for file in code_files(config)]
+    named += [("target", file) for name in target_files(config) for file in files_of(name)]
+    for name, file in named:
         if not file.is_file():
             raise UnusableRun(f"the {name} file of {path} is gone: {file}; put it back to go on")
     for name, now in digests(inputs, config).items():
         if now != then.get(name):
             known = inputs.files()
-            which = f"the {name} file of {path}" if name in known else f"the code of {path}"
+            what = f"{name} file" if name in known else "target" if name in target_files(config) else "code"
+            which = f"the {what} of {path}"
             raise UnusableRun(f"{which} has changed since the run began: {known.get(name, name)}; begin a new run")
 
 

@@ -28,6 +28,9 @@ class EvaluationOptions:
     observable: str | None = option(
         None, "observables that are compared with the reference's, several separated by commas; if not given as by finetune", repeats=True
     )
+    reweight: bool = option(
+        True, "reweight reference frames of another temperature to that of the dynamics by their energies, where enough of them count"
+    )
     seed: int = option(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):

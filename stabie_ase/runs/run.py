@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from stabie_ase.observables import Observable, default_observable, observables_from
+from stabie_ase.observables import Observable, Target, default_observable, observables_from
 from stabie_ase.runs.directory import UnusableRun, WorkDirectory, in_words
 from stabie_ase.runs.inputs import FromFiles, check_unchanged, digests, versions, warn_of_other_versions, with_absolute_files
 from stabie_ase.runs.monitor import Monitor
@@ -71,6 +71,14 @@ class Live:
         _check_names("observables", [observable.name for observable in observables])
         _check_names("criteria", [criterion.name for criterion in criteria])
         return config, observables, criteria
+
+
+def tell_targets(targets: Sequence[Target], monitor: Monitor) -> None:
+    """What observables are matched to, where that is not the reference as it is."""
+    for target in targets:
+        if target.source:
+            floor = "" if target.floor is None else f"; its noise floor is {target.floor:.2g}"
+            monitor.message(f"{target.observable.name} is matched to {target.source}{floor}")
 
 
 def _check_names(what: str, names: list[str]) -> None:

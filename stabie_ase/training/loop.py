@@ -19,8 +19,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.boltzmann import Samples, StatePoint
-from stabie_ase.observables import Observable, Target
+from stabie_ase.boltzmann import Samples, StatePoint, targets_at
+from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, Failures, OnLook
 from stabie_ase.structures.reference import Reference
@@ -111,8 +111,9 @@ class TrainingLoop:
 
         Accuracy is judged by the frames of `validation`; without them some of the reference are held out (`hold_out`).
         """
-        targets = [Target.from_frames(observable, reference.frames).to(potential.device) for observable in observables]
         dynamics = config.dynamics
+        known = targets_at(observables, reference, dynamics.temperature_K, config.reweight, strict=config.reweight)
+        targets = [target.to(potential.device) for target in known]
         condition = Condition(
             StatePoint(dynamics.temperature_K), reference.frames, targets, list(criteria), dynamics.integrator, dynamics.replicas
         )

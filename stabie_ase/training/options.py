@@ -178,7 +178,8 @@ class FinetuneOptions:
     observable: str | None = option(
         None,
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, rdf:O-O, or FILE.py:CLASS; options "
-        "follow, as in rdf:O-O,r_max=6,weight=2; if not given hr of a molecule, rdf of a liquid or solid of one element",
+        "follow, as in rdf:O-O,r_max=6,weight=2 or rdf:O-O,target=FILE for frames or a curve (csv, json, txt; column=NAME, error=NAME, "
+        "above=R) to match in place of the reference; if not given hr of a molecule, rdf of a liquid or solid of one element",
         repeats=True,
     )
     criterion: str | None = option(
@@ -186,6 +187,11 @@ class FinetuneOptions:
         "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough; if not "
         "given, of a molecule bonds:0.25,contacts:0.25,energy,temperature, of a liquid or solid intermolecular in place of contacts",
         repeats=True,
+    )
+    reweight: bool = option(
+        True,
+        "reweight reference frames of another temperature to that of the dynamics by their energies, for what observables are matched "
+        "to; data of another temperature that cannot be are refused, and are taken as they are without it",
     )
     max_time_min: float = option(15.0, "wall time of the loop", 0.0, 1e6)
     max_cycles: int | None = option(None, "cycles of simulation and learning at most", 1, 1_000_000_000)

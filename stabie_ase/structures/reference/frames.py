@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -122,7 +123,7 @@ def _read(path: Path, selection: str | None, source: str) -> list[Atoms]:
     try:
         is_archive = path.suffix.lower() == ".npz"
         is_database = not is_archive and filetype(str(path)) in DATABASES
-        index = _index(selection, is_database, source)
+        index: Any = _index(selection, is_database, source)
         if is_archive:
             rows = npz_frames(path, str(path))[index]
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms, units
@@ -51,7 +52,7 @@ def npz_frames(path: Path, source: str) -> list[Atoms]:
     content = _content(path, source)
     if "lattice" in content:
         raise UnusableReference(f"{source}: periodic archives (lattice) are not read; write the frames as extended xyz")
-    found = {what: next((content[key] for key in keys if key in content), None) for what, keys in KEYS.items()}
+    found: dict[str, Any] = {what: next((content[key] for key in keys if key in content), None) for what, keys in KEYS.items()}
     for what in ("positions", "numbers"):
         if found[what] is None:
             raise UnusableReference(f"{source}: no {what} under {' or '.join(KEYS[what])}; keys found: {', '.join(content) or 'none'}")
@@ -96,7 +97,7 @@ def _unit(content: dict[str, np.ndarray], key: str, known: dict[str, float], sou
     return unit
 
 
-def _check_shapes(found: dict[str, np.ndarray | None], source: str) -> None:
+def _check_shapes(found: dict[str, Any], source: str) -> None:
     positions, energies, forces = found["positions"], found["energies"], found["forces"]
     n_frames, n_atoms = positions.shape[:2] if positions.ndim == 3 else (0, 0)
     if energies is not None and energies.shape == (n_frames, 1):

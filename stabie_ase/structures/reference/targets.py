@@ -1,0 +1,90 @@
+"""What an observable is matched to in place of the reference: a curve, or other frames of the same system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+
+from stabie_ase.structures.reference.curve_files import is_curve, read_curve
+from stabie_ase.structures.reference.curves import Curve
+from stabie_ase.structures.reference.frames import named_frames
+from stabie_ase.structures.reference.labels import KEYS, common_temperature, energy_of
+from stabie_ase.structures.reference.unusable import UnusableReference
+
+
+@dataclass(frozen=True)
+class TargetFrames:
+    """Frames whose mean an observable is matched to.
+
+    Attributes
+    ----------
+    frames : sequence of Atoms
+    energies : ndarray, shape (n_frames,), or None
+        In eV; None where not all frames have one.
+    temperature_K : float or None
+        As the frames tell it, when they all agree.
+    source : str
+        Where they are from.
+    """
+
+    frames: Sequence[Atoms]
+    energies: np.ndarray | None = None
+    temperature_K: float | None = None
+    source: str = "frames in memory"
+
+    def check_system(self, others: Sequence[Atoms]) -> None:
+        """Raise UnusableReference for frames of a composition that is not among others'; larger cells of a liquid have the same."""
+        known = {composition(atoms): atoms.get_chemical_formula() for atoms in others}
+        for k, atoms in enumerate(self.frames):
+            if composition(atoms) not in known:
+                raise UnusableReference(
+                    f"{self.source}: frame {k} is of {atoms.get_chemical_formula()}, but the reference holds "
+                    f"{', '.join(list(known.values())[:5])}; expected frames of the same system"
+                )
+
+
+def composition(atoms: Atoms) -> str:
+    """The formula, of periodic frames that of the smallest unit."""
+    formula = atoms.symbols.formula
+    return (formula.reduce()[0] if atoms.pbc.any() else formula).format("hill")
+
+
+def read_target(name: str, column: str | None = None, error: str | None = None, above: float | None = None) -> Curve | TargetFrames:
+    """Read a curve, or frames with or without energies.
+
+    Parameters
+    ----------
+    name : str
+        A file as of `read_curve` where it is called so (`is_curve`), else FILE or FILE@SELECTION as of `read_frames`.
+    column : str, optional
+        Name of the values of a curve.
+    error : str, optional
+        Name of their errors.
+    above : float, optional
+        Distance in Å from which on a curve counts.
+
+    Returns
+    -------
+    Curve or TargetFrames
+
+    Raises
+    ------
+    UnusableReference
+        What cannot be read, and options of a curve for what is none.
+    """
+    if is_curve(name):
+        curve = read_curve(name, column, error)
+        return curve if above is None else curve.above(above)
+    given = {"column": column, "error": error, "above": above}
+    unused = [key for key, value in given.items() if value is not None]
+    if unused:
+        raise UnusableReference(f"{name}: {' and '.join(unused)} is for curves, and these are frames; leave it out")
+    where, frames = map(list, zip(*named_frames(name)))
+    for atoms in frames:
+        atoms.set_constraint()
+    key = next((key for key, _ in KEYS if all(energy_of(atoms, key) is not None for atoms in frames)), None)
+    energies = None if key is None else np.array([float(np.asarray(energy_of(atoms, key)).reshape(())) for atoms in frames])
+    return TargetFrames(frames, energies, common_temperature(frames, where), f"{len(frames)} frames of {name}")
