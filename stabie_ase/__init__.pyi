@@ -5,6 +5,7 @@ from stabie_ase.boltzmann import Estimator as Estimator
 from stabie_ase.boltzmann import Samples as Samples
 from stabie_ase.boltzmann import StatePoint as StatePoint
 from stabie_ase.boltzmann import accumulate_gradient as accumulate_gradient
+from stabie_ase.boltzmann import temperature_weights as temperature_weights
 from stabie_ase.dynamics import Integrator as Integrator
 from stabie_ase.dynamics import Langevin as Langevin
 from stabie_ase.dynamics import MDState as MDState
@@ -46,6 +47,9 @@ from stabie_ase.stability import watched as watched
 from stabie_ase.structures.batch import AtomsBatch as AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList as NeighborList
 from stabie_ase.structures.neighbors import VerletList as VerletList
+from stabie_ase.structures.reference import Curve as Curve
+from stabie_ase.structures.reference import TargetFrames as TargetFrames
+from stabie_ase.structures.reference import read_curve as read_curve
 from stabie_ase.structures.reference import read_reference as read_reference
 from stabie_ase.structures.setting import Setting as Setting
 from stabie_ase.structures.topology import Groups as Groups

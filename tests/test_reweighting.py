@@ -58,7 +58,7 @@ def test_an_offset_of_energies_plays_no_part_and_the_same_temperature_changes_no
     assert effective == pytest.approx(50)
 
 
-@pytest.mark.parametrize("to_K", [200.0, 900.0])
+@pytest.mark.parametrize("to_K", [150.0, 900.0])
 def test_frames_that_tell_too_little_are_refused_with_the_nearest_temperature(to_K):
     """At the temperature that is named they tell enough, one degree further they do not."""
     _, energies = oscillators(500, 60, 300.0)
@@ -70,14 +70,14 @@ def test_frames_that_tell_too_little_are_refused_with_the_nearest_temperature(to
     with pytest.raises(PoorOverlap):
         temperature_weights(energies, 300.0, nearest + np.sign(to_K - 300.0))
     fraction = effective_fraction(60, 300.0, nearest)
-    assert 0.05 < fraction < 0.2  # of all frames there are, not of these 500
+    assert 0.03 < fraction < 0.15  # of all frames there are, not of these 500
 
 
 def test_a_few_frames_are_too_few():
-    with pytest.raises(PoorOverlap, match="9 frames are too few to be reweighted from 300 to 310 K; at least 10"):
-        temperature_weights(np.zeros(9), 300.0, 310.0)
-    with pytest.raises(PoorOverlap, match="at least 10 are needed"):  # more than a tenth, and yet no ten
-        temperature_weights(oscillators(20, 40, 300.0)[1], 300.0, 400.0)
+    with pytest.raises(PoorOverlap, match="19 frames are too few to be reweighted from 300 to 310 K; at least 20"):
+        temperature_weights(np.zeros(19), 300.0, 310.0)
+    with pytest.raises(PoorOverlap, match="at least 20 are needed"):  # more than a tenth, and yet no 20
+        temperature_weights(oscillators(40, 40, 300.0)[1], 300.0, 400.0)
 
 
 # -- the floor of weighted means

@@ -12,14 +12,17 @@ from ase.db import connect
 from ase.io import write
 
 import stabie_ase
-from stabie_ase.boltzmann import PoorOverlap, targets_at, temperature_weights
+from stabie_ase.boltzmann import Estimator, PoorOverlap, Samples, targets_at, temperature_weights
 from stabie_ase.observables import DistanceDistribution, Target, observables_from
 from stabie_ase.runs.finetune import Finetuning
 from stabie_ase.runs.inputs import Inputs
 from stabie_ase.runs.run import Live
+from stabie_ase.stability import criteria_from
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import Curve, TargetFrames, UnusableReference
 from stabie_ase.structures.setting import Setting
+from stabie_ase.training.loop import TrainingLoop
+from stabie_ase.training.schedule import LEARNING
 
 SHORT = {"max_cycles": 1, "seed": 3}
 HR = "hr,r_max=4,bin_width=0.05"
@@ -177,6 +180,11 @@ def test_targets_that_cannot_be_used(files, text):
 def test_larger_cells_of_the_same_liquid_are_the_same_system():
     argon, neon = (bulk(symbol, "fcc", a=5.3, cubic=True) for symbol in ("Ar", "Ne"))
     TargetFrames([argon.repeat(2)]).check_system([argon])
+    benzene, boxed = molecule("C6H6"), molecule("C6H6", cell=[20] * 3, pbc=True)
+    TargetFrames([boxed]).check_system([benzene])
+    TargetFrames([benzene]).check_system([boxed])
+    with pytest.raises(UnusableReference, match="expected frames of the same system"):
+        TargetFrames([molecule("C2H2")]).check_system([benzene])
     with pytest.raises(UnusableReference, match="expected frames of the same system"):
         TargetFrames([argon, neon]).check_system([argon])
 
@@ -204,7 +212,24 @@ def test_finetune_learns_and_judges_by_a_curve(here):
     assert str(here / "curve.csv") in config["digests"] and "matched to curve.csv" in config["observable"][0]
 
 
-@pytest.mark.parametrize("rule", ["natural", "penalized"])
+def test_the_natural_gradient_counts_bins_by_the_errors_of_the_curve(here):
+    """Its loss is that of the target as it is: fluctuations of the samples take no part in it."""
+    write_curve(here / "curve.csv", factor=1.5)
+    config, reference = tiny.config(), tiny.reference()
+    setting = Setting(reference.frames, 600.0)
+    observables, criteria = observables_from(f"{HR},target=curve.csv", setting), criteria_from(config.criterion, setting)
+    training = TrainingLoop.from_reference(tiny.model(), reference, observables, criteria, config)
+    while training.progress.phase != LEARNING:
+        training.step()
+    (pool,) = training.pools
+    (target,) = pool.condition.targets
+    samples = Samples.from_trajectory(pool.learn()[1], observables)
+    expected = Estimator(pool.condition.point)(samples, [target]).loss
+    info = training.rule.apply_([(pool.condition, samples)])
+    assert info.figures["observable_loss"] == pytest.approx(expected, rel=1e-9) and expected > 0
+
+
+@pytest.mark.parametrize("rule", ["penalized"])
 def test_every_rule_takes_a_curve(here, rule):
     write_curve(here / "curve.csv")
     _, found = begun(here, "--observable", f"{HR},target=curve.csv", "--update", rule)

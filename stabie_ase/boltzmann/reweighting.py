@@ -12,11 +12,14 @@ from stabie_ase.boltzmann.state_point import StatePoint
 
 MIN_EFFECTIVE_FRACTION = 0.1
 """Least part of the frames that count. With Gaussian energies the fraction is exp(-s²), and frames as they are at the other temperature
-lie s = |Δβ| σ_U standard deviations out: 1.5 for a tenth. Farther out there are none, of some hundreds, and the fraction that is
-found of those there are is too large."""
+lie s = |Δβ| σ_U standard deviations out, 1.5 for a tenth. Where there are few so far out the fraction that is found is that of these few.
 
-MIN_EFFECTIVE_FRAMES = 10
-"""Fewer are no reference, as they are none without weights."""
+57 harmonic oscillators, 800 frames of 300 K, mean energy (the worst case) at the coldest and the hottest temperature allowed: off by
+0.8 and 1.5 of its standard errors, without weights by 16; with a limit of a twentieth off by 1.4 and 2.8.
+"""
+
+MIN_EFFECTIVE_FRAMES = 20
+"""The same of a few frames: those of 50 frames at the limit are off by 4 errors with ten, by less than 2 with twenty."""
 
 
 class PoorOverlap(ValueError):
@@ -26,6 +29,7 @@ class PoorOverlap(ValueError):
 def temperature_weights(energies: Tensor | np.ndarray, from_K: float, to_K: float) -> tuple[Tensor, float]:
     """Weights that make frames of one temperature those of another, p_i ∝ exp(-(β' - β) U_i) (Raja et al., arXiv 2402.13984, A.9).
 
+    Means under them know themselves worse than their errors tell where few frames count, since those that would count most are missing.
     Where the volumes of the frames differ, those of the other temperature are at the pressure P T'/T.
 
     Parameters
@@ -47,7 +51,7 @@ def temperature_weights(energies: Tensor | np.ndarray, from_K: float, to_K: floa
     Raises
     ------
     PoorOverlap
-        Fewer than ten effective frames, or than a tenth of all.
+        Fewer than 20 effective frames, or than a tenth of all.
 
     Examples
     --------
@@ -55,7 +59,7 @@ def temperature_weights(energies: Tensor | np.ndarray, from_K: float, to_K: floa
     >>> from stabie_ase.boltzmann import temperature_weights
     >>> weights, effective = temperature_weights(np.linspace(0.0, 0.1, 50), 300.0, 330.0)
     >>> round(float(weights.sum()), 6), round(effective, 1)
-    (1.0, 49.4)
+    (1.0, 49.5)
     """
     energies = torch.as_tensor(energies, dtype=torch.float64)
     weights, effective = _weights(energies, from_K, to_K)
@@ -79,7 +83,7 @@ def nearest_temperature(energies: Tensor, from_K: float, to_K: float) -> float:
     Parameters
     ----------
     energies : Tensor, shape (n_frames,)
-        In eV, of ten frames or more.
+        In eV, of 20 frames or more.
     from_K : float
         Temperature of the frames, in K.
     to_K : float

@@ -37,12 +37,14 @@ class TargetFrames:
 
     def check_system(self, others: Sequence[Atoms]) -> None:
         """Raise UnusableReference for frames of a composition that is not among others'; larger cells of a liquid have the same."""
-        known = {composition(atoms): atoms.get_chemical_formula() for atoms in others}
+        whole = dict.fromkeys(atoms.get_chemical_formula() for atoms in others)
+        known = {*whole, *map(composition, others)}
         for k, atoms in enumerate(self.frames):
-            if composition(atoms) not in known:
+            formula = atoms.get_chemical_formula()  # also of a molecule that is alone in a box on one side only
+            if formula not in known and composition(atoms) not in known:
                 raise UnusableReference(
-                    f"{self.source}: frame {k} is of {atoms.get_chemical_formula()}, but the reference holds "
-                    f"{', '.join(list(known.values())[:5])}; expected frames of the same system"
+                    f"{self.source}: frame {k} is of {formula}, but the reference holds {', '.join(list(whole)[:5])}; "
+                    "expected frames of the same system"
                 )
 
 
