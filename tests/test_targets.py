@@ -242,7 +242,7 @@ def test_training_and_verdict_have_the_same_reweighted_targets(here):
     monitor = stabie_ase.Monitor()
     monitor.message = told.append
     run = Finetuning.set_up(inputs, tiny.config(temperature_K=700.0), monitor, Live())
-    (judged,), (trained,) = run.yardstick.targets, run.training.pools[0].condition.targets
+    (judged,), (trained,) = run.plans[0].yardstick.targets, run.training.pools[0].condition.targets
     assert torch.equal(judged.value, trained.value) and judged.floor == trained.floor
     assert any("hr is matched to the reference; reweighted from 600 to 700 K" in line for line in told)
     expected = Target.from_frames(judged.observable, run.reference.frames, temperature_weights(run.reference.energies, 600.0, 700.0)[0])

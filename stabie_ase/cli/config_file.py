@@ -126,7 +126,9 @@ def _options_of(data: Any, where: str) -> Mapping[str, Any]:
 
 
 def _value(option: click.Parameter, on: bool, value: Any, where: str) -> Any:
-    """A value as the command line would have it."""
+    """A value as the command line would have it, or as it is where no flag could hold it."""
+    if option.type is click.UNPROCESSED:
+        return value
     is_flag = isinstance(option, click.Option) and option.is_flag
     if isinstance(value, dict) or isinstance(value, bool) != is_flag:
         raise BadOption(f"{where} is {value!r}, expected {'true or false' if is_flag else 'a value, as behind the flag'}")

@@ -27,12 +27,20 @@ SECTIONS = {
 }  # fmt: skip
 
 
+def _from_a_file(context, parameter, value):
+    """Several state points do not fit behind a flag."""
+    if isinstance(value, str):
+        raise click.UsageError("--conditions is a list of state points, each with options of its own: give it in a --config FILE", context)
+    return value
+
+
 @main.command(cls=Sectioned, sections=SECTIONS)
 @click.argument("model", required=False)
 @reference_option("Reference frames with energies and forces", required=False)
 @click.option("--valid", "validation", metavar="FILE", help="Unseen frames to judge accuracy by")
 @click.option("--output", metavar="RUN", help="Run directory [default: MODEL's name with -stabie]")
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run")
+@click.option("--conditions", type=click.UNPROCESSED, callback=_from_a_file, hidden=True)
 @common_options
 @options_from(FinetuneOptions)
 @click.pass_context

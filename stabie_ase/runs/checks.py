@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from ase import Atoms, units
+from ase.calculators.calculator import PropertyNotImplementedError
 
 from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbors import NeighborList, neighbor_list
 from stabie_ase.structures.reference import Reference, spread
 from stabie_ase.structures.reference.targets import composition
+from stabie_ase.system.options import BadOption
 from stabie_ase.training.labels import LabelledFrames, predictions
 
 logger = logging.getLogger(__name__)
@@ -53,6 +59,13 @@ FORCE_UNITS = {f"{name}/Å": factor for name, factor in ENERGY_UNITS.items()} | 
     f"{name}/Bohr": factor * units.Bohr for name, factor in ENERGY_UNITS.items()
 }
 """The same of forces, in eV/Å."""
+
+
+STRAIN = 1e-4
+"""Of lengths, for the finite difference of a stress."""
+
+MAX_STRESS_ERROR = 0.02
+"""Fraction by which the finite difference may be off: it is exact to a part in ten thousand in double precision."""
 
 
 class InconsistentLabels(ValueError):
@@ -199,6 +212,55 @@ def check_same_system(frames: Sequence[Atoms], others: Sequence[Atoms], what: st
     if not of_frames.keys() & of_others.keys():
         shown = [", ".join(list(formulas.values())[:5]) for formulas in (of_frames, of_others)]
         raise InconsistentLabels(f"{what} holds {shown[0]}, but {than} holds {shown[1]}: frames of another system")
+
+
+def check_stress(potential: Potential, frames: Sequence[Atoms], what: str) -> None:
+    """Hold the pressure that a model gives against the change of its energy with the volume, dU/dV by a finite difference.
+
+    Parameters
+    ----------
+    potential : Potential
+    frames : sequence of Atoms
+        Of which the first is looked at.
+    what : str
+        What to call them.
+
+    Raises
+    ------
+    BadOption
+        Frames without a cell, a model without stress.
+    InconsistentLabels
+        A stress that is not the derivative of the energy.
+    """
+    atoms = frames[0]
+    if not all(one.pbc.all() for one in frames):
+        raise BadOption(f"a pressure is given, but {what} is not periodic in all directions; leave it out, or give frames with a cell")
+    exact = copy.deepcopy(potential).to(dtype=torch.float64)  # in single precision the difference would drown
+
+    def energy_at(strain: float) -> float:
+        return float(exact.compute(*_neighbors_of(atoms, strain, exact)).energies)
+
+    try:
+        stress = exact.compute(*_neighbors_of(atoms, 0.0, exact), stress=True).stress
+    except PropertyNotImplementedError as error:
+        raise BadOption(f"a pressure needs the stress, which the model does not give ({error}); leave the pressure out") from error
+    virial = float(stress.diagonal(dim1=1, dim2=2).sum()) * atoms.get_volume()
+    difference = (energy_at(STRAIN) - energy_at(-STRAIN)) / (2.0 * STRAIN)
+    scale = max(abs(virial), abs(difference), len(atoms) * units.kB * 300.0)
+    if not abs(virial - difference) <= MAX_STRESS_ERROR * scale:
+        raise InconsistentLabels(
+            f"the model's stress is not the derivative of its energy: a relative growth of {what} changes it by {virial:.4g} eV by "
+            f"the stress and by {difference:.4g} eV by a finite difference; dynamics at constant pressure would go wrong"
+        )
+
+
+def _neighbors_of(atoms: Atoms, strain: float, potential: Potential) -> tuple[AtomsBatch, NeighborList]:
+    """A frame, grown, with its neighbours."""
+    grown = atoms.copy()
+    grown.set_constraint()
+    grown.set_cell(atoms.cell * (1.0 + strain), scale_atoms=True)
+    batch = AtomsBatch.from_atoms([grown], device=potential.device)
+    return batch, neighbor_list(batch, potential.cutoff)
 
 
 def check_inputs(potential: Potential, model: str, reference: Reference, validation: Reference | None = None) -> None:

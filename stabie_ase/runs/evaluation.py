@@ -48,6 +48,8 @@ class StabilityTest(HasTimestep):
     Attributes
     ----------
     temperature_K : float
+    pressure_GPa : float or None
+        At constant volume there is none.
     replicas : int
     time_ps : float
         Of every replica, unless it fails before.
@@ -72,10 +74,11 @@ class StabilityTest(HasTimestep):
     sample_every_fs: float = 10.0
     slice_ps: float = 0.25
     seed: int = 0
+    pressure_GPa: float | None = None
 
     @property
     def integrator(self) -> Integrator:
-        return integrator_for("nvt", self.timestep_fs, self.friction_per_fs)
+        return integrator_for("nvt" if self.pressure_GPa is None else "npt", self.timestep_fs, self.friction_per_fs)
 
     @property
     def n_steps(self) -> int:
@@ -212,9 +215,9 @@ def run_stability_test(
     """Run fresh replicas until each fails or the time is over."""
     integrator = test.integrator
     _, trajectory, failures = watched(
-        start(potential, frames, test.replicas, test.temperature_K, integrator, test.seed),
+        start(potential, frames, test.replicas, test.temperature_K, integrator, test.seed, test.pressure_GPa or 0.0),
         integrator,
-        PotentialForces(potential),
+        PotentialForces.driving(potential, integrator),
         test.n_steps,
         [criterion.for_model(potential) for criterion in yardstick.criteria],
         check_every=test.steps(test.check_every_fs),

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from ase import Atoms
 
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
 from stabie_ase.runs.comparison import Comparison, Outcome, Trial, together, verdict
-from stabie_ase.runs.evaluation import StabilityTest, Yardstick, failing_frames
+from stabie_ase.runs.conditions import Plan, frames_of, planned
+from stabie_ase.runs.evaluation import StabilityTest, failing_frames
 from stabie_ase.runs.finetune_directory import RunDirectory
 from stabie_ase.runs.inputs import Inputs, code_files
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.progress import CheckProgress, LoopProgress
 from stabie_ase.runs.result import curves, observed, price, summaries_together
 from stabie_ase.runs.run import Live, Run, tell_targets
-from stabie_ase.stability import TRAINING, VERDICT, Criterion, criteria_from, default_criteria
+from stabie_ase.stability import Criterion
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
-from stabie_ase.structures.setting import Setting
-from stabie_ase.system.options import with_temperature
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
 from stabie_ase.training.options import FinetuneOptions
@@ -52,7 +52,7 @@ class Finetuning(Run):
     inputs: Inputs
     config: FinetuneOptions
     reference: Reference
-    yardstick: Yardstick
+    plans: list[Plan]
     training: TrainingLoop
     held_out_source: str
 
@@ -63,31 +63,19 @@ class Finetuning(Run):
             monitor.message(f"Code of yours: {file}")
         rule_class(config.update.rule)
         reference, validation = inputs.read_reference(), inputs.read_validation()
-        config = replace(config, dynamics=with_temperature(config.dynamics, reference.temperature_K, "the reference"))
         potential = inputs.load_potential()
         reference, validation = (part and part.isolated(potential.cutoff) for part in (reference, validation))
         monitor.message(f"Reference: {reference.source}")
         for part in (reference, validation) if validation else (reference,):
             potential.check_numbers(z for atoms in part.frames for z in set(atoms.numbers))
         check_inputs(potential, Path(inputs.model).name, reference, validation)
-        setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
-        config, observables, criteria = live.resolved(config, setting, TRAINING)
-        monitor.message(f"Observables: {', '.join(observable.describe() for observable in observables)}")
-        judges = criteria_from(config.check.criterion or "", setting, default_criteria(setting, VERDICT))
-        _warn_of_tight_criteria(potential, reference, criteria)
+        config, plans = planned(config, reference, potential, live)
+        for plan in plans:
+            _tell(plan, len(plans), potential, monitor)
         torch.manual_seed(config.seed)
-        training = TrainingLoop.from_reference(potential, reference, observables, criteria, config, validation)
-        targets = [target.to("cpu") for target in training.pools[0].condition.targets]
-        tell_targets(targets, monitor)
-        # What only the user knows to look for counts in the verdict as it does in training.
-        yardstick = Yardstick.of(judges, setting, targets).with_criteria(criteria)
+        training = TrainingLoop.at([plan.condition for plan in plans], potential, reference, config, validation)
         held_out = f"{len(training.accuracy.frames)} frames of the reference that are held out" if validation is None else validation.source
-        return cls(inputs, config, reference, yardstick, training, held_out)
-
-    @property
-    def criteria(self) -> Sequence[Criterion]:
-        """Those of training."""
-        return self.training.pools[0].condition.criteria
+        return cls(inputs, config, reference, plans, training, held_out)
 
     @property
     def model_path(self) -> Path:
@@ -108,7 +96,8 @@ class Finetuning(Run):
             return config.check.time_ps
         if not self.training.md_steps:
             return MAX_CHECK_PS
-        runs = config.check.replicas * max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
+        models = max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
+        runs = config.check.replicas * models * len(self._judged)
         time = max(self.check_seconds * self._replica_ps_per_second / runs, config.dynamics.check_every_fs / 1000.0)
         return min(MAX_CHECK_PS, float(f"{time:.2g}"))
 
@@ -161,7 +150,7 @@ class Finetuning(Run):
         compiled = compile_where_wanted(
             self.inputs.compilation,
             self.training.potential,
-            self.reference.frames,
+            frames_of(self.plans),
             self.config.dynamics.replicas,
             seconds=60.0 * self.config.max_time_min,
             say=monitor.message,
@@ -181,9 +170,10 @@ class Finetuning(Run):
         return {
             "model": self.inputs.model,
             "reference": self.reference.source,
-            "observable": [target.observable.describe() for target in self.yardstick.targets],
-            "criterion": [criterion.describe() for criterion in self.criteria],
-            "check_criterion": self.yardstick.describe(),
+            "at": [plan.name for plan in self.plans],
+            "observable": _each(target.observable.describe() for plan in self.plans for target in plan.condition.targets),
+            "criterion": _each(criterion.describe() for plan in self.plans for criterion in plan.condition.criteria),
+            "check_criterion": _each(line for plan in self._judged for line in plan.yardstick.describe()),
             "start_force_mae_eV_per_A": self.training.accuracy.start_mae,
             "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, {self.inputs.device}",
         }
@@ -201,7 +191,7 @@ class Finetuning(Run):
         candidates, told = training.candidates(), CheckProgress(test, config.check.rounds, self.check_seconds, monitor)
         outcome = Comparison(training.potential, trials, self.check_seconds, config.check.rounds, told.on_check).run(candidates)
         told.end()
-        gained, message = verdict(outcome, trials, [criterion.name for criterion in self.criteria])
+        gained, message = verdict(outcome, trials, {criterion.name for plan in self.plans for criterion in plan.condition.criteria})
         if training.unchanged and training.progress.updates:
             message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
         models = self._summaries(outcome, trials, candidates)
@@ -217,14 +207,19 @@ class Finetuning(Run):
             "gained": gained,
             "message": message,
             "p_value": outcome.evidence.p_value,
-            "test": asdict(test) | {"criterion": trials[0].yardstick.describe(), "rounds": outcome.rounds},
+            "test": asdict(test) | {"at": [trial.name for trial in trials], "criterion": _judges(trials), "rounds": outcome.rounds},
         }
 
+    @property
+    def _judged(self) -> list[Plan]:
+        """Where models are compared."""
+        return [plan for plan in self.plans if plan.options.judge]
+
     def _trials(self) -> list[Trial]:
-        """Where models are compared: the conditions of training."""
+        """Comparisons that differ in nothing but what the state point makes different."""
         config = self.config
         test = StabilityTest(
-            temperature_K=config.dynamics.temperature_K,
+            temperature_K=self.plans[0].condition.point.temperature_K,
             replicas=config.check.replicas,
             time_ps=self.check_ps,
             timestep_fs=config.dynamics.timestep_fs,
@@ -232,7 +227,7 @@ class Finetuning(Run):
             check_every_fs=min(config.dynamics.check_every_fs, 1000.0 * self.check_ps),
             seed=config.seed + 1,
         )
-        return [Trial(f"{test.temperature_K:g} K", self.reference.frames, self.yardstick, test)]
+        return [plan.trial(test) for plan in self._judged]
 
     def _summaries(self, outcome: Outcome, trials: Sequence[Trial], candidates: dict) -> dict[str, dict]:
         """Stability, observable and errors of the start and of the candidate that was compared with it."""
@@ -251,9 +246,27 @@ def model_path(directory: RunDirectory, inputs: Inputs) -> Path:
     return directory.path / ("model" + Path(inputs.model).suffix)
 
 
-def _warn_of_tight_criteria(potential: Potential, reference: Reference, criteria: Sequence[Criterion]) -> None:
+def _each(lines: Iterable[str]) -> list[str]:
+    """Without those that have been said."""
+    return list(dict.fromkeys(lines))
+
+
+def _judges(trials: Sequence[Trial]) -> list[str]:
+    return _each(line for trial in trials for line in trial.yardstick.describe())
+
+
+def _tell(plan: Plan, n_plans: int, potential: Potential, monitor: Monitor) -> None:
+    """What is matched at a state point."""
+    at = f" at {plan.name}" if n_plans > 1 else ""
+    targets = plan.yardstick.targets
+    monitor.message(f"Observables{at}: {', '.join(target.observable.describe() for target in targets)}")
+    tell_targets(targets, monitor)
+    _warn_of_tight_criteria(potential, plan.condition.starts, plan.condition.criteria)
+
+
+def _warn_of_tight_criteria(potential: Potential, frames: Sequence[Atoms], criteria: Sequence[Criterion]) -> None:
     """Sound dynamics visit what the reference does: criteria that call that unstable teach and tell nothing."""
-    causes, n = failing_frames(potential, reference.frames, criteria)
+    causes, n = failing_frames(potential, frames, criteria)
     if causes.total() > MAX_UNSTABLE_REFERENCE_FRACTION * n:
         logger.warning(
             "%d of %d reference frames are unstable by the criteria of training (%s): their tolerances may be too tight for this "

@@ -93,8 +93,18 @@ class Inputs(OfAModel):
 
 def with_absolute_files(config: Any) -> Any:
     """Options with absolute paths of the user's files, so that a run can be resumed from another folder."""
-    found = {name: ",".join(str(_absolute(spec)) for spec in specs) for name, specs in _specifications(config).items()}
+    found: dict[str, Any] = {name: ",".join(str(_absolute(spec)) for spec in specs) for name, specs in _specifications(config).items()}
+    several = tuple(with_absolute_files(own) for own in getattr(config, "conditions", ()))
+    if several:
+        found["conditions"] = several
+    if getattr(config, "reference", None):
+        found["reference"] = absolute(config.reference)
     return from_dict(type(config), in_a_row(config) | found)
+
+
+def _parts(config: Any) -> list[Any]:
+    """The options of a run, and those of each of its conditions."""
+    return [config, *getattr(config, "conditions", ())]
 
 
 def _specifications(config: Any) -> dict[str, list[Spec]]:
@@ -111,13 +121,15 @@ def _absolute(spec: Spec) -> Spec:
 
 def code_files(config: Any) -> list[str]:
     """The user's files that options name classes in."""
-    found = (file_of(spec) for specs in _specifications(config).values() for spec in specs)
+    found = (file_of(spec) for part in _parts(config) for specs in _specifications(part).values() for spec in specs)
     return sorted({file for file in found if file})
 
 
 def target_files(config: Any) -> list[str]:
-    """Files, with what is selected from them, that observables are matched to."""
-    return sorted({spec.options[TARGET] for spec in _specifications(config).get("observable", []) if TARGET in spec.options})
+    """Files, with what is selected from them, that observables are matched to and replicas of single conditions start from."""
+    specs = [spec for part in _parts(config) for spec in _specifications(part).get("observable", [])]
+    starts = [own.reference for own in getattr(config, "conditions", ()) if own.reference]
+    return sorted({*starts, *(spec.options[TARGET] for spec in specs if TARGET in spec.options)})
 
 
 def digests(inputs: FromFiles, config: Any) -> dict[str, str]:

@@ -37,6 +37,11 @@ def section(cls: type, prefix: str = "") -> Any:
     return field(default_factory=cls, metadata={"section": cls, "prefix": prefix and prefix + "_"})
 
 
+def rows(cls: type) -> Any:
+    """A dataclass field that holds any number of dataclasses, each with options of its own; none by default."""
+    return field(default=(), metadata={"rows": cls})
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One option, wherever it stands.
@@ -62,9 +67,9 @@ class Leaf:
 
 
 def leaves(cls: type) -> Iterator[Leaf]:
-    """All options of a dataclass, those of its sections included, in order."""
+    """All options of a dataclass, those of its sections included, in order; not those of its rows, which have no names of their own."""
     types = get_type_hints(cls)
-    for option in fields(cls):
+    for option in (one for one in fields(cls) if "rows" not in one.metadata):
         inner = option.metadata.get("section")
         if inner is None:
             kinds = get_args(types[option.name]) or (types[option.name],)
@@ -76,8 +81,9 @@ def leaves(cls: type) -> Iterator[Leaf]:
 
 
 def in_a_row(config: Any) -> dict[str, Any]:
-    """The values of all options by their names in one row."""
-    return row_of(type(config), asdict(config))
+    """The values of all options by their names in one row, and what it has rows of as they are."""
+    several = {one.name: getattr(config, one.name) for one in fields(config) if "rows" in one.metadata}
+    return row_of(type(config), asdict(config)) | several
 
 
 def row_of(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +151,7 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
 def _with_paths(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Any]]:
     """Path, name and value of all options in a dictionary."""
     known = {leaf.name: leaf.path for leaf in leaves(cls)}
+    several = {one.name: one.metadata["rows"] for one in fields(cls) if "rows" in one.metadata}
     sections = {option.name: option.metadata["section"] for option in fields(cls) if "section" in option.metadata}
     for name, value in values.items():
         if name in sections and (isinstance(value, Mapping) or is_dataclass(value)):
@@ -156,10 +163,22 @@ def _with_paths(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[tuple[st
                 yield (name, *own[key]), f"{name}: {key}", inner_value
         elif name in known:
             yield known[name], name, value
+        elif name in several:
+            yield (name,), name, _rows(several[name], name, value)
         elif name in sections:
             raise BadOption(f"{name} is {value!r}, expected options by their names")
         else:
-            raise BadOption(f"unknown option {name!r}; {did_you_mean(name, [*known, *sections])}")
+            raise BadOption(f"unknown option {name!r}; {did_you_mean(name, [*known, *several, *sections])}")
+
+
+def _rows(cls: type, name: str, values: Any) -> tuple:
+    """Dataclasses from a list of mappings, or as they are."""
+    if isinstance(values, (str, Mapping)) or not all(isinstance(value, (cls, Mapping)) for value in values):
+        raise BadOption(f"{name} is {values!r}, expected a list, each with options by their names")
+    try:
+        return tuple(value if isinstance(value, cls) else from_dict(cls, value) for value in values)
+    except BadOption as error:
+        raise BadOption(f"{name}: {error}") from error
 
 
 def _made(cls: type, values: Mapping[tuple[str, ...], Any]) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from ase import Atoms
 
 from stabie_ase.boltzmann import StatePoint
 from stabie_ase.dynamics import Integrator
 from stabie_ase.observables import Target
 from stabie_ase.stability import Criterion
+from stabie_ase.training.options import DynamicsOptions
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,16 @@ class Condition:
     criteria: Sequence[Criterion]
     integrator: Integrator
     replicas: int
+
+    @classmethod
+    def of(
+        cls,
+        frames: Sequence[Atoms],
+        targets: Sequence[Target],
+        criteria: Sequence[Criterion],
+        dynamics: DynamicsOptions,
+        device: str | torch.device = "cpu",
+    ) -> Condition:
+        """From frames and what is known, at the temperature and pressure of some options of dynamics, on a device."""
+        point = StatePoint(dynamics.temperature_K, dynamics.pressure_GPa)
+        return cls(point, frames, [target.to(device) for target in targets], list(criteria), dynamics.integrator, dynamics.replicas)

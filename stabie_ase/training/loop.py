@@ -19,7 +19,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.boltzmann import Samples, StatePoint, targets_at
+from stabie_ase.boltzmann import Samples, targets_at
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, Failures, OnLook
@@ -111,17 +111,25 @@ class TrainingLoop:
 
         Accuracy is judged by the frames of `validation`; without them some of the reference are held out (`hold_out`).
         """
-        dynamics = config.dynamics
-        known = targets_at(observables, reference, dynamics.temperature_K, config.reweight, strict=config.reweight)
-        targets = [target.to(potential.device) for target in known]
-        condition = Condition(
-            StatePoint(dynamics.temperature_K), reference.frames, targets, list(criteria), dynamics.integrator, dynamics.replicas
-        )
+        targets = targets_at(observables, reference, config.dynamics.temperature_K, config.reweight, strict=config.reweight)
+        condition = Condition.of(reference.frames, targets, criteria, config.dynamics, potential.device)
+        return cls.at([condition], potential, reference, config, validation)
+
+    @classmethod
+    def at(
+        cls,
+        conditions: Sequence[Condition],
+        potential: Potential,
+        reference: Reference,
+        config: FinetuneOptions,
+        validation: Reference | None = None,
+    ) -> TrainingLoop:
+        """A loop at some conditions that trains on the labels of a reference, less those held out where there is no `validation`."""
         trained, held_out = (
             hold_out(potential, reference, config.labels.validation_fraction) if validation is None else (reference, validation)
         )
         labelled, unseen = (LabelledFrames.from_reference(part, potential.device) for part in (trained, held_out))
-        return cls(potential, [condition], labelled, unseen, config)
+        return cls(potential, conditions, labelled, unseen, config)
 
     def on_look(self, function: OnLook | None) -> None:
         """Have a function told of every look at the replicas of any pool."""
@@ -197,12 +205,9 @@ class TrainingLoop:
         return record, []
 
     def _warn_if_few_failed_again(self, windows: list) -> None:
-        again = [pool.failed_again(failures) for pool, (_, _, failures) in zip(self.pools, windows) if pool.failed.any()]
-        if again and min(again) < 0.5:
-            logger.warning(
-                "only %.0f %% of the replicas that had failed failed again after the rewind: there is little to learn from them",
-                100 * min(again),
-            )
+        again = min(pool.failed_again(failures) for pool, (_, _, failures) in zip(self.pools, windows))
+        if again < 0.5:
+            logger.warning("only %.0f %% of the replicas that had failed did so again: there is little to learn from them", 100 * again)
 
     def _update_alone(self) -> dict[str, object]:
         """One update without any dynamics."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stabie_ase.system.options import BadOption, HasTimestep, check_options, option, section
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, option, rows, section
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics import Integrator
@@ -16,6 +16,9 @@ class DynamicsOptions(HasTimestep):
     """How replicas move, and how often they are looked at."""
 
     temperature_K: float | None = option(None, "temperature; the reference's if not given", 1e-3, 1e5)
+    pressure_GPa: float | None = option(
+        None, "pressure, at which cells then fluctuate; without it their volume is constant", -1e3, 1e5
+    )
     timestep_fs: float = option(0.5, "time step of the dynamics", 1e-3, 20.0)
     thermostat: str = option(
         "langevin", "langevin, whose noise is replayed after a rewind, or nose-hoover", choices=("langevin", "nose-hoover")
@@ -28,6 +31,8 @@ class DynamicsOptions(HasTimestep):
 
     def __post_init__(self):
         check_options(self)
+        if self.pressure_GPa is not None and self.thermostat != "langevin":
+            raise BadOption(f"a pressure is for the langevin thermostat, and thermostat is {self.thermostat!r}; leave one of the two out")
 
     @property
     def integrator(self) -> Integrator:
@@ -35,7 +40,7 @@ class DynamicsOptions(HasTimestep):
         # Late, so that the schema and with it the command line's help do not wait for torch.
         from stabie_ase.dynamics import integrator_for
 
-        ensemble = "nvt-nose-hoover" if self.thermostat == "nose-hoover" else "nvt"
+        ensemble = "nvt-nose-hoover" if self.thermostat == "nose-hoover" else "nvt" if self.pressure_GPa is None else "npt"
         return integrator_for(ensemble, self.timestep_fs, self.friction_per_fs, self.relaxation_time_fs)
 
 
@@ -172,6 +177,22 @@ class CheckOptions:
 
 
 @dataclass(frozen=True)
+class ConditionOptions:
+    """One state point of several; what it leaves open is as for the whole run."""
+
+    temperature_K: float | None = option(None, "temperature; that of its frames if not given", 1e-3, 1e5)
+    pressure_GPa: float | None = option(None, "pressure", -1e3, 1e5)
+    reference: str | None = option(None, "frames to start from and to match, which need no energies; the run's reference if not given")
+    observable: str | None = option(None, "observables that are matched", repeats=True)
+    criterion: str | None = option(None, "criteria of training", repeats=True)
+    replicas: int | None = option(None, "replicas run in parallel", 2, 1_000_000)
+    judge: bool = option(True, "models are compared here as well; otherwise they are trained here only")
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True)
 class FinetuneOptions:
     """Every option of the StABIE loop, in sections; each field's metadata tell what it is. Units are in the names."""
 
@@ -197,6 +218,7 @@ class FinetuneOptions:
     max_cycles: int | None = option(None, "cycles of simulation and learning at most", 1, 1_000_000_000)
     max_updates: int | None = option(None, "updates at most", 1, 1_000_000_000)
     seed: int = option(0, "seed of everything random", 0, 2**31 - 1)
+    conditions: tuple[ConditionOptions, ...] = rows(ConditionOptions)
     dynamics: DynamicsOptions = section(DynamicsOptions)
     phases: PhaseOptions = section(PhaseOptions)
     estimator: EstimatorOptions = section(EstimatorOptions)

@@ -146,10 +146,11 @@ class ReplicaPool:
         return ends, trajectory, failures
 
     def failed_again(self, failures: Failures) -> float:
-        """The fraction of the replicas that failed in this simulation phase which did so again in a window of learning."""
+        """Of the replicas that failed in this simulation phase, the fraction that did so again in a window of learning; 1 of none."""
         assert self.lesson is not None
         rows = self.lesson.rows
-        return float(failures.failed[: len(rows)][self.failed[rows]].double().mean())
+        again = failures.failed[: len(rows)][self.failed[rows]]
+        return float(again.double().mean()) if len(again) else 1.0
 
     def go_on_from(self, ends: MDState, failures: Failures) -> None:
         """Go on from the ends of a learning window; replicas that failed in it start afresh, and go to the bank as they were."""

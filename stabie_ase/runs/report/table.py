@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 WIDTH = 80
@@ -92,6 +93,7 @@ def table_rows(
         row("stable replica-ps", single("stable_replica_ps")),
         row("failures per replica-ps", single("hazard_per_ps")),
         row("  95 % interval", hazard_interval),
+        *(row(f"  at {name}", partial(_hazard_at, name)) for name in _state_points(summaries)),
         row("median stable time (ps)", median),
         row("  95 % band", median_band),
         *(line for name in _observables(summaries) for line in observable(name)),
@@ -112,6 +114,16 @@ ERRORS = {
 
 CALLED = {"hr": "h(r)"}
 """Observables that have a better name for readers."""
+
+
+def _state_points(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where there are several, those at which failures were counted."""
+    return list(dict.fromkeys(name for summary in summaries for name in summary.get("conditions") or {}))
+
+
+def _hazard_at(name: str, summary: Mapping[str, Any]) -> str:
+    """Failures per replica-ps at one of several state points."""
+    return number(((summary.get("conditions") or {}).get(name) or {}).get("hazard_per_ps"))
 
 
 def _observables(summaries: Sequence[Mapping[str, object]]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from ase import Atoms
 
@@ -18,6 +20,19 @@ def is_isolated_atom(atoms: Atoms) -> bool:
         return False
     kind = str(atoms.info.get("config_type", "")).lower().replace("_", "").replace(" ", "")
     return kind == "isolatedatom" or not atoms.pbc.any() or without_images(atoms, MIN_IMAGE_DISTANCE) is not None
+
+
+def isolated(frames: Sequence[Atoms], cutoff: float) -> Sequence[Atoms]:
+    """Periodic frames as isolated molecules, made whole, if no atom of any has a periodic image within a cutoff (Å); else as they are."""
+    if not np.isfinite(cutoff) or not any(atoms.pbc.any() for atoms in frames):
+        return frames
+    found = []
+    for atoms in frames:
+        alone = without_images(atoms, cutoff) if atoms.pbc.any() else atoms
+        if alone is None:
+            return frames
+        found.append(alone)
+    return found
 
 
 def without_images(atoms: Atoms, cutoff: float) -> Atoms | None:

@@ -15,7 +15,7 @@ from ase import Atoms
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference.frames import FileNames, UnusableReference, each, named_frames
-from stabie_ase.structures.reference.isolated import is_isolated_atom, without_images
+from stabie_ase.structures.reference.isolated import is_isolated_atom, isolated
 from stabie_ase.structures.reference.labels import check_declared_units, choose_keys, common_temperature, energy_of, numbers_in
 from stabie_ase.structures.reference.npz import CONVERTED
 
@@ -102,14 +102,10 @@ class Reference:
 
         A model with this cutoff predicts the same of them. Frames that are periodic otherwise are returned as they are.
         """
-        periodic = sum(bool(atoms.pbc.any()) for atoms in self.frames)
-        if not periodic or not np.isfinite(cutoff):
+        frames = isolated(self.frames, cutoff)
+        if frames is self.frames:
             return self
-        frames = []
-        for atoms in self.frames:
-            frames.append(without_images(atoms, cutoff) if atoms.pbc.any() else atoms)
-            if frames[-1] is None:
-                return self
+        periodic = sum(bool(atoms.pbc.any()) for atoms in self.frames)
         note = f"{periodic} in a periodic box taken as isolated: no image is within {cutoff:g} Å, the model's cutoff"
         return replace(self, frames=frames, source=f"{self.source}; {note}")
 

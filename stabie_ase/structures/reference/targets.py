@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import Atoms
@@ -11,6 +11,7 @@ from ase import Atoms
 from stabie_ase.structures.reference.curve_files import is_curve, read_curve
 from stabie_ase.structures.reference.curves import Curve
 from stabie_ase.structures.reference.frames import named_frames
+from stabie_ase.structures.reference.isolated import isolated
 from stabie_ase.structures.reference.labels import KEYS, common_temperature, energy_of
 from stabie_ase.structures.reference.unusable import UnusableReference
 
@@ -34,6 +35,10 @@ class TargetFrames:
     energies: np.ndarray | None = None
     temperature_K: float | None = None
     source: str = "frames in memory"
+
+    def isolated(self, cutoff: float) -> TargetFrames:
+        """Periodic frames as isolated molecules where no image is within a model's cutoff (Å), as of a reference."""
+        return replace(self, frames=isolated(self.frames, cutoff))
 
     def check_system(self, others: Sequence[Atoms]) -> None:
         """Raise UnusableReference for frames of a composition that is not among others'; larger cells of a liquid have the same."""
