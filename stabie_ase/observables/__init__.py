@@ -16,6 +16,14 @@ OBSERVABLES = {
     "hr": "stabie_ase.observables.distances:DistanceDistribution",
     "bond-length": "stabie_ase.observables.bonds:BondLengths",
     "rdf": "stabie_ase.observables.rdf:RadialDistribution",
+    "adf": "stabie_ase.observables.adf:AngularDistribution",
+    "angle": "stabie_ase.observables.angles:BondAngles",
+    "dihedral": "stabie_ase.observables.dihedrals:DihedralDistribution",
+    "bond-length-moments": "stabie_ase.observables.bond_moments:BondLengthMoments",
+    "coordination": "stabie_ase.observables.coordination:Coordination",
+    "min-distance": "stabie_ase.observables.min_distance:MinimumDistance",
+    "gyration": "stabie_ase.observables.gyration:RadiusOfGyration",
+    "density": "stabie_ase.observables.density:Density",
 }
 """By their names; those of other packages are entry points of the group "stabie_ase.observables"."""
 

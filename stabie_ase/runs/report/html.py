@@ -173,11 +173,6 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
-def _state_points(test: Mapping) -> str:
-    """Where models were compared; runs of before there were several tell a temperature only."""
-    return " and at ".join(test.get("at") or [f"{test['temperature_K']:g} K"])
-
-
 def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
     test, models = result["test"], result["models"]
     heads = "".join(f'<th scope="col">{escape(_titled(name))}</th>' for name in models)
@@ -189,7 +184,7 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
     )
     rounds = _count(test.get("rounds", 1), "round")
     conditions = (
-        f"{rounds} of {test['replicas']} replicas of each model at {_state_points(test)} for {test['time_ps']:g} ps at "
+        f"{rounds} of {test['replicas']} replicas of each model at {' and at '.join(test.get('at') or ['one temperature'])} for {test['time_ps']:g} ps at "
         "most, with equal starts, until the answer was known or the time was spent. A replica counts as failed at any of these:"
     )
     criteria = "\n".join(f"<li>{escape(str(line))}</li>" for line in test["criterion"])
