@@ -11,12 +11,17 @@ from matscipy.angle_distribution import angle_distribution
 from matscipy.neighbours import neighbour_list
 from scipy.stats import norm
 
-from stabie_ase.observables import Target, adf, observables_from
-from stabie_ase.observables.adf import AngularDistribution
-from stabie_ase.observables.angles import BondAngles
-from stabie_ase.observables.coordination import Coordination
-from stabie_ase.observables.dihedrals import DihedralDistribution
-from stabie_ase.observables.gyration import RadiusOfGyration
+from stabie_ase.observables import (
+    AngularDistribution,
+    BondAngles,
+    Coordination,
+    DihedralDistribution,
+    RadiusOfGyration,
+    Target,
+    adf,
+    observables_from,
+)
+from stabie_ase.observables.shells import first_minimum
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups, Topology
@@ -176,7 +181,9 @@ def test_an_ideal_gas_has_angles_like_a_sine(kind):
     found = values(distribution, frames)
     some = found.sum(axis=1) > 0  # a frame may have no angle
     assert within_errors(found[some], ideal) and within_errors(values(corrected, frames)[some], 1.0)
-    np.testing.assert_allclose(found[some].sum(axis=1) * 15.0, 1.0)
+    assert corrected.measure.tolist() == pytest.approx(15.0 * ideal)
+    for observable in (distribution, corrected):
+        np.testing.assert_allclose(values(observable, frames)[some] @ observable.measure.numpy(), 1.0)
     difference = [abs(values(o, frames[:1]) - values(o, frames[1:2])) @ o.measure.numpy() for o in (distribution, corrected)]
     assert difference[0] == pytest.approx(difference[1])
 
@@ -213,6 +220,19 @@ def test_cutoffs_of_angles_are_first_shells():
     assert 1.0 < found[0] < 3.0 and 4.3 < found[1] < 5.7  # bonds of 1 Å, a lattice of 4 Å
     assert asked("adf:H-O-O,r_max=3.0", frames).cutoffs == (3.0, 3.0)
     assert asked("adf:H-C-O", rattled(molecule("CH3OH"))).cutoffs == pytest.approx((1.25 * 1.07, 1.25 * 1.42))
+
+
+BONDS = [(1.0, 30.0, 0.03), (3.0, 2.0, 0.2)]
+LIQUID_SHELLS = [(2.8, 2.0, 0.12), (3.4, -0.3, 0.2), (4.5, 0.2, 0.3)]
+
+
+@pytest.mark.parametrize("shells, start, end", [(BONDS, 3.0, 1.8), (LIQUID_SHELLS, 2.5, 3.4)])
+def test_the_first_minimum_of_a_radial_distribution(shells, start, end):
+    """The middle of an empty gap, which the smoothed shells leave from 1.3 to 2.3 Å, or a shallow minimum; with noise as of few frames."""
+    r = 0.05 * (np.arange(160) + 0.5)
+    g = (r > start) + sum(height * np.exp(-0.5 * ((r - at) / width) ** 2) for at, height, width in shells)
+    noisy = g * np.random.default_rng(0).poisson(400, len(r)) / 400
+    assert first_minimum(noisy) == pytest.approx(end, abs=0.1) and first_minimum(np.ones(160)) is None
 
 
 def test_angles_may_be_worked_out_a_few_at_a_time(monkeypatch):

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stabie_ase.observables.adf import AngularDistribution
+from stabie_ase.observables.angles import BondAngles
 from stabie_ase.observables.base import WEIGHT, Axis, Observable, Target, checked_weight
+from stabie_ase.observables.bond_moments import BondLengthMoments
 from stabie_ase.observables.bonds import BondLengths
+from stabie_ase.observables.coordination import Coordination
+from stabie_ase.observables.density import Density
+from stabie_ase.observables.dihedrals import DihedralDistribution
 from stabie_ase.observables.distances import DistanceDistribution
+from stabie_ase.observables.gyration import RadiusOfGyration
+from stabie_ase.observables.min_distance import MinimumDistance
 from stabie_ase.observables.rdf import RadialDistribution
 from stabie_ase.structures.reference import Curve, TargetFrames, read_target
 from stabie_ase.structures.setting import Setting
@@ -32,11 +40,19 @@ TARGET = "target"
 
 __all__ = [
     "OBSERVABLES",
+    "AngularDistribution",
     "Axis",
+    "BondAngles",
+    "BondLengthMoments",
     "BondLengths",
+    "Coordination",
+    "Density",
+    "DihedralDistribution",
     "DistanceDistribution",
+    "MinimumDistance",
     "Observable",
     "RadialDistribution",
+    "RadiusOfGyration",
     "Target",
     "default_observable",
     "observables_from",

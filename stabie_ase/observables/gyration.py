@@ -58,17 +58,16 @@ class RadiusOfGyration(LocalMean):
         """Bonds that lead from an atom to one whose place follows from it, shape (2, n), outwards from the first atoms."""
         directed, levels = torch.cat([self.topology.bonds, self.topology.bonds.flip(0)], dim=1), []
         seen = torch.zeros(len(self.topology.numbers), dtype=torch.bool)
+        parent = torch.zeros_like(self.topology.numbers)
         seen[self.first] = True
         while True:
             bonds = directed[:, seen[directed[0]] & ~seen[directed[1]]]
             if not bonds.shape[1]:
                 return levels
-            order = bonds[1].argsort(stable=True)
-            bonds = bonds[:, order]
-            once = torch.ones(len(order), dtype=torch.bool)
-            once[1:] = bonds[1].diff() > 0  # an atom may be reached from two others
-            levels.append(bonds[:, once])
-            seen[bonds[1]] = True
+            parent[bonds[1]] = bonds[0]  # in a ring an atom may be reached from two others: one of them
+            reached = bonds[1].unique()
+            levels.append(torch.stack([parent[reached], reached]))
+            seen[reached] = True
 
     def radii(self, batch: AtomsBatch) -> Tensor:
         """R_g of every molecule, float64, shape (n_systems, n_molecules), in Å."""
