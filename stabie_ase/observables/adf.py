@@ -14,7 +14,7 @@ from stabie_ase.observables.base import Axis
 from stabie_ase.observables.bonds import check_known, pair_name
 from stabie_ase.observables.dihedrals import bins_of
 from stabie_ase.observables.kinds import element_chain, in_one_order, yes_or_no
-from stabie_ase.observables.local import LocalDensity, Terms, join, pairs_expected
+from stabie_ase.observables.local import LocalDensity, Places, Terms, pairs_expected
 from stabie_ase.observables.shells import first_shell
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.geometry import VECTORS_AT_ONCE, in_parts
@@ -125,10 +125,10 @@ class AngularDistribution(LocalDensity):
         """Of one neighbour A at a time with all C, so many that there are no more than `VECTORS_AT_ONCE` angles."""
         vectors = near.vectors(batch)
         centre, ends = near.pairs[0], [self._neighbors(batch, near, vectors, end) for end in (0, 1)]
-        around = centre[ends[1]]
-        most = int(torch.bincount(around, minlength=1).max())
+        around = Places(centre[ends[1]], batch.n_atoms)
+        most = int(around.count.max())
         for some in ends[0].split(max(1, VECTORS_AT_ONCE // max(1, most))):
-            a, c = join(centre[some], around, batch.n_atoms)
+            a, c = around.join(centre[some])
             a, c = some[a], ends[1][c]
             if self.elements[0] == self.elements[2]:
                 a, c = a[a < c], c[a < c]

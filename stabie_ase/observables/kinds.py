@@ -9,7 +9,7 @@ from ase.data import atomic_numbers
 from torch import Tensor
 
 from stabie_ase.observables.bonds import pair_name
-from stabie_ase.observables.local import join
+from stabie_ase.observables.local import Places
 from stabie_ase.structures.topology import Topology
 
 EXAMPLES = {2: "two elements, as O-H", 3: "three elements, as H-O-H", 4: "four elements, as C-C-C-C"}
@@ -57,9 +57,9 @@ def bonded_chains(topology: Topology, n: int, elements: tuple[int, ...] | None =
         Each chain in one of its two directions.
     """
     directed = torch.cat([topology.bonds, topology.bonds.flip(0)], dim=1)
-    chains = directed
+    chains, starts = directed, Places(directed[0], len(topology.numbers))
     for _ in range(n - 2):
-        chain, bond = join(chains[-1], directed[0], len(topology.numbers))
+        chain, bond = starts.join(chains[-1])
         longer = torch.cat([chains[:, chain], directed[1:, bond]])
         chains = longer[:, (longer[:-1] != longer[-1]).all(dim=0)]
     chains = chains[:, chains[0] < chains[-1]]

@@ -39,10 +39,11 @@ class LocalMean(Observable):
     def __call__(self, frames: AtomsBatch, groups: Groups | None = None) -> Tensor:
         """g of every group, float64, shape (n_groups, d); of every system if none are given."""
         groups = groups or Groups.systems(frames)
+        members = Places(groups.atoms, frames.n_atoms)
         total = torch.zeros((groups.n_groups, len(self.measure)), dtype=torch.float64, device=frames.device)
         count = total.new_zeros(groups.n_groups)
         for atoms, x in self.terms(frames.to(dtype=torch.float64)):
-            term, member = join(atoms, groups.atoms, frames.n_atoms)
+            term, member = members.join(atoms)
             group = groups.group[member]
             total += self.summed(x[term], group, groups.n_groups)
             count += torch.bincount(group, minlength=groups.n_groups)
@@ -81,28 +82,37 @@ class LocalDensity(LocalMean):
         return torch.bincount(flat, minlength=n_groups * n_bins).view(n_groups, n_bins).double() / self.bin_width
 
 
-def join(left: Tensor, right: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """All pairs of an entry of one list and an entry of another that are equal.
+class Places:
+    """Where in a list each number is, for looking up many at once.
 
     Parameters
     ----------
-    left : Tensor of int64, shape (n_left,)
-        Numbers from 0 on.
-    right : Tensor of int64, shape (n_right,)
-        The same.
+    numbers : Tensor of int64, shape (n_numbers,)
+        From 0 on.
     n : int
         More than any of them.
-
-    Returns
-    -------
-    Tensor, Tensor of int64, shape (n_pairs,)
-        Places in `left`, in order, and in `right`.
     """
-    order, count = right.argsort(stable=True), torch.bincount(right, minlength=n)
-    start, repeats = count.cumsum(0) - count, count[left]
-    first = torch.arange(len(left), device=left.device).repeat_interleave(repeats)
-    within = torch.arange(len(first), device=left.device) - (repeats.cumsum(0) - repeats)[first]
-    return first, order[start[left[first]] + within]
+
+    def __init__(self, numbers: Tensor, n: int):
+        self.order, self.count = numbers.argsort(stable=True), torch.bincount(numbers, minlength=n)
+        self.start = self.count.cumsum(0) - self.count
+
+    def join(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """All pairs of a wanted number and the same in the list.
+
+        Parameters
+        ----------
+        wanted : Tensor of int64, shape (n_wanted,)
+
+        Returns
+        -------
+        Tensor, Tensor of int64, shape (n_pairs,)
+            Places in `wanted`, in order, and in the list.
+        """
+        repeats = self.count[wanted]
+        first = torch.arange(len(wanted), device=wanted.device).repeat_interleave(repeats)
+        within = torch.arange(len(first), device=wanted.device) - (repeats.cumsum(0) - repeats)[first]
+        return first, self.order[self.start[wanted[first]] + within]
 
 
 def terms_of_topology(
