@@ -83,8 +83,8 @@ class TrainingLoop:
         self.work = Work(potential, labelled, loss, self.accuracy, bounds, config, self._out_of_time)
         self.rule = rule.from_spec(spec, self.work)
         dynamics, phases = config.dynamics, config.phases
-        length, looks, samples = map(dynamics.steps, (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs))
-        window = Window(length, looks, samples, phases.escape_factor)
+        times = (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs)
+        window = Window(*map(dynamics.steps, times), phases.escape_factor)
         self.pools = [
             ReplicaPool(condition, potential, window, config.seed + SEED_STRIDE * k, round(phases.bank * condition.replicas))
             for k, condition in enumerate(conditions)
@@ -217,12 +217,13 @@ class TrainingLoop:
 
     def _apply(self, windows: list) -> dict[str, object]:
         """The update rule's work on some windows, counted."""
-        progress, info = self.progress, self.rule.apply_(windows)
+        progress, info = self.progress, self.rule.apply_counted_(windows)
         progress.updates += info.updates
         progress.taken_back += info.taken_back
+        progress.update_calls += info.force_calls
         if info.updates and progress.taken_back == progress.updates == MIN_DOUBTFUL_UPDATES:
             logger.warning("the first %d updates had to be taken back; %s", MIN_DOUBTFUL_UPDATES, WHY_TAKEN_BACK)
-        return {"updates": progress.updates, **info.figures}
+        return {"updates": progress.updates, "force_calls": self.force_calls, **info.figures}
 
     # -- between the phases
 
@@ -272,6 +273,11 @@ class TrainingLoop:
         return sum(pool.counters.md_steps for pool in self.pools)
 
     @property
+    def force_calls(self) -> int:
+        """Evaluations of a frame so far: one in each step of a replica, and those of the updates."""
+        return self.md_steps + self.progress.update_calls
+
+    @property
     def md_seconds(self) -> float:
         """Seconds that dynamics have taken so far."""
         return sum(pool.counters.md_seconds for pool in self.pools)
@@ -304,6 +310,7 @@ class TrainingLoop:
             "cycle": progress.cycle,
             "window": progress.window,
             "md_replica_ps": self.md_steps * self.config.dynamics.timestep_fs / 1000.0,
+            "force_calls": self.force_calls,
             **values,
         }
 

@@ -61,3 +61,30 @@ class Schedule:
     def teaches(self, unstable: float) -> bool:
         """Whether the unstable fraction of a window of learning is enough to learn from."""
         return unstable > self.lower_fraction
+
+
+@dataclass
+class Progress:
+    """How far a run has come; plain values, saved with it.
+
+    Attributes
+    ----------
+    phase : str
+        That of the next window.
+    cycle, window : int
+        That have ended, of the run and of the phase.
+    updates, taken_back : int
+        Changes of the parameters, and how many of them were undone again.
+    update_calls : int
+        Frames that updates have evaluated.
+    seconds : float
+        Of finished windows.
+    """
+
+    phase: str = SIMULATION
+    cycle: int = 0
+    window: int = 0
+    updates: int = 0
+    taken_back: int = 0
+    update_calls: int = 0
+    seconds: float = 0.0

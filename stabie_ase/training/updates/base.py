@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from stabie_ase.boltzmann import Samples
@@ -67,12 +67,15 @@ class UpdateInfo:
         Errors on held-out frames afterwards.
     figures : dict of str to float
         For the log and the report, units in the names.
+    force_calls : int
+        Frames whose energies, and mostly a gradient of them, were worked out: samples, labelled and held-out ones.
     """
 
     updates: int = 0
     taken_back: int = 0
     growth: Growth | None = None
     figures: dict[str, float] = field(default_factory=dict)
+    force_calls: int = 0
 
 
 class UpdateRule:
@@ -103,6 +106,15 @@ class UpdateRule:
     def apply_(self, windows: Windows) -> UpdateInfo:
         """One or more updates in place."""
         raise NotImplementedError
+
+    def apply_counted_(self, windows: Windows) -> UpdateInfo:
+        """The same, its force calls counted by the potential's own: what a rule costs, whatever it does."""
+        frames: list[int] = []
+        counting = self.work.potential.register_forward_hook(lambda potential, arguments, energies: frames.append(len(energies)))
+        try:
+            return replace(self.apply_(windows), force_calls=sum(frames))
+        finally:
+            counting.remove()
 
     def next_phase(self) -> None:
         """A learning phase has ended."""
