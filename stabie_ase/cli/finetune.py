@@ -16,7 +16,9 @@ from stabie_ase.training.options import FinetuneOptions
 
 SECTIONS = {
     "Files": ("reference", "validation", "output", "resume", "config", "energy_key", "forces_key"),
-    "What to match and how long": ("observable", "update", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed"),
+    "What to match and how long": (
+        "recipe", "observable", "update", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed",
+    ),
     "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (
         "temperature_K", "timestep_fs", "thermostat", "friction_per_fs", "relaxation_time_fs", "replicas", "window_fs", "sample_every_fs",

@@ -61,6 +61,8 @@ class Finetuning(Run):
         """Everything that can be wrong, looked at before anything is written."""
         for file in code_files(config):
             monitor.message(f"Code of yours: {file}")
+        if changes := config.of_the_recipe():
+            monitor.message(f"Recipe {config.recipe}: {changes}")
         rule_class(config.update.rule)
         reference, validation = inputs.read_reference(), inputs.read_validation()
         potential = inputs.load_potential()

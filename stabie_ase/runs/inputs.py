@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -84,11 +85,22 @@ class Inputs(OfAModel):
 
     def read_reference(self) -> Reference:
         """The reference frames."""
+        return self._reference
+
+    @cached_property
+    def _reference(self) -> Reference:
         return read_reference(self.reference, self.energy_key, self.forces_key, min_frames=10)
 
     def read_validation(self) -> Reference | None:
         """Frames to judge accuracy by, if a file was given."""
         return read_reference(self.validation, self.energy_key, self.forces_key) if self.validation else None
+
+    def are_periodic(self) -> bool:
+        """Whether any reference frame is, to the model: an image that no atom sees is none."""
+        reference = self.read_reference()
+        if any(atoms.pbc.any() for atoms in reference.frames):
+            reference = reference.isolated(self.load_potential().cutoff)
+        return any(atoms.pbc.any() for atoms in reference.frames)
 
 
 def with_absolute_files(config: Any) -> Any:

@@ -28,6 +28,7 @@ from stabie_ase.stability import Criterion
 from stabie_ase.system.files import check_new_file
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.options import FinetuneOptions
+from stabie_ase.training.recipes import IN_LIQUIDS
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def finetune(
         Told the record of each window.
     **options
         Any of `FinetuneOptions`, side by side or in their sections, and of `Inputs`: device, dtype, head, energy_key, forces_key,
-        trust_checkpoint, compilation.
+        trust_checkpoint, compilation. A `recipe` stands for other defaults of those that are not given.
 
     Returns
     -------
@@ -123,17 +124,26 @@ def finetune(
     """
     texts, live = texts_and_objects(observables=observables, criteria=criteria)
     about_inputs = {name: options.pop(name) for name in list(options) if name in Inputs.__dataclass_fields__}
-    config = from_dict(FinetuneOptions, options | texts)
+    given = {name: None for name, made in (("observable", live.observables), ("criterion", live.criteria)) if made} | options | texts
+    from_dict(FinetuneOptions, given)  # a typo is told before any file is read
     kept = Path(output) if output is not None else Path(tempfile.mkdtemp(prefix="stabie-run-"))
     RunDirectory.check_free(kept)
     keys = (about_inputs.get("energy_key"), about_inputs.get("forces_key"))
     try:
         with InputsOf(kept, model, frames, validation, keys) as files:
-            run = Finetuning.begin(kept, Inputs(**files, **about_inputs), config, monitor, live, own=[RunDirectory.INPUTS])
+            inputs = Inputs(**files, **about_inputs)
+            config = from_dict(FinetuneOptions, _suited(given, inputs))
+            run = Finetuning.begin(kept, inputs, config, monitor, live, own=[RunDirectory.INPUTS])
         return _to_end(run, output is not None, monitor, on_window)
     finally:
         if output is None:
             shutil.rmtree(kept, ignore_errors=True)
+
+
+def _suited(given: Mapping[str, Any], inputs: Inputs) -> Mapping[str, Any]:
+    """The options with the recipe that suits the reference."""
+    liquid = IN_LIQUIDS.get(given.get("recipe", ""))
+    return {**given, "recipe": liquid} if liquid and inputs.are_periodic() else given
 
 
 def resume(

@@ -22,13 +22,16 @@ def option(
     choices: tuple = (),
     repeats: bool = False,
     name: str | None = None,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """A dataclass field with its help text and the values it may take, limits included.
 
     What repeats may be given several times on the command line, which is one text with commas. A `name` takes the place of the
-    field's own where options stand in one row, as on the command line.
+    field's own where options stand in one row, as on the command line. The values of an option with `presets` each stand for other
+    defaults of the options that these name in one row; `from_dict` puts them where nothing is given.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "repeats": repeats, "name": name}
+    choices = tuple(presets) if presets else choices
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "repeats": repeats, "name": name, "presets": presets or {}}
     return field(default=default, metadata=metadata)
 
 
@@ -124,7 +127,7 @@ def _check(name: str, leaf: Leaf, value: Any) -> None:
 
 
 def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from options that stand in one row or in the sections that they belong to.
+    """A dataclass from options that stand in one row or in the sections that they belong to, and presets for those that are not given.
 
     Parameters
     ----------
@@ -145,7 +148,19 @@ def from_dict(cls: type, values: Mapping[str, Any]) -> Any:
         if path in found:
             raise BadOption(f"{name} is given twice, in its section and beside it; give it once")
         found[path] = value
-    return _made(cls, found)
+    return _made(cls, _presets(cls, found) | found)
+
+
+def _presets(cls: type, given: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], Any]:
+    """The defaults by their paths that options with presets stand for, whether by a value that is given or by their own default."""
+    known = {leaf.name: leaf for leaf in leaves(cls)}
+    chosen = (
+        preset
+        for leaf in known.values()
+        for value, preset in leaf.option.metadata.get("presets", {}).items()
+        if value == given.get(leaf.path, leaf.option.default)
+    )
+    return {known[name].path: default for preset in chosen for name, default in preset.items()}
 
 
 def _with_paths(cls: type, values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Any]]:

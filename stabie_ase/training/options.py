@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stabie_ase.system.options import BadOption, HasTimestep, check_options, option, rows, section
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, in_a_row, option, rows, section
+from stabie_ase.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics import Integrator
@@ -194,8 +195,17 @@ class ConditionOptions:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """Every option of the StABIE loop, in sections; each field's metadata tell what it is. Units are in the names."""
+    """Every option of the StABIE loop, in sections; each field's metadata tell what it is. Units are in the names.
 
+    The defaults are those of the recipe `natural`; `from_dict` puts those of another where nothing is given.
+    """
+
+    recipe: str = option(
+        "natural",
+        "defaults of all other options, of which those that are given win: natural, this package's own, or paper, the published recipe, "
+        "which is paper-liquid where the reference is periodic",
+        presets=RECIPES,
+    )
     observable: str | None = option(
         None,
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, bond-length-moments:O-H, "
@@ -235,6 +245,13 @@ class FinetuneOptions:
                 raise BadOption(
                     f"{name} is {value:g}, expected a time from one step ({dt:g} fs) to one window ({self.phases.window_fs:g} fs)"
                 )
+
+    def of_the_recipe(self) -> str:
+        """What the recipe has changed, and what was given in place of its values, in words; nothing for one that changes nothing."""
+        preset, values, usual = RECIPES[self.recipe], in_a_row(self), in_a_row(type(self)())
+        taken = ", ".join(f"{name} {x}" for name, x in preset.items() if values[name] == x != usual[name])
+        other = ", ".join(f"{name} {values[name]}" for name, x in preset.items() if values[name] != x)
+        return f"{taken or 'nothing'}; given otherwise: {other}" if other else taken
 
     @property
     def half_width(self) -> int:

@@ -43,7 +43,7 @@ class PenalizedGradient(UpdateRule):
         """`penalized:sgd` or `penalized:adam`, with `learning_rate`, `penalty` and `decay`."""
         return cls(
             work,
-            **spec.read({"optimizer": _optimizer, "learning_rate": _positive, "penalty": _positive, "decay": _positive}, "optimizer"),
+            **spec.read({"optimizer": _optimizer, "learning_rate": _positive, "penalty": _not_negative, "decay": _positive}, "optimizer"),
         )
 
     def apply_(self, windows: Windows) -> UpdateInfo:
@@ -94,4 +94,11 @@ def _positive(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise ValueError("expected a positive number")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise ValueError("expected a number of at least zero")
     return value
