@@ -57,13 +57,14 @@ class Estimate:
 class Estimator:
     """The estimator of Raja et al. (arXiv 2402.13984, eq. 3 to 5), reweighted if the potential has changed since samples were drawn.
 
-    With groups γ_i of atoms and their energies U(γ_i), ḡ = Σ_i p_i g_i and p_i ∝ exp(-β [U_θ(γ_i) - U_θ0(γ_i)]) (Zwanzig,
-    J. Chem. Phys. 22, 1420, 1954; Thaler & Zavadlav, Nat. Commun. 12, 6884, 2021),
+    With groups γ_i of atoms and their energies U(γ_i), ḡ = Σ_i p_i g_i and p_i ∝ v_i exp(-β [U_θ(γ_i) - U_θ0(γ_i)]) (Zwanzig,
+    J. Chem. Phys. 22, 1420, 1954; Thaler & Zavadlav, Nat. Commun. 12, 6884, 2021), v_i the weight of a sample that was favoured or
+    else one (`Samples.favouring`),
 
         ∇_θ L = Σ_i w_i ∇_θ U_θ(γ_i),    w_i = -β p_i Σ_k 2 c_k (ḡ_k - g_k^ref) (g_k(γ_i) - ḡ_k) · B.
 
-    B = N_eff / (N_eff - 1) is Bessel's correction with Kish's N_eff; without a change of energies it is N / (N - 1). β is
-    written, never absorbed: the gradient may be added to another loss's. Where a group is the whole system this is exact; that a
+    B = N_eff / (N_eff - 1) is Bessel's correction with Kish's N_eff; without a change of energies it is N / (N - 1), and 1 where
+    samples were favoured. β is written, never absorbed: the gradient may be added to another loss's. Where a group is the whole system this is exact; that a
     molecule is Boltzmann distributed in its own local energy is the paper's approximation.
 
     Parameters
@@ -121,9 +122,9 @@ class Estimator:
     def _mean(self, samples: Samples, values: Tensor, energy_change: Tensor | None, half: int | None = None) -> Tensor:
         """ḡ of all samples, or of those of half of the replicas, shape (Σ d,)."""
         chosen = samples.half(half)
-        if energy_change is None:
+        if energy_change is None and samples.log_weights is None:
             return total(values[chosen].sum(dim=0)) / total(chosen.sum())
-        return weighted_mean(values, self.point, energy_change, chosen)[0]
+        return weighted_mean(values, self.point, energy_change, chosen, samples.log_weights)[0]
 
     def reweighted(self, estimate: Estimate, targets: Sequence[Target], energy_change: Tensor | None) -> Estimate:
         """The same residuals with the covariance under other parameters.
@@ -146,7 +147,7 @@ class Estimator:
         values = _in_a_row(near, targets)
         for half, residual in estimate.residuals:
             chosen = None if half is None else near.half(half)
-            parts.append(response_weights(values, residual, self.point, energy_change, chosen))
+            parts.append(response_weights(values, residual, self.point, energy_change, chosen, near.log_weights))
         weights, effective = sum(w for w, _ in parts) / len(parts), sum(n for _, n in parts)
         return Estimate(estimate.means, estimate.losses, near, weights, effective, estimate.residuals)
 
@@ -164,7 +165,12 @@ def _residual(mean: Tensor, targets: Sequence[Target]) -> Tensor:
 
 
 def response_weights(
-    values: Tensor, residual: Tensor, point: StatePoint, energy_change: Tensor | None = None, chosen: Tensor | None = None
+    values: Tensor,
+    residual: Tensor,
+    point: StatePoint,
+    energy_change: Tensor | None = None,
+    chosen: Tensor | None = None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """Weights w_i of samples with Σ_i w_i ∇_θ U_θ(γ_i) = Σ_k λ_k ∂ḡ_k/∂θ for a residual λ.
 
@@ -179,6 +185,8 @@ def response_weights(
         U_θ - U_θ0 in eV.
     chosen : Tensor of bool, shape (n_samples,), optional
         Samples that count; the weights of the others are zero.
+    log_weights : Tensor, shape (n_samples,), optional
+        Of samples that do not count alike (`Samples.log_weights`).
 
     Returns
     -------
@@ -192,15 +200,20 @@ def response_weights(
         Fewer than two samples.
     """
     values, residual = values.double(), residual.double()
-    mean, p, ess = weighted_mean(values, point, energy_change, chosen)
-    bessel = ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0
+    mean, p, ess = weighted_mean(values, point, energy_change, chosen, log_weights)
+    # Strata tell their mean far better than so many independent samples: corrected like those, the covariance would be too large.
+    bessel = ess / (ess - 1.0) if log_weights is None and ess > 1.0 + 1e-9 else 1.0
     return -point.beta * bessel * p * (values @ residual - mean @ residual), ess  # no copy of the values
 
 
 def weighted_mean(
-    values: Tensor, point: StatePoint, energy_change: Tensor | None = None, chosen: Tensor | None = None
+    values: Tensor,
+    point: StatePoint,
+    energy_change: Tensor | None = None,
+    chosen: Tensor | None = None,
+    log_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, float]:
-    """Mean over the chosen samples, p_i ∝ exp(-β [U_θ - U_θ0]) each.
+    """Mean over the chosen samples, p_i ∝ v_i exp(-β [U_θ - U_θ0]) each.
 
     Parameters
     ----------
@@ -212,6 +225,8 @@ def weighted_mean(
         U_θ - U_θ0 in eV; equal probabilities without it.
     chosen : Tensor of bool, shape (n_samples,), optional
         Samples that count; all by default.
+    log_weights : Tensor, shape (n_samples,), optional
+        ln v_i, up to a constant; zero by default.
 
     Returns
     -------
@@ -233,6 +248,8 @@ def weighted_mean(
         raise ValueError(f"a covariance needs two samples or more, got {n}")
     # Volumes do not change with the parameters: P V cancels.
     log_p = values.new_zeros(len(values)) if energy_change is None else -point.beta * energy_change.double()
+    if log_weights is not None:
+        log_p = log_p + log_weights
     if chosen is not None:
         log_p = torch.where(chosen, log_p, -torch.inf)
     p = softmax(log_p)

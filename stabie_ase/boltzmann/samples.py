@@ -33,6 +33,8 @@ class Samples:
         By the criterion that finds most fault with a frame; above 1 it is unstable. Zero where nobody has judged.
     frame, replica : Tensor of int64, shape (n_frames,)
         Which frame of which replica each is.
+    log_weights : Tensor of float64, shape (n_groups,), or None
+        Logarithms of what groups count for, up to a constant, where some were favoured; None where all count alike.
     """
 
     frames: AtomsBatch
@@ -42,6 +44,7 @@ class Samples:
     severity: Tensor
     frame: Tensor
     replica: Tensor
+    log_weights: Tensor | None = None
 
     @classmethod
     def from_trajectory(
@@ -71,8 +74,62 @@ class Samples:
             frames=self.frames.select(index),
             groups=self.groups.of_systems(index, self.frames),
             values={name: x[kept] for name, x in self.values.items()},
+            log_weights=None if self.log_weights is None else self.log_weights[kept],
             **{name: getattr(self, name)[index] for name in ("energies", "severity", "frame", "replica")},
         )
+
+    @property
+    def parts(self) -> Groups | None:
+        """The groups; None where each frame is one, whose energy needs no energies of atoms."""
+        whole = len(self) == self.frames.n_systems and torch.equal(self.groups.group, self.frames.system)
+        return None if whole else self.groups
+
+    def favouring(self, deviation: Tensor, n: int, seed: int, n_bins: int = 10) -> Samples:
+        """Some of the groups, rare deviations among them as often as common ones, and weights that make good for it.
+
+        The range of deviations is cut into bins of one width, and as many groups are drawn of each as there are to be had (Raja et al.,
+        arXiv 2402.13984). One of N_b groups of which n_b are drawn counts N_b/n_b times, so that a weighted mean has the
+        expectation of the mean over all groups, exactly; what is a ratio of means, as a covariance is, has it to O(1/n).
+
+        Parameters
+        ----------
+        deviation : Tensor, shape (n_groups,)
+            Of each group from what is expected, such as of an observable from its target, in any unit.
+        n : int
+            Groups to be drawn.
+        seed : int
+        n_bins : int
+
+        Returns
+        -------
+        Samples
+            Of the frames that hold any of them.
+
+        Raises
+        ------
+        ValueError
+            More groups than there are, or fewer than bins that hold any.
+        """
+        bins = _bins(deviation.double(), n_bins)
+        sizes = torch.bincount(bins, minlength=n_bins)
+        if not int((sizes > 0).sum()) <= n <= len(self):
+            raise ValueError(
+                f"{n} of {len(self)} groups are to be drawn, expected no more than there are and one or more from each of "
+                f"{int((sizes > 0).sum())} bins of the deviation; try fewer bins"
+            )
+        drawn = _evenly(sizes, n)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(bins.device)
+        order = order[bins[order].argsort(stable=True)]  # shuffled within each bin
+        rank = torch.arange(len(self), device=bins.device) - (sizes.cumsum(0) - sizes)[bins[order]]
+        chosen = order[rank < drawn[bins[order]]].sort().values
+        return self._of_groups(chosen, (sizes.double() / drawn).log()[bins[chosen]])
+
+    def _of_groups(self, chosen: Tensor, log_weights: Tensor) -> Samples:
+        """Some of the groups by index, in increasing order, that count for more or less than they did."""
+        before = 0.0 if self.log_weights is None else self.log_weights[chosen]
+        values = {name: x[chosen] for name, x in self.values.items()}
+        rest = replace(self, groups=self.groups.select(chosen), values=values, log_weights=before + log_weights)
+        return rest.select(rest.groups.system.unique())
 
     def within(self, severity: float) -> Samples:
         """Those of frames of at most this severity (dimensionless), by every criterion; within 1 they are stable."""
@@ -101,14 +158,45 @@ class Samples:
         Raises
         ------
         ValueError
-            There are several groups in a frame, of which nobody knows which is which in the next.
+            The groups of a frame are not those of the next, as neighbourhoods are not.
         """
-        if half_width == 0:
+        if half_width == 0 or not len(self):
             return self
-        if len(self) != len(self.replica):
-            raise ValueError("values are averaged along trajectories of whole systems only")
-        averages = {name: trajectory_averages(x, self.frame, self.replica, half_width) for name, x in self.values.items()}
+        n = self._groups_a_frame()
+        group = torch.arange(len(self), device=self.replica.device) % n
+        frame, replica = self.frame[self.groups.system], self.replica[self.groups.system] * n + group
+        averages = {name: trajectory_averages(x, frame, replica, half_width) for name, x in self.values.items()}
         return replace(self, values=averages)
+
+    def _groups_a_frame(self) -> int:
+        """How many, where they are of the same atoms in every frame."""
+        n_frames, groups = self.frames.n_systems, self.groups
+        members = torch.stack([self.frames.index_in_system[groups.atoms], groups.group])
+        same = len(self) % n_frames == 0 == members.shape[1] % n_frames
+        if same:
+            members = members.view(2, n_frames, -1)
+            members[1] -= members[1, :, :1].clone()
+            same = bool((members == members[:, :1]).all()) and bool((groups.system.bincount() == len(self) // n_frames).all())
+        if not same:
+            raise ValueError("values are averaged along trajectories of groups that keep their atoms; those of these frames differ")
+        return len(self) // n_frames
+
+
+def _bins(deviation: Tensor, n_bins: int) -> Tensor:
+    """The bin of each, of one width from the smallest to the largest, shape (n,)."""
+    low, high = deviation.min(), deviation.max()
+    fraction = (deviation - low) / (high - low).clamp(min=torch.finfo(torch.float64).tiny)
+    return (fraction * n_bins).long().clamp(max=n_bins - 1)
+
+
+def _evenly(sizes: Tensor, n: int) -> Tensor:
+    """How many of each of some bins, shape (n_bins,), so that they are n in all: as evenly as their sizes allow."""
+    drawn, left = torch.zeros_like(sizes), n
+    order = sizes.argsort()
+    for k, b in enumerate(order.tolist()):
+        drawn[b] = min(int(sizes[b]), left // (len(order) - k))
+        left -= int(drawn[b])
+    return drawn
 
 
 def trajectory_averages(values: Tensor, frame: Tensor, replica: Tensor, half_width: int) -> Tensor:

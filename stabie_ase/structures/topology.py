@@ -174,6 +174,12 @@ class Groups:
         atoms, group = order + len(molecule) * offset, molecule[order] + n * offset
         return cls(atoms.flatten(), group.flatten(), torch.arange(batch.n_systems, device=batch.device).repeat_interleave(n))
 
+    def select(self, chosen: Tensor) -> Groups:
+        """Some of the groups by index, shape (n,), in increasing order, of the same batch."""
+        new_group = chosen.new_full((self.n_groups,), -1).index_copy(0, chosen, torch.arange(len(chosen), device=chosen.device))
+        members = new_group[self.group] >= 0
+        return Groups(self.atoms[members], new_group[self.group[members]], self.system[chosen])
+
     def of_systems(self, systems: Tensor, batch: AtomsBatch) -> Groups:
         """Those of some systems of their batch, shape (n,), in increasing order, for the batch of these systems alone."""
         atoms = batch.atom_index(systems)
