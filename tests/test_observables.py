@@ -1,5 +1,7 @@
 """h(r): normalisation, limits, invariances, and what it refuses."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from stabie_ase.observables import BondLengths, DistanceDistribution, RadialDist
 from stabie_ase.observables.averages import noise_floor
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.geometry import in_parts, nearest_images
+from stabie_ase.structures.neighbourhoods import nearest
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups, Topology
 
@@ -213,11 +216,71 @@ def test_bond_lengths_across_the_faces_of_a_cell():
     frames = [water_box(seed=k) for k in range(3)]
     setting = Setting(frames, 300.0)
     assert setting.topology.molecule.tolist() == [k // 3 for k in range(81)]
-    (lengths,) = observables_from("bond-length:O-H", setting)
+    lengths = BondLengths(setting.topology, (8, 1))
     assert lengths.name == "bond-length:O-H" and lengths.axis.names[:2] == ("O0-H1", "O0-H2") and len(lengths.axis.names) == 54
     expected = [[atoms.get_distance(i, j, mic=True) for i, j in lengths.bonds.T.tolist()] for atoms in frames]
     np.testing.assert_allclose(lengths(AtomsBatch.from_atoms(frames)), expected, atol=1e-12)
     torch.testing.assert_close(lengths.measure.sum(), torch.tensor(1.0).double())
+
+
+def alcohols(n=3, seed=0):
+    """n³ ethanols in a cell, wrapped."""
+    rng, box = np.random.default_rng(seed), Atoms(cell=[5.5 * n] * 3, pbc=True)
+    for k in np.ndindex(n, n, n):
+        ethanol = molecule("CH3CH2OH")
+        ethanol.euler_rotate(*rng.uniform(0.0, 360.0, 3))
+        ethanol.positions += 5.5 * np.array(k) + rng.normal(scale=0.03, size=(9, 3))
+        box += ethanol
+    box.wrap()
+    return box
+
+
+def test_bond_lengths_of_molecules_that_are_alike_are_means_by_kind():
+    """Of a system and of any group of its molecules, from ASE's distances; their mean over molecules is that of the system."""
+    frames = [alcohols(2, seed) for seed in range(3)]
+    setting, batch = Setting(frames, 300.0), AtomsBatch.from_atoms(frames)
+    (lengths,) = observables_from("bond-length", setting)
+    assert sorted(lengths.axis.names) == ["C-C", "C-H", "O-C", "O-H"]
+    groups = nearest(batch, setting.topology, 2)
+    symbols, topology = frames[0].symbols, setting.topology
+    for kind, name in enumerate(lengths.axis.names):
+        bonds = [(i, j) for i, j in topology.bonds.T.tolist() if sorted(f"{symbols[i]}-{symbols[j]}") == sorted(name)]
+        by_hand = torch.tensor([[atoms.get_distance(i, j, mic=True) for i, j in bonds] for atoms in frames]).double()
+        torch.testing.assert_close(lengths(batch)[:, kind], by_hand.mean(dim=1), rtol=1e-6, atol=0)
+        some, found = torch.tensor([i for i, _ in bonds]), lengths(batch, groups)[:, kind]
+        for group in (0, 7, 8, 23):
+            members = batch.index_in_system[groups.atoms[groups.group == group]]
+            inside = torch.isin(some, members)
+            assert float(found[group]) == pytest.approx(float(by_hand[group // 8, inside].mean()), rel=1e-6)
+    whole, molecules = (Target.from_frames(lengths, frames, of) for of in (Groups.systems, partial(Groups.molecules, topology=topology)))
+    torch.testing.assert_close(molecules.value, whole.value)
+    assert molecules.samples.shape == (24, 4) and molecules.n_frames == 3
+    (single,) = observables_from("bond-length:O-H", setting)
+    assert single.axis.names == ("O-H",) and torch.equal(single.values(batch), lengths(batch)[:, [lengths.axis.names.index("O-H")]])
+
+
+def test_a_group_without_a_bond_of_a_kind_is_refused():
+    frames = [alcohols(2)] * 2
+    (lengths,) = observables_from("bond-length", Setting(frames, 300.0))
+
+    def methyls(batch):
+        return Groups(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([0]))
+
+    with pytest.raises(ValueError, match="bond-length is to be of groups .* have no O-. bond; try larger ones, or global"):
+        Target.from_frames(lengths, frames, methyls)
+
+
+def test_groups_of_one_frame_are_one_piece_of_evidence():
+    """The floor of a mean over molecules is that of the frames' means, whatever their number; so is that of g(r)."""
+    frames = [water_box(2, seed) for seed in range(12)]
+    topology = Topology.from_frames(frames)
+    molecules = partial(Groups.molecules, topology=topology)
+    for text in ("bond-length:O-H", "rdf:O-H,r_max=3,bin_width=0.2"):
+        (observable,) = observables_from(text, Setting(frames, 300.0))
+        whole, local = (Target.from_frames(observable, frames, of) for of in (Groups.systems, molecules))
+        torch.testing.assert_close(local.value, whole.value)
+        assert local.floor == pytest.approx(whole.floor) and local.n_frames == whole.n_frames == 12
+        assert len(local.samples) == 8 * len(whole.samples) == 96
 
 
 def test_bonds_of_two_elements_are_chosen():

@@ -64,8 +64,9 @@ class Estimator:
         ∇_θ L = Σ_i w_i ∇_θ U_θ(γ_i),    w_i = -β p_i Σ_k 2 c_k (ḡ_k - g_k^ref) (g_k(γ_i) - ḡ_k) · B.
 
     B = N_eff / (N_eff - 1) is Bessel's correction with Kish's N_eff; without a change of energies it is N / (N - 1), and 1 where
-    samples were favoured. β is written, never absorbed: the gradient may be added to another loss's. Where a group is the whole system this is exact; that a
-    molecule is Boltzmann distributed in its own local energy is the paper's approximation.
+    samples were favoured. β is written, never absorbed: the gradient may be added to another loss's. Where a group is the whole
+    system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy is the paper's
+    approximation.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def targets_at(
         if isinstance(data, Curve):
             found.append(_of_curve(observable, data, reference))
         else:
-            found.append(Target.from_frames(observable, data.frames, weights, source))
+            found.append(Target.from_frames(observable, data.frames, weights=weights, source=source))
     return found
 
 

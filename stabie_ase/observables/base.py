@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -187,8 +187,8 @@ class Target:
         Independent frames behind `value`; of weighted frames their effective number, of a curve none.
     weight : float
         Factor on its loss among those of several targets.
-    samples : Tensor of float64, shape (n_frames, d), or None
-        g of the frames, where the reference is frames.
+    samples : Tensor of float64, shape (n_groups, d), or None
+        g of the frames, or of the groups of their atoms, where the reference is frames.
     components : Tensor of float64, shape (d,), or None
         c_k of the loss, if not `measure`.
     error : Tensor of float64, shape (d,), or None
@@ -212,7 +212,12 @@ class Target:
 
     @classmethod
     def from_frames(
-        cls, observable: Observable, frames: Sequence[Atoms], weights: Tensor | None = None, source: str = ""
+        cls,
+        observable: Observable,
+        frames: Sequence[Atoms],
+        groups_of: Callable[[AtomsBatch], Groups] = Groups.systems,
+        weights: Tensor | None = None,
+        source: str = "",
     ) -> Target:
         """The mean over reference frames, each of which is taken to be independent of the others; the observable's own weight.
 
@@ -220,6 +225,9 @@ class Target:
         ----------
         observable : Observable
         frames : sequence of Atoms
+        groups_of : callable
+            Groups of atoms whose g is averaged, in which those of one frame tell no more of the noise than their mean; each frame is
+            one by default.
         weights : Tensor, shape (n_frames,), optional
             How much each frame counts, as of `temperature_weights`; all alike if not given.
         source : str
@@ -232,18 +240,23 @@ class Target:
         Raises
         ------
         ValueError
-            Weights that are not one non-negative number for each frame.
+            The observable has no meaning for these frames or groups; weights that are not one non-negative number for each frame.
         """
-        samples = observable(AtomsBatch.from_atoms(frames))
+        batch = AtomsBatch.from_atoms(frames)
+        groups = groups_of(batch)
+        samples = observable(batch, groups)
+        sums = samples.new_zeros((len(frames), samples.shape[1])).index_add(0, groups.system, samples)
+        means = sums / groups.system.bincount(minlength=len(frames))[:, None]
         if weights is None:
-            floor = noise_floor(samples, observable.measure)
+            floor = noise_floor(means, observable.measure)
             return cls(observable, samples.mean(dim=0), floor, len(frames), observable.weight, samples, source=source)
         p = weights.double()
         if p.shape != (len(frames),) or not (p >= 0).all() or not 0 < float(p.sum()) < math.inf:
             raise ValueError(f"weights of frames are numbers that are not negative, one for each of {len(frames)}; got {tuple(p.shape)}")
-        p = p / p.sum()
-        floor, effective = noise_floor(samples, observable.measure, probabilities=p), float(1.0 / p.square().sum())
-        return cls(observable, p @ samples, floor, effective, observable.weight, samples, source=source)
+        p, of_groups = p / p.sum(), p[groups.system]
+        floor, effective = noise_floor(means, observable.measure, probabilities=p), float(1.0 / p.square().sum())
+        value = of_groups @ samples / of_groups.sum()
+        return cls(observable, value, floor, effective, observable.weight, samples, source=source)
 
     @classmethod
     def from_curve(cls, observable: Observable, curve: Curve, error_floor: float = ERROR_FLOOR) -> Target:
