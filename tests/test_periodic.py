@@ -43,6 +43,18 @@ def test_what_suits_a_liquid_is_chosen_by_the_system(files):
     assert setting.topology.bonds.shape[1] == 0 and setting.topology.molecule.tolist() == list(range(32))
 
 
+def test_an_estimator_that_does_not_suit_is_refused_before_anything_is_written(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ("finetune", str(files / "model.pt"), "--ref", str(files / "argon.xyz"), "--output", "run", "--estimator")
+    for text, told in (("nearest:31", "expected 1 to 30"), ("radius:9", "beyond half the width"), ("local", "known: global, molecules")):
+        result = tiny.run(*command, text)
+        assert result.exit_code != 0 and told in result.output and not (tmp_path / "run").exists()
+    monkeypatch.setattr(SchNetPotential, "gives_atomic_energies", False)
+    monkeypatch.setattr(SchNetPotential, "energies", lambda self, batch, near: batch.sum_over_atoms(self._evaluated(batch, near).double()))
+    result = tiny.run(*command, "nearest:12")
+    assert result.exit_code != 0 and "schnet potential gives none" in result.output and not (tmp_path / "run").exists()
+
+
 def test_a_liquid_goes_through_finetune(files, tmp_path, monkeypatch):
     """Its replicas fail, updates are made, the comparison and the report are of the radial distribution."""
     monkeypatch.chdir(tmp_path)
@@ -53,6 +65,8 @@ def test_a_liquid_goes_through_finetune(files, tmp_path, monkeypatch):
         "--check-time", "0.1", "--check-rounds", "1", "--force-error-bound", "10", "--energy-error-bound", "10",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert "Estimator: nearest:12 (the system is 32 atoms Ar)" in result.output
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["estimator"]["groups"] == "nearest:12"
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     observed = found["observables"]["rdf:Ar-Ar"]
     assert observed["names"] == [] and max(observed["reference"]) > 1.5

@@ -118,13 +118,13 @@ def test_a_target_from_weighted_frames():
     rng = np.random.default_rng(0)
     frames = [Atoms("N2", [[0, 0, 0], [0, 0, r]]) for r in rng.normal(1.2, 0.05, 40)]
     hr, weights = DistanceDistribution(2.0), torch.as_tensor(rng.random(40))
-    target = Target.from_frames(hr, frames, weights, "somewhere")
+    target = Target.from_frames(hr, frames, weights=weights, source="somewhere")
     p = weights / weights.sum()
     torch.testing.assert_close(target.value, p @ target.samples)
     assert target.n_frames == pytest.approx(1.0 / float(p.square().sum())) and target.source == "somewhere"
     assert target.floor == noise_floor(target.samples, hr.measure, probabilities=p)
-    same = Target.from_frames(hr, frames, torch.ones(40))
+    same = Target.from_frames(hr, frames, weights=torch.ones(40))
     torch.testing.assert_close(same.value, Target.from_frames(hr, frames).value)
     for bad in (torch.ones(39), -torch.ones(40), torch.zeros(40), torch.full((40,), torch.nan)):
         with pytest.raises(ValueError, match="one for each of 40"):
-            Target.from_frames(hr, frames, bad)
+            Target.from_frames(hr, frames, weights=bad)

@@ -50,7 +50,7 @@ def test_a_reference_of_another_temperature_is_reweighted_by_its_own_energies():
     reference = tiny.reference()
     (found,) = targets_at([hr().weighted(3.0)], reference, 700.0)
     weights, effective = temperature_weights(reference.energies, 600.0, 700.0)
-    expected = Target.from_frames(hr(), reference.frames, weights)
+    expected = Target.from_frames(hr(), reference.frames, weights=weights)
     torch.testing.assert_close(found.value, expected.value)
     assert found.floor == expected.floor and found.n_frames == pytest.approx(effective) and found.weight == 3.0
     assert found.source == f"the reference; reweighted from 600 to 700 K, {effective:.3g} of 40 frames count effectively"
@@ -71,7 +71,7 @@ def test_data_of_its_own_are_reweighted_by_their_own_energies():
     own = TargetFrames(others, energies, 500.0, "others.xyz")
     found = targets_at([hr(), hr().matched_to(own)], reference, 600.0)
     assert torch.equal(found[0].value, mean_of(reference.frames))
-    torch.testing.assert_close(found[1].value, Target.from_frames(hr(), others, temperature_weights(energies, 500.0, 600.0)[0]).value)
+    torch.testing.assert_close(found[1].value, Target.from_frames(hr(), others, weights=temperature_weights(energies, 500.0, 600.0)[0]).value)
     assert found[1].source.startswith("others.xyz; reweighted from 500 to 600 K")
 
 
@@ -245,7 +245,9 @@ def test_training_and_verdict_have_the_same_reweighted_targets(here):
     (judged,), (trained,) = run.plans[0].yardstick.targets, run.training.pools[0].condition.targets
     assert torch.equal(judged.value, trained.value) and judged.floor == trained.floor
     assert any("hr is matched to the reference; reweighted from 600 to 700 K" in line for line in told)
-    expected = Target.from_frames(judged.observable, run.reference.frames, temperature_weights(run.reference.energies, 600.0, 700.0)[0])
+    expected = Target.from_frames(
+        judged.observable, run.reference.frames, weights=temperature_weights(run.reference.energies, 600.0, 700.0)[0]
+    )
     torch.testing.assert_close(judged.value, expected.value)
 
 

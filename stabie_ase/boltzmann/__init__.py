@@ -2,20 +2,25 @@
 
 from stabie_ase.boltzmann.estimate import Estimate, Estimator, fluctuation_weights
 from stabie_ase.boltzmann.gradient import accumulate_gradient, group_energies
+from stabie_ase.boltzmann.grouping import WHOLE, Grouping, choose_grouping, grouping_from
 from stabie_ase.boltzmann.reweighting import PoorOverlap, temperature_weights
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
 from stabie_ase.boltzmann.targets import targets_at
 
 __all__ = [
+    "WHOLE",
     "Estimate",
     "Estimator",
+    "Grouping",
     "PoorOverlap",
     "Samples",
     "StatePoint",
     "accumulate_gradient",
+    "choose_grouping",
     "fluctuation_weights",
     "group_energies",
+    "grouping_from",
     "targets_at",
     "temperature_weights",
 ]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.potentials.base import Potential
+from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.topology import Groups
@@ -66,3 +70,19 @@ def group_energies(potential: Potential, frames: AtomsBatch, groups: Groups, chu
             parts.append(potential.atomic_energies(part.to(dtype=potential.dtype), neighbor_list(part, potential.cutoff)).double())
     atomic = torch.cat(parts)
     return atomic.new_zeros(groups.n_groups).index_add(0, groups.group, atomic[groups.atoms])
+
+
+def with_group_energies(potential: Potential, samples: Samples) -> Samples:
+    """Samples with the energies of their groups by the potential that drove them, as it is now; whole frames have theirs already."""
+    if samples.parts is None or samples.group_energies is not None:
+        return samples
+    return replace(samples, group_energies=group_energies(potential, samples.frames, samples.groups))
+
+
+def energy_change(potential: Potential, samples: Samples) -> Tensor:
+    """U_θ - U_θ0 of every group without a graph, float64, shape (n_groups,), in eV; see `with_group_energies`."""
+    if samples.parts is None:
+        return potential_energies(potential, samples.frames) - samples.energies
+    if samples.group_energies is None:
+        raise ValueError("the energies of groups of atoms by the potential that drove them are not known: with_group_energies gives them")
+    return group_energies(potential, samples.frames, samples.groups) - samples.group_energies

@@ -33,6 +33,8 @@ class Samples:
         By the criterion that finds most fault with a frame; above 1 it is unstable. Zero where nobody has judged.
     frame, replica : Tensor of int64, shape (n_frames,)
         Which frame of which replica each is.
+    group_energies : Tensor of float64, shape (n_groups,), or None
+        In eV, by that potential; None of whole frames, and until somebody has worked them out.
     log_weights : Tensor of float64, shape (n_groups,), or None
         Logarithms of what groups count for, up to a constant, where some were favoured; None where all count alike.
     """
@@ -44,6 +46,7 @@ class Samples:
     severity: Tensor
     frame: Tensor
     replica: Tensor
+    group_energies: Tensor | None = None
     log_weights: Tensor | None = None
 
     @classmethod
@@ -74,9 +77,14 @@ class Samples:
             frames=self.frames.select(index),
             groups=self.groups.of_systems(index, self.frames),
             values={name: x[kept] for name, x in self.values.items()},
-            log_weights=None if self.log_weights is None else self.log_weights[kept],
+            **self._rows_of_groups(kept),
             **{name: getattr(self, name)[index] for name in ("energies", "severity", "frame", "replica")},
         )
+
+    def _rows_of_groups(self, chosen: Tensor) -> dict[str, Tensor]:
+        """What is known of some groups and may be None, by name."""
+        known = {name: getattr(self, name) for name in ("group_energies", "log_weights")}
+        return {name: x[chosen] for name, x in known.items() if x is not None}
 
     @property
     def parts(self) -> Groups | None:
@@ -126,9 +134,10 @@ class Samples:
 
     def _of_groups(self, chosen: Tensor, log_weights: Tensor) -> Samples:
         """Some of the groups by index, in increasing order, that count for more or less than they did."""
-        before = 0.0 if self.log_weights is None else self.log_weights[chosen]
+        rows = self._rows_of_groups(chosen)
+        rows["log_weights"] = rows.get("log_weights", 0.0) + log_weights
         values = {name: x[chosen] for name, x in self.values.items()}
-        rest = replace(self, groups=self.groups.select(chosen), values=values, log_weights=before + log_weights)
+        rest = replace(self, groups=self.groups.select(chosen), values=values, **rows)
         return rest.select(rest.groups.system.unique())
 
     def within(self, severity: float) -> Samples:

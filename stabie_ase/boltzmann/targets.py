@@ -8,12 +8,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from stabie_ase.boltzmann.samples import GroupsOf
 from stabie_ase.boltzmann.reweighting import PoorOverlap, temperature_weights
 from stabie_ase.observables import Observable, Target
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import Curve, Reference, TargetFrames
 from stabie_ase.structures.reference.targets import composition
 from stabie_ase.structures.setting import same_temperature
+from stabie_ase.structures.topology import Groups
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ def targets_at(
     temperature_K: float,
     reweight: bool = True,
     strict: bool = False,
+    groups_of: GroupsOf = Groups.systems,
 ) -> list[Target]:
     """Targets of observables for dynamics at a temperature.
 
@@ -42,6 +45,8 @@ def targets_at(
         Otherwise frames of another temperature are taken as they are.
     strict : bool
         Refuse data of another temperature that cannot be reweighted; otherwise they are taken as they are, with a warning.
+    groups_of : callable
+        Groups of atoms that are samples; whole frames by default.
 
     Returns
     -------
@@ -64,7 +69,7 @@ def targets_at(
         if isinstance(data, Curve):
             found.append(_of_curve(observable, data, reference))
         else:
-            found.append(Target.from_frames(observable, data.frames, weights=weights, source=source))
+            found.append(Target.from_frames(observable, data.frames, groups_of, weights, source))
     return found
 
 

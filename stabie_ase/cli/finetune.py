@@ -17,7 +17,7 @@ from stabie_ase.training.options import FinetuneOptions
 SECTIONS = {
     "Files": ("reference", "validation", "output", "resume", "config", "energy_key", "forces_key"),
     "What to match and how long": (
-        "recipe", "observable", "update", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed",
+        "recipe", "observable", "estimator", "update", "observable_weight", "max_time_min", "max_cycles", "max_updates", "seed",
     ),
     "Model": ("device", "dtype", "head", "compilation", "trust_checkpoint"),
     "Dynamics": (

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ase import Atoms
 
-from stabie_ase.boltzmann import targets_at
+from stabie_ase.boltzmann import WHOLE, choose_grouping, targets_at
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_stress
 from stabie_ase.runs.comparison import Trial
@@ -76,7 +77,9 @@ def planned(config: FinetuneOptions, reference: Reference, potential: Potential,
         plan = _plan(ConditionOptions(), config, reference, potential, live)
         found = plan.options
         dynamics = replace(config.dynamics, temperature_K=found.temperature_K)
-        return replace(config, dynamics=dynamics, observable=found.observable, criterion=found.criterion), [plan]
+        estimator = replace(config.estimator, groups=plan.condition.grouping.name)
+        found_out = {"dynamics": dynamics, "estimator": estimator, "observable": found.observable, "criterion": found.criterion}
+        return replace(config, **found_out), [plan]
     _check_used(config)
     plans = [_plan(own, config, reference, potential, live) for own in config.conditions]
     names = [plan.name for plan in plans]
@@ -107,11 +110,15 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
         check_stress(potential, known.frames, where)
     setting = Setting(known.frames, dynamics.temperature_K, known.temperature_K)
     found, observables, criteria = live.resolved(found, setting, TRAINING)
-    targets = targets_at(observables, known, dynamics.temperature_K, config.reweight, strict=config.reweight)
+    grouping = choose_grouping(config.estimator.groups, setting, observables, potential)
+    at = partial(targets_at, observables, known, dynamics.temperature_K, config.reweight, config.reweight)
+    targets = at()
     judges = criteria_from(config.check.criterion or "", setting, default_criteria(setting, VERDICT))
     # What only the user knows to look for counts in the verdict as it does in training.
     yardstick = Yardstick.of(judges, setting, targets).with_criteria(criteria)
-    return Plan(_name(found), Condition.of(known.frames, targets, criteria, dynamics, potential.device), yardstick, found)
+    of_groups = targets if grouping.of is WHOLE.of else at(groups_of=grouping)
+    condition = Condition.of(known.frames, of_groups, criteria, dynamics, potential.device, grouping)
+    return Plan(_name(found), condition, yardstick, found)
 
 
 def _known(own: ConditionOptions, reference: Reference, potential: Potential) -> tuple[Reference | TargetFrames, str]:

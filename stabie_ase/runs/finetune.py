@@ -263,6 +263,7 @@ def _tell(plan: Plan, n_plans: int, potential: Potential, monitor: Monitor) -> N
     targets = plan.yardstick.targets
     monitor.message(f"Observables{at}: {', '.join(target.observable.describe() for target in targets)}")
     tell_targets(targets, monitor)
+    monitor.message(f"Estimator{at}: {plan.condition.grouping.describe()}")
     _warn_of_tight_criteria(potential, plan.condition.starts, plan.condition.criteria)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from ase import Atoms
 
-from stabie_ase.boltzmann import StatePoint
+from stabie_ase.boltzmann import WHOLE, Grouping, StatePoint
 from stabie_ase.dynamics import Integrator
 from stabie_ase.observables import Target
 from stabie_ase.stability import Criterion
@@ -29,6 +29,8 @@ class Condition:
         All of them decide what is stable; near and far are measured by whichever is worst.
     integrator : Integrator
     replicas : int
+    grouping : Grouping
+        The groups of atoms that are samples, which the targets are of as well.
     """
 
     point: StatePoint
@@ -37,6 +39,7 @@ class Condition:
     criteria: Sequence[Criterion]
     integrator: Integrator
     replicas: int
+    grouping: Grouping = WHOLE
 
     @classmethod
     def of(
@@ -46,7 +49,8 @@ class Condition:
         criteria: Sequence[Criterion],
         dynamics: DynamicsOptions,
         device: str | torch.device = "cpu",
+        grouping: Grouping = WHOLE,
     ) -> Condition:
         """From frames and what is known, at the temperature and pressure of some options of dynamics, on a device."""
-        point = StatePoint(dynamics.temperature_K, dynamics.pressure_GPa)
-        return cls(point, frames, [target.to(device) for target in targets], list(criteria), dynamics.integrator, dynamics.replicas)
+        point, here = StatePoint(dynamics.temperature_K, dynamics.pressure_GPa), [target.to(device) for target in targets]
+        return cls(point, frames, here, list(criteria), dynamics.integrator, dynamics.replicas, grouping)

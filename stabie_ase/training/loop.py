@@ -19,11 +19,12 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.boltzmann import Samples, targets_at
+from stabie_ase.boltzmann import Grouping, Samples, choose_grouping, targets_at
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, Failures, OnLook
 from stabie_ase.structures.reference import Reference
+from stabie_ase.structures.setting import Setting
 from stabie_ase.training.accuracy import Accuracy, Bounds, hold_out
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
@@ -106,13 +107,17 @@ class TrainingLoop:
         criteria: Sequence[Criterion],
         config: FinetuneOptions,
         validation: Reference | None = None,
+        grouping: Grouping | None = None,
     ) -> TrainingLoop:
         """A loop at one condition: from the frames of a reference, which are also its targets and what is trained on.
 
         Accuracy is judged by the frames of `validation`; without them some of the reference are held out (`hold_out`).
+        Without a grouping it is the one that the options name, or that suits (`choose_grouping`).
         """
-        targets = targets_at(observables, reference, config.dynamics.temperature_K, config.reweight, strict=config.reweight)
-        condition = Condition.of(reference.frames, targets, criteria, config.dynamics, potential.device)
+        setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
+        grouping = grouping or choose_grouping(config.estimator.groups, setting, observables, potential)
+        targets = targets_at(observables, reference, setting.temperature_K, config.reweight, config.reweight, grouping)
+        condition = Condition.of(reference.frames, targets, criteria, config.dynamics, potential.device, grouping)
         return cls.at([condition], potential, reference, config, validation)
 
     @classmethod
@@ -189,8 +194,8 @@ class TrainingLoop:
         learned = self.schedule.teaches(fraction)
         if learned:
             samples = [
-                (pool.condition, Samples.from_trajectory(trajectory, [target.observable for target in pool.condition.targets]))
-                for pool, (_, trajectory, _) in zip(self.pools, windows)
+                (c, Samples.from_trajectory(trajectory, [target.observable for target in c.targets], c.grouping))
+                for c, (_, trajectory, _) in zip((pool.condition for pool in self.pools), windows)
             ]
             record |= {"n_samples": sum(len(s) for _, s in samples)} | self._apply(samples)
         if self.schedule.after(LEARNING, progress.window, fraction) == SIMULATION:

@@ -80,6 +80,13 @@ class PhaseOptions:
 class EstimatorOptions:
     """What is made of the samples of a window."""
 
+    groups: str | None = option(
+        None,
+        "what one sample is: global (a frame), molecules, nearest:K (each molecule with its K nearest ones), radius:R (each with those "
+        "within R Å); atoms where there are no molecules; if not given, of a liquid or solid of one kind of molecules molecules, of one "
+        "element nearest:12, else global",
+        name="estimator",
+    )
     average_fs: float = option(
         100.0, "time over which the observable of a frame is averaged along its own trajectory for the estimator; 0: none", 0.0, 1e7
     )

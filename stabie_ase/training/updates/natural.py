@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate_gradient, fluctuation_weights
+from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
 from stabie_ase.observables import Target
-from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.system.processes import sum_gradients
 from stabie_ase.training.condition import Condition
@@ -95,9 +95,11 @@ class NaturalGradient(UpdateRule):
         if min(int(near.half(k).sum()) for k in ((0, 1) if config.estimator.cross_fit else (None,))) < 2:
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return None
-        estimator = Estimator(condition.point, config.estimator.cross_fit, config.half_width, config.estimator.near_factor)
+        half_width = config.half_width if condition.grouping.lasting else 0  # neighbours come and go
+        estimator = Estimator(condition.point, config.estimator.cross_fit, half_width, config.estimator.near_factor)
         targets = self._weighted(condition.targets, near.within(1.0))
-        return estimator, targets, estimator(samples, targets)
+        estimate = estimator(samples, targets)
+        return estimator, targets, replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
 
     def _weighted(self, targets: Sequence[Target], stable: Samples) -> list[Target]:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
@@ -117,16 +119,14 @@ class NaturalGradient(UpdateRule):
         return weighted
 
     def _reweighted(self, estimator: Estimator, targets: list[Target], estimate: Estimate) -> tuple[Estimator, list[Target], Estimate]:
-        samples = estimate.samples
-        change = potential_energies(self.work.potential, samples.frames) - samples.energies
-        return estimator, targets, estimator.reweighted(estimate, targets, change)
+        return estimator, targets, estimator.reweighted(estimate, targets, energy_change(self.work.potential, estimate.samples))
 
     def _update(self, estimates: list[Estimate]) -> None:
         """One step for the observables, and what energies and forces make of it."""
         work, config = self.work, self.work.config
         self.steps.optimizer.zero_grad()
         for estimate in estimates:
-            accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights)
+            accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights, estimate.samples.parts)
         sum_gradients(work.potential.parameters())
         sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for estimate in estimates)]
         direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)

@@ -55,7 +55,7 @@ class PenalizedGradient(UpdateRule):
             if len(samples) < 2:
                 continue
             estimate = Estimator(condition.point, config.estimator.cross_fit)(samples, condition.targets)
-            accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights)
+            accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights, estimate.samples.parts)
             loss += estimate.loss
         sum_gradients(work.potential.parameters())
         chosen = minibatch(len(work.labelled), config.labels.qm_batch_size, config.seed, self.updates)

@@ -1,0 +1,247 @@
+"""What one sample of the estimator is, from words: a whole system, a molecule, a neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from stabie_ase.boltzmann.samples import GroupsOf
+from stabie_ase.observables import Observable, Target
+from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbourhoods import centre_distances, formulas, nearest, units, within
+from stabie_ase.structures.reference import spread
+from stabie_ase.structures.setting import Setting
+from stabie_ase.structures.topology import Groups
+from stabie_ase.system.spec import BadSpec, did_you_mean, parse
+
+MAX_DEFAULT_NEAREST = 12
+"""Atoms around each in a system without molecules: the first shell of close-packed crystals and of simple liquids, first and second
+of diamond's structure. An atom's energy is for the most part that of its pairs with these, and fewer would leave most pairs of a group
+half outside."""
+
+MAX_TRIED_FRAMES = 50
+"""Reference frames whose groups are looked at before a run."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which groups of atoms are samples of their own.
+
+    Attributes
+    ----------
+    name : str
+        As `grouping_from` reads it.
+    of : callable
+        From frames to their groups.
+    lasting : bool
+        Groups are of the same atoms in every frame, so that each has a trajectory.
+    reason : str
+        Why this one, in words.
+    """
+
+    name: str
+    of: GroupsOf
+    lasting: bool = True
+    reason: str = "as asked for"
+
+    def __call__(self, batch: AtomsBatch) -> Groups:
+        """The groups of some frames."""
+        return self.of(batch)
+
+    def describe(self) -> str:
+        """The name and the reason."""
+        return f"{self.name} ({self.reason})"
+
+
+WHOLE = Grouping("global", Groups.systems)
+"""Each frame is one sample."""
+
+
+def grouping_from(text: str, setting: Setting) -> Grouping:
+    """Groups from words, as on the command line.
+
+    Parameters
+    ----------
+    text : str
+        "global", "molecules", "nearest:K" for each molecule with its K nearest, or "radius:R" for each with those within R Å;
+        atoms take the place of molecules where there are none.
+    setting : Setting
+        The system.
+
+    Returns
+    -------
+    Grouping
+
+    Raises
+    ------
+    BadSpec, ValueError
+        Unknown words; groups that are the whole system or single molecules where they should not be; molecules of several kinds,
+        which are not samples of one distribution.
+
+    Examples
+    --------
+    >>> from ase.build import bulk
+    >>> from stabie_ase import Setting
+    >>> from stabie_ase.boltzmann.grouping import grouping_from
+    >>> grouping_from("nearest:4", Setting([bulk("Si", cubic=True)], 300.0)).name
+    'nearest:4'
+    """
+    name, given = _read(text)
+    if name == "global":
+        return WHOLE
+    topology = setting.topology
+    makers: dict[str, Callable[..., Groups]] = {"molecules": Groups.molecules, "nearest": nearest, "radius": within}
+    of = partial(makers[name], topology=topology, **given)
+    _check_sizes(text, of, setting, **given)
+    kinds = sorted(set(formulas(topology)))
+    if len(kinds) > 1:
+        raise ValueError(
+            f"--estimator {text} makes groups around molecules or atoms that differ ({', '.join(kinds[:4])}), which are not samples of "
+            "one distribution; give --estimator global"
+        )
+    return Grouping(text, of, name == "molecules")
+
+
+def _read(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of one estimator."""
+    readers: dict[str, Mapping[str, Callable]] = {
+        "global": {}, "molecules": {}, "nearest": {"k": int}, "radius": {"radius": _positive}
+    }  # fmt: skip
+    wanted = parse(text)
+    if len(wanted) != 1 or wanted[0].name not in readers:
+        name = text if len(wanted) != 1 else wanted[0].name
+        raise BadSpec(f"expected one estimator, got {text!r}; {did_you_mean(name, list(readers))}")
+    spec = wanted[0]
+    expected = readers[spec.name]
+    given = spec.read(expected, next(iter(expected), None))
+    if len(given) < len(expected):
+        raise BadSpec(f"{text!r} gives no number, expected one as in nearest:{MAX_DEFAULT_NEAREST} or, in Å, radius:4")
+    return spec.name, given
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise ValueError("expected a positive distance in Å")
+    return value
+
+
+def _check_sizes(text: str, of: GroupsOf, setting: Setting, radius: float | None = None, **_: Any) -> None:
+    """Raise ValueError where groups of the reference are no neighbourhoods."""
+    batch, n_atoms = _some_frames(setting), len(setting.topology.numbers)
+    if radius is not None:
+        _check_radius(text, radius, batch, setting)
+    sizes = of(batch).group.bincount()
+    if int(sizes.max()) == n_atoms:
+        raise ValueError(f"--estimator {text} makes a group of all {n_atoms} atoms; make it smaller, or give --estimator global")
+
+
+def _check_radius(text: str, radius: float, batch: AtomsBatch, setting: Setting) -> None:
+    """Raise ValueError for a radius that reaches the images of its centre half-way, or nobody."""
+    if bool(batch.pbc.all()):
+        half_width = 0.5 / float(torch.linalg.inv(batch.cells.double()).norm(dim=1).max())
+        if radius > half_width:
+            raise ValueError(
+                f"--estimator {text} reaches beyond half the width of the cell, {half_width:.3g} Å; give a smaller radius, or "
+                "--estimator global"
+            )
+    shortest = min(_shortest(batch.select([k]), setting) for k in range(batch.n_systems))
+    if radius <= shortest:
+        raise ValueError(
+            f"--estimator {text} finds nobody beside the centre: the smallest distance of two centres is {shortest:.3g} Å; give a larger "
+            "radius, or --estimator nearest:K or molecules"
+        )
+
+
+def _shortest(batch: AtomsBatch, setting: Setting) -> float:
+    distances = centre_distances(batch, units(setting.topology))
+    distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return float(distances.min())
+
+
+def _some_frames(setting: Setting) -> AtomsBatch:
+    return AtomsBatch.from_atoms([setting.frames[k] for k in spread(len(setting.frames), MAX_TRIED_FRAMES)])
+
+
+def suggested_grouping(setting: Setting) -> tuple[str, str]:
+    """The estimator that suits a system, as `grouping_from` reads it, and why.
+
+    Parameters
+    ----------
+    setting : Setting
+        The system.
+
+    Returns
+    -------
+    (str, str)
+        Of an isolated system "global". Of a liquid or solid of molecules that are all alike "molecules"; of one of single atoms of
+        one element "nearest" with `MAX_DEFAULT_NEAREST` of them, or so few that no group holds more than half of the atoms.
+    """
+    if not any(atoms.pbc.any() for atoms in setting.frames):
+        return "global", "the system is not periodic"
+    try:
+        found = formulas(setting.topology)
+    except ValueError:
+        return "global", "the reference has no one set of bonds"
+    n, kinds = len(found), sorted(set(found))
+    if len(kinds) > 1:
+        return "global", f"molecules or atoms that differ ({', '.join(kinds[:4])}) are not samples of one distribution"
+    if n < len(setting.topology.numbers):
+        return "molecules", f"the system is {n} molecules {kinds[0]}"
+    k = min(MAX_DEFAULT_NEAREST, n // 2 - 1)
+    return (f"nearest:{k}", f"the system is {n} atoms {kinds[0]}") if k > 0 else ("global", "the system has few atoms")
+
+
+def choose_grouping(text: str | None, setting: Setting, observables: Sequence[Observable], potential: Potential) -> Grouping:
+    """What is asked for, or else what suits the system, the potential and the observables.
+
+    Parameters
+    ----------
+    text : str or None
+        See `grouping_from`; None for what suits.
+    setting : Setting
+    observables : sequence of Observable
+        Of which the mean over molecules has to be that of the whole.
+    potential : Potential
+        Which has to give energies of atoms.
+
+    Returns
+    -------
+    Grouping
+
+    Raises
+    ------
+    BadSpec, ValueError
+        What is asked for there is not, or not for this system, these observables or this potential.
+    """
+    if text is not None:
+        grouping = grouping_from(text, setting)
+        if grouping is not WHOLE and not potential.gives_atomic_energies:
+            raise ValueError(
+                f"--estimator {text} needs energies of atoms, and the {potential.family} potential gives none; give --estimator global"
+            )
+        return grouping
+    text, reason = suggested_grouping(setting)
+    if text == "global":
+        return replace(WHOLE, reason=reason)
+    if not potential.gives_atomic_energies:
+        return replace(WHOLE, reason=f"{text} would suit, but the {potential.family} potential gives no energies of atoms")
+    grouping = replace(grouping_from(text, setting), reason=reason)
+    unfit = next((name for name in (_unfit(observable, grouping, setting) for observable in observables) if name), None)
+    return grouping if unfit is None else replace(WHOLE, reason=f"{text} would suit, but {unfit}")
+
+
+def _unfit(observable: Observable, grouping: Grouping, setting: Setting) -> str | None:
+    """Why an observable has no meaning for some groups, or another one; None where it has."""
+    frames = _some_frames(setting).to_atoms()
+    try:
+        own, whole = (Target.from_frames(observable, frames, of).value for of in (grouping, Groups.systems))
+    except ValueError as error:
+        return f"not for {observable.name}: {error}"
+    near = own.shape == whole.shape and torch.allclose(own, whole, rtol=1e-6, atol=1e-6 * float(whole.abs().max()))
+    return None if near or not grouping.lasting else f"{observable.name} of the system is not a mean over molecules"

@@ -1,0 +1,385 @@
+"""The localized estimator (Raja et al., eq. 5): which groups, and that it is exact where subsystems are independent of each other."""
+
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from stabie_ase.boltzmann import WHOLE, Estimator, Samples, StatePoint, accumulate_gradient, choose_grouping, grouping_from
+from stabie_ase.boltzmann.gradient import energy_change, group_energies, with_group_energies
+from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
+from stabie_ase.observables import BondLengths, Observable, RadialDistribution, Target, observables_from
+from stabie_ase.observables.base import Axis
+from stabie_ase.potentials.analytic import Harmonic, LennardJones, Morse
+from stabie_ase.potentials.base import Potential
+from stabie_ase.stability import criteria_from
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.neighbourhoods import nearest
+from stabie_ase.structures.reference import reference_of
+from stabie_ase.structures.setting import Setting
+from stabie_ase.structures.topology import Groups, Topology
+from stabie_ase.training.loop import TrainingLoop
+
+T = 300.0
+KT = units.kB * T
+K = 0.7
+
+
+class MeanSquare(Observable):
+    """⟨x²⟩ over the atoms of a group, in Å²."""
+
+    name, label, axis = "x2", "x² (Å²)", Axis.of_names("", ["x²"])
+
+    def values(self, batch):
+        return (batch.sum_over_atoms(batch.positions[:, 0].square()) / batch.counts)[:, None]
+
+
+def samples_of(frames, groups, observable):
+    zeros = torch.zeros(frames.n_systems, dtype=torch.float64)
+    index = torch.arange(frames.n_systems)
+    return Samples(frames, groups, {observable.name: observable(frames, groups)}, zeros, zeros, 0 * index, index)
+
+
+def flat_gradient(potential, found):
+    potential.zero_grad()
+    accumulate_gradient(potential, found.samples.frames, found.weights, found.samples.parts, chunk_size=5000)
+    return torch.cat([p.grad.flatten() for p in potential.parameters()])
+
+
+# -- exact where subsystems are independent
+
+
+def wells(n_frames, n_atoms, seed):
+    """Independent atoms in wells, straight from their Boltzmann distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    positions = (KT / K) ** 0.5 * torch.randn((n_frames * n_atoms, 3), generator=generator, dtype=torch.float64)
+    return AtomsBatch.from_atoms(Atoms(f"H{n_atoms}", np.zeros((n_atoms, 3)))).repeat(n_frames).replace(positions=positions)
+
+
+def atoms_in(frames, size=1):
+    """Groups of so many atoms."""
+    group = torch.arange(frames.n_atoms) // size
+    return Groups(torch.arange(frames.n_atoms), group, frames.system[::size])
+
+
+def derivatives(n_frames, n_atoms, groups_of, n_sets=80):
+    """∂⟨x²⟩/∂k of several sets of frames: the gradient of (ḡ - g^ref)², over its residual 2 (ḡ - g^ref)."""
+    potential, observable, found = Harmonic(K), MeanSquare(), []
+    for seed in range(n_sets):
+        frames = wells(n_frames, n_atoms, seed)
+        samples = samples_of(frames, groups_of(frames), observable)
+        target = Target(observable, samples.values["x2"].mean(dim=0) - 0.5)
+        found.append(float(flat_gradient(potential, Estimator(StatePoint(T))(samples, [target]))))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_frames", [25, 100, 400])
+@pytest.mark.parametrize("size", [1, 2])
+def test_exact_where_subsystems_are_independent(n_frames, size):
+    """∂⟨x²⟩/∂k = -kT/k² within three standard errors over 80 sets of frames, the variance as many times smaller as it should be.
+
+    A product of two deviations has the variance v_g v_u + c² + κ/m for groups of m atoms, in units of kT/k and kT: v_g = 2, v_u = 3/2,
+    c = 1, and 12 for the joint cumulant κ. Of n atoms there are n/m groups.
+    """
+    n_atoms = 8
+    local, whole = (derivatives(n_frames, n_atoms, of) for of in (lambda frames: atoms_in(frames, size), Groups.systems))
+    expected, error = -KT / K**2, float(local.std()) / 80**0.5
+    assert abs(float(local.mean()) - expected) < 3 * error < 0.12 * abs(expected)
+    fewer = n_atoms / size * (4 + 12 / n_atoms) / (4 + 12 / size)
+    assert 0.6 * fewer < float(whole.var() / local.var()) < fewer / 0.6  # a ratio of variances of 80 numbers is known to a fifth
+
+
+def test_a_group_that_is_the_whole_system_is_the_global_estimator():
+    """Weights, gradient and energies to round-off, by energies of atoms on one side and of systems on the other."""
+    rng = np.random.default_rng(0)
+    ethanol, potential = molecule("CH3CH2OH"), Morse(1.0, 1.5, 1.2)
+    frames = [Atoms(ethanol.numbers, ethanol.positions + rng.normal(0, 0.05, (9, 3))) for _ in range(10)]
+    batch, topology = AtomsBatch.from_atoms(frames), Topology.from_frames(frames)
+    lengths = BondLengths(topology)
+    target = Target(lengths, lengths(batch)[0])
+    samples = [samples_of(batch, groups, lengths) for groups in (Groups.systems(batch), Groups.molecules(batch, topology))]
+    assert [s.parts for s in samples] == [None, None]
+    found = [Estimator(StatePoint(T))(s, [target]) for s in samples]
+    torch.testing.assert_close(found[1].weights, found[0].weights, rtol=1e-13, atol=0)
+    expected = flat_gradient(potential, found[0])
+    potential.zero_grad()
+    accumulate_gradient(potential, batch, found[1].weights, samples[1].groups)
+    torch.testing.assert_close(torch.stack([p.grad for p in potential.parameters()]), expected, rtol=1e-11, atol=1e-14)
+
+
+def test_overlapping_neighbourhoods_are_the_explicit_formula():
+    """Eq. 5 with each neighbourhood's own energy and its own gradient, worked out one by one."""
+    frames, potential = argon(6), LennardJones(0.0103, 3.4, 5.5)
+    batch, topology = AtomsBatch.from_atoms(frames), Topology.from_frames(frames)
+    observable = RadialDistribution((18, 18), 5.0, 0.5)
+    samples = samples_of(batch, nearest(batch, topology, 5), observable)
+    values = samples.values[observable.name]
+    target = Target(observable, 0.9 * values.mean(dim=0))
+    found = flat_gradient(potential, Estimator(StatePoint(T))(samples, [target]))
+    rows = []
+    for group in range(samples.groups.n_groups):
+        one = torch.zeros(samples.groups.n_groups, dtype=torch.float64)
+        one[group] = 1.0
+        potential.zero_grad()
+        accumulate_gradient(potential, batch, one, samples.groups)
+        rows.append(torch.stack([p.grad.clone() for p in potential.parameters()]))
+    jacobian, n = torch.stack(rows), len(values)
+    centred = values - values.mean(dim=0)
+    derivative = -centred.T @ jacobian / (n - 1) / KT
+    expected = (2.0 * observable.measure * (values.mean(dim=0) - target.value)) @ derivative
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_neighbourhoods_are_reweighted_by_their_own_energies():
+    frames, potential = argon(4), LennardJones(0.0103, 3.4, 5.5)
+    batch = AtomsBatch.from_atoms(frames)
+    samples = samples_of(batch, nearest(batch, Topology.from_frames(frames), 4), RadialDistribution((18, 18), 5.0, 0.5))
+    with pytest.raises(ValueError, match="with_group_energies"):
+        energy_change(potential, samples)
+    samples = with_group_energies(potential, samples)
+    assert with_group_energies(LennardJones(1.0), samples) is samples  # once, by those that drove them
+    assert float(energy_change(potential, samples).abs().max()) == 0.0
+    with torch.no_grad():
+        potential.epsilon.mul_(1.1)
+    torch.testing.assert_close(energy_change(potential, samples), 0.1 * samples.group_energies)
+    some = samples.select(torch.tensor([1, 3]))
+    torch.testing.assert_close(energy_change(potential, some), 0.1 * some.group_energies)
+    torch.testing.assert_close(group_energies(potential, some.frames, some.groups), 1.1 * some.group_energies)
+
+
+# -- which groups
+
+
+def argon(n_frames=3, repeat=2, symbol="Ar"):
+    rng = np.random.default_rng(1)
+    crystal = bulk(symbol, "fcc", a=5.72, cubic=True).repeat(repeat)
+    frames = [crystal.copy() for _ in range(n_frames)]
+    for atoms in frames:
+        atoms.positions += rng.normal(0, 0.25, atoms.positions.shape)
+    return frames
+
+
+def waters(n=2, n_frames=3):
+    rng, frames = np.random.default_rng(0), []
+    for _ in range(n_frames):
+        box = Atoms(cell=[3.1 * n] * 3, pbc=True)
+        for k in np.ndindex(n, n, n):
+            water = molecule("H2O")
+            water.euler_rotate(*rng.uniform(0.0, 360.0, 3))
+            water.positions += 3.1 * np.array(k) + rng.normal(scale=0.02, size=(3, 3))
+            box += water
+        frames.append(box)
+    return frames
+
+
+def salt(n_frames=2):
+    return [bulk("NaCl", "rocksalt", a=5.64, cubic=True)] * n_frames
+
+
+SYSTEMS = {
+    "argon": argon(),
+    "water": waters(),
+    "ethanol": [molecule("CH3CH2OH")] * 3,
+    "silicon": [bulk("Si", "diamond", a=5.43, cubic=True).repeat(2)] * 2,
+    "salt": salt(),
+    "brine": [atoms + Atoms("Ar", [[1.5, 1.5, 1.5]]) for atoms in waters()],
+    "two": [Atoms("Ar2", [[0, 0, 0], [4, 4, 4]], cell=[8] * 3, pbc=True)] * 2,
+    "mixed": [bulk("Ar", cubic=True), bulk("Ne", cubic=True)],
+}
+SETTINGS = {name: Setting(frames, T) for name, frames in SYSTEMS.items()}
+
+REFUSED = {
+    ("argon", "nearest:31"): "nearest:31 of 32 molecules or atoms, expected 1 to 30; .* global",
+    ("argon", "nearest:0"): "nearest:0 of 32 molecules or atoms, expected 1 to 30",
+    ("argon", "nearest"): "'nearest' gives no number, expected one as in nearest:12",
+    ("argon", "nearest:few"): "k='few', expected a whole number",
+    ("argon", "nearest:3,r=2"): "unknown option 'r'",
+    ("argon", "radius:6"): "radius:6 reaches beyond half the width of the cell, 5.72 Å; give a smaller radius",
+    ("argon", "radius:1"): r"radius:1 finds nobody beside the centre: the smallest distance of two centres is [23]\..* Å; give a larger",
+    ("argon", "radius:-1"): "radius='-1', expected a positive distance in Å",
+    ("argon", "radius:nan"): "radius='nan', expected a positive distance in Å",
+    ("argon", "radius"): "'radius' gives no number",
+    ("argon", "local"): "expected one estimator, got 'local'; .*known: global, molecules, nearest, radius",
+    ("argon", "molecule"): "did you mean 'molecules'?",
+    ("argon", "global,molecules"): "expected one estimator, got 'global,molecules'",
+    ("argon", ""): "expected one estimator, got ''",
+    ("water", "molecules:3"): "'molecules' takes no argument",
+    ("water", "nearest:7"): "nearest:7 of 8 molecules or atoms, expected 1 to 6",
+    ("ethanol", "molecules"): "molecules makes a group of all 9 atoms; make it smaller, or give --estimator global",
+    ("ethanol", "nearest:3"): r"groups around molecules or atoms that differ \(C, H, O\), .* one distribution; give --estimator global",
+    ("salt", "radius:2.9"): "radius:2.9 reaches beyond half the width",
+    ("salt", "nearest:4"): r"that differ \(Cl, Na\)",
+    ("brine", "molecules"): r"that differ \(Ar, H2O\)",
+    ("two", "nearest:1"): "nearest:1 of 2 molecules or atoms, expected more molecules or atoms to choose from",
+    ("mixed", "nearest:1"): "one molecule with its atoms in one order",
+}
+
+
+@pytest.mark.parametrize(("system", "text"), REFUSED)
+def test_what_is_no_neighbourhood_is_refused_in_a_line(system, text):
+    with pytest.raises(ValueError, match=REFUSED[system, text].replace("'?", r"'\?")) as error:
+        grouping_from(text, SETTINGS[system])
+    assert "\n" not in str(error.value)
+
+
+def test_a_radius_that_holds_everybody_is_refused():
+    cluster = Atoms("Ar4", [[0, 0, 0], [3.8, 0, 0], [0, 3.8, 0], [0, 0, 3.8]])
+    with pytest.raises(ValueError, match="radius:6 makes a group of all 4 atoms; make it smaller"):
+        grouping_from("radius:6", Setting([cluster] * 2, T))
+
+
+def test_what_is_asked_for():
+    batch = AtomsBatch.from_atoms(SYSTEMS["water"])
+    sizes = {text: grouping_from(text, SETTINGS["water"])(batch).group.bincount() for text in ("molecules", "nearest:3", "radius:3.05")}
+    assert set(sizes["molecules"].tolist()) == {3} and set(sizes["nearest:3"].tolist()) == {12} and len(sizes["radius:3.05"].unique()) > 1
+    assert grouping_from("global", SETTINGS["mixed"]) is WHOLE
+    assert [grouping_from(text, SETTINGS["water"]).lasting for text in ("molecules", "nearest:3", "radius:3.05")] == [True, False, False]
+
+
+class Opaque(Potential):
+    """Gives energies of systems only."""
+
+    family, cutoff = "opaque", 4.0
+
+    def energies(self, batch, neighbors):
+        return batch.sum_over_atoms(batch.positions.square().sum(dim=1))
+
+
+class Count(MeanSquare):
+    """Of a system the number of its atoms, which is no mean over molecules."""
+
+    name = "count"
+
+    def values(self, batch):
+        return batch.counts.double()[:, None]
+
+
+CHOSEN = {
+    "argon": ("nearest:12", "the system is 32 atoms Ar"),
+    "water": ("molecules", "the system is 8 molecules H2O"),
+    "ethanol": ("global", "the system is not periodic"),
+    "silicon": ("nearest:12", "the system is 64 atoms Si"),
+    "salt": ("global", r"molecules or atoms that differ (Cl, Na) are not samples of one distribution"),
+    "brine": ("global", r"molecules or atoms that differ (Ar, H2O) are not samples of one distribution"),
+    "two": ("global", "the system has few atoms"),
+    "mixed": ("global", "the reference has no one set of bonds"),
+}
+
+
+@pytest.mark.parametrize("system", CHOSEN)
+def test_what_suits_is_chosen_by_the_system(system):
+    found = choose_grouping(None, SETTINGS[system], [], Harmonic())
+    assert (found.name, found.reason) == CHOSEN[system] and found.describe() == f"{found.name} ({found.reason})"
+    assert choose_grouping("global", SETTINGS[system], [], Opaque()) is WHOLE
+
+
+def test_energies_of_atoms_are_needed():
+    found = choose_grouping(None, SETTINGS["water"], [], Opaque())
+    assert found.name == "global" and found.reason == "molecules would suit, but the opaque potential gives no energies of atoms"
+    with pytest.raises(ValueError, match="--estimator molecules needs energies of atoms, and the opaque potential gives none; give"):
+        choose_grouping("molecules", SETTINGS["water"], [], Opaque())
+
+
+def test_an_observable_that_is_no_mean_over_molecules_keeps_its_system_whole():
+    setting = SETTINGS["water"]
+    lengths = BondLengths.from_spec(SimpleNamespace(read=lambda *_: {}), setting)
+    assert choose_grouping(None, setting, [lengths], Harmonic()).name == "molecules"
+    found = choose_grouping(None, setting, [lengths, Count()], Harmonic())
+    assert found.name == "global" and found.reason == "molecules would suit, but count of the system is not a mean over molecules"
+    found = choose_grouping(None, setting, [BondLengths(setting.topology)], Harmonic())
+    assert found.name == "global" and "not for bond-length: bond lengths are of a system of 24 atoms" in found.reason
+    assert choose_grouping("molecules", setting, [Count()], Harmonic()).name == "molecules"  # as asked for
+
+
+def test_the_means_of_g_of_r_over_molecules_is_that_of_the_system():
+    setting = SETTINGS["water"]
+    rdf = RadialDistribution((8, 1), r_max=3.0, bin_width=0.1)
+    own, whole = (Target.from_frames(rdf, setting.frames, of) for of in (grouping_from("molecules", setting), WHOLE))
+    torch.testing.assert_close(own.value, whole.value)
+    assert replace(WHOLE, reason="").describe() == "global ()"
+
+
+# -- training
+
+
+DIMERS, CUTOFF = 8, 3.5
+
+
+@cache
+def gas(n_frames=24):
+    """Labelled frames of eight dimers C2 in a cell, bound by a Morse potential that does not reach from one to another."""
+    generator = np.random.default_rng(0)
+    box = Atoms(cell=[11.0] * 3, pbc=True)
+    for k in np.ndindex(2, 2, 2):
+        direction = generator.normal(size=3)
+        half = 0.75 * direction / np.linalg.norm(direction)
+        box += Atoms("C2", [5.5 * np.array(k) - half, 5.5 * np.array(k) + half])
+    truth = PotentialForces(Morse(3.0, 1.8, 1.5, CUTOFF))
+    state = initial_state(AtomsBatch.from_atoms([box] * n_frames), truth, 1200.0, seed=0)
+    state = simulate(state, Langevin(2.0 * units.fs, 0.02 / units.fs), truth, 60)
+    frames = state.batch.to_atoms()
+    for atoms, energy, forces in zip(frames, state.potential_energy.tolist(), state.forces.split(2 * DIMERS)):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces.numpy())
+        atoms.info["temperature_K"] = 600.0
+    return reference_of(frames)
+
+
+def loop(estimator, update="natural"):
+    """On a potential whose bonds are far too soft."""
+    reference, potential = gas(), Morse(1.0, 1.2, 1.5, CUTOFF)
+    setting = Setting(reference.frames, 600.0)
+    options = {} if estimator is None else {"estimator": estimator}
+    config = tiny.config(replicas=6, sample_every_fs=10.0, force_error_bound=100.0, energy_error_bound=100.0, update=update, **options)
+    return TrainingLoop.from_reference(
+        potential, reference, observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting), config
+    )
+
+
+@pytest.mark.parametrize(
+    ("estimator", "update"),
+    [(None, "natural"), ("nearest:2", "natural"), ("radius:5.5", "natural"), ("molecules", "penalized:sgd,learning_rate=1e-3")],
+)
+def test_training_on_groups(estimator, update):
+    """A liquid's molecules are its samples, by default too; updates are made, and repeat to the bit."""
+    ends = []
+    for _ in range(2):
+        training = loop(estimator, update)
+        condition = training.pools[0].condition
+        assert condition.grouping.name == (estimator or "molecules") and condition.targets[0].samples.shape == (24 * DIMERS, 1)
+        records = []
+        while not any(record.get("updates") for record in records):
+            records.append(training.step()[0])
+        ends.append(torch.stack([p.detach().clone() for p in training.potential.parameters()]))
+    last = records[-1]
+    assert last["n_samples"] % DIMERS == 0 and last["n_samples"] > 6 * DIMERS and np.isfinite(last["observable_loss"])
+    assert 0.0 < last.get("ess_fraction", 0.5) < 1.0
+    assert torch.equal(*ends) and not torch.equal(ends[0], torch.tensor([1.0, 1.2, 1.5]).double())
+
+
+def test_updates_know_where_groups_came_from():
+    """Each later update of a window is weighted by how far its groups' energies are from those that drove the dynamics."""
+    training = loop("molecules")
+    samples = []
+    training.rule.apply_, real = lambda windows: samples.append(windows) or real(windows), training.rule.apply_
+    while not samples:
+        training.step()
+    (condition, window), rule = samples[0][0], loop("molecules").rule
+    estimator, targets, estimate = rule._estimate(condition, window)
+    assert estimator.half_width == training.config.half_width > 0
+    potential = rule.work.potential
+    torch.testing.assert_close(
+        estimate.samples.group_energies, group_energies(potential, estimate.samples.frames, estimate.samples.groups)
+    )
+    with torch.no_grad():
+        potential.depth.mul_(1.02)
+    change = group_energies(potential, estimate.samples.frames, estimate.samples.groups) - estimate.samples.group_energies
+    found = rule._reweighted(estimator, targets, estimate)[2]
+    torch.testing.assert_close(found.weights, estimator.reweighted(estimate, targets, change).weights)
+    assert 1.0 < found.effective_samples < len(found.samples)
