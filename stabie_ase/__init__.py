@@ -38,6 +38,7 @@ _HOMES = {
     "RadialDistribution": "observables",
     "Target": "observables",
     "Axis": "observables.base",
+    "TimeSeries": "observables.series",
     "BondLengthDeviation": "stability",
     "Contacts": "stability",
     "criteria_from": "stability",
@@ -62,6 +63,7 @@ _HOMES = {
     "finetune": "runs.live",
     "FinetuneResult": "runs.live",
     "resume": "runs.live",
+    "observe": "runs.observe",
     "Monitor": "runs.monitor",
 }
 __all__ = sorted(_HOMES)

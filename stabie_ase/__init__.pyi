@@ -24,6 +24,7 @@ from stabie_ase.observables import RadialDistribution as RadialDistribution
 from stabie_ase.observables import Target as Target
 from stabie_ase.observables import observables_from as observables_from
 from stabie_ase.observables.base import Axis as Axis
+from stabie_ase.observables.series import TimeSeries as TimeSeries
 from stabie_ase.potentials.base import Potential as Potential
 from stabie_ase.potentials.calculator import StABIECalculator as StABIECalculator
 from stabie_ase.potentials.checkpoint import load_potential as load_potential
@@ -34,6 +35,7 @@ from stabie_ase.runs.live import evaluate as evaluate
 from stabie_ase.runs.live import finetune as finetune
 from stabie_ase.runs.live import resume as resume
 from stabie_ase.runs.monitor import Monitor as Monitor
+from stabie_ase.runs.observe import observe as observe
 from stabie_ase.stability import BondLengthDeviation as BondLengthDeviation
 from stabie_ase.stability import Contacts as Contacts
 from stabie_ase.stability import Criterion as Criterion

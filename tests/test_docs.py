@@ -39,7 +39,7 @@ def test_python_snippets_run_in_the_order_they_are_read(tmp_path, monkeypatch, c
 
 SHOWN = (
     "finetune", "evaluate", "load_potential", "read_reference", "AtomsBatch.from_atoms", "StABIECalculator", "simulate", "watched",
-    "criteria_from", "observables_from",
+    "criteria_from", "observables_from", "observe",
 )  # fmt: skip
 
 

@@ -89,5 +89,6 @@ def mean_errors(observed: SlicedMeans) -> Tensor | None:
     """
     errors = jackknife_errors(observed.sums.sum(dim=1), observed.counts.sum(dim=1)[:, None])
     if errors is None:
-        errors, _ = blocking_errors(observed.means)
+        whole = observed.keep(observed.counts == observed.counts.max())  # the last slice of a replica may be shorter
+        errors, _ = blocking_errors(whole.means)
     return errors if bool(torch.isfinite(errors).any()) else None

@@ -120,6 +120,10 @@ class TimeSeries:
         are wrapped before, so that a cell that changes moves no atom that is far from the origin (the scheme "TOR" of von Bülow,
         Bullerjahn and Hummer, J. Chem. Phys. 153, 021101, 2020).
 
+        Returns
+        -------
+        Tensor
+
         Raises
         ------
         ValueError
@@ -194,6 +198,8 @@ def interval_of(images: Sequence[Atoms], interval_fs: float | None = None) -> fl
     ValueError
         Nobody tells it, the frames tell another one, or unequal ones.
     """
+    if len(images) < 2 and interval_fs is None:
+        raise ValueError(f"a series in time needs two frames or more, and there are {len(images)}")
     times = times_fs(images) if len(images) > 1 else None
     if times is None:
         if interval_fs is None:

@@ -37,6 +37,26 @@ class EvaluationOptions:
         check_options(self)
 
 
+@dataclass(frozen=True)
+class ObserveOptions:
+    """What `stabie-ase observe` computes, and what it is told of the frames."""
+
+    observable: str | None = option(
+        None,
+        "observables such as hr, rdf:O-O, bond-length, and of frames at equal intervals vacf, msd, diffusion, diffusion-gk, vdos; what "
+        "suits the system if not given",
+        repeats=True,
+    )
+    interval_fs: float | None = option(None, "time between two frames; as the frames tell it if not given", 1e-6, 1e12)
+    temperature_K: float | None = option(None, "temperature; that of the frames if not given", 1e-3, 1e5)
+    criterion: str | None = option(
+        None, "criteria that end a replica with their tolerances (Å), 0.5 if not given; those that are not named count too", repeats=True
+    )
+
+    def __post_init__(self):
+        check_options(self)
+
+
 ENSEMBLES = ("nve", "nvt", "nvt-nose-hoover", "nvt-rescaling", "npt", "npt-flexible")
 MOVING_COM = ("nvt", "npt", "npt-flexible")
 """Those whose heat bath pushes the centre of mass, unless told not to."""

@@ -91,12 +91,7 @@ def read_frames(names: FileNames) -> list[Atoms]:
 
 def named_frames(names: FileNames) -> list[tuple[str, Atoms]]:
     """Structures as `read_frames` returns them, each with the name to call it by in messages."""
-    found = []
-    for name in each(names):
-        selection = split_name(name)[1]
-        for path in files_of(name):
-            source = str(path) if selection is None else f"{path}@{selection}"
-            found += [(f"{source}: frame {k}", atoms) for k, atoms in enumerate(_read(path, selection, source))]
+    found = [(f"{source}: frame {k}", atoms) for source, frames in frames_by_file(names) for k, atoms in enumerate(frames)]
     n_dropped = sum(_checked_cell(where, atoms) for where, atoms in found)
     if n_dropped:
         logger.warning(
@@ -104,6 +99,17 @@ def named_frames(names: FileNames) -> list[tuple[str, Atoms]]:
             ", ".join(each(names)),
             n_dropped,
         )
+    return found
+
+
+def frames_by_file(names: FileNames) -> list[tuple[str, list[Atoms]]]:
+    """Each file with the structures in it, whose numbers may be anything; UnusableReference as of `read_frames` for the rest."""
+    found = []
+    for name in each(names):
+        selection = split_name(name)[1]
+        for path in files_of(name):
+            source = str(path) if selection is None else f"{path}@{selection}"
+            found.append((source, _read(path, selection, source)))
     return found
 
 
