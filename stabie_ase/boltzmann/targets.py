@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from stabie_ase.boltzmann.samples import GroupsOf
 from stabie_ase.boltzmann.reweighting import PoorOverlap, temperature_weights
+from stabie_ase.boltzmann.samples import GroupsOf
 from stabie_ase.observables import Observable, Target
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.reference import Curve, Reference, TargetFrames

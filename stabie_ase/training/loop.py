@@ -19,12 +19,11 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.boltzmann import Grouping, Samples, choose_grouping, targets_at
+from stabie_ase.boltzmann import Grouping, Samples
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
-from stabie_ase.stability import Criterion, Failures, OnLook
+from stabie_ase.stability import Criterion, OnLook
 from stabie_ase.structures.reference import Reference
-from stabie_ase.structures.setting import Setting
 from stabie_ase.training.accuracy import Accuracy, Bounds, hold_out
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
@@ -84,8 +83,8 @@ class TrainingLoop:
         self.work = Work(potential, labelled, loss, self.accuracy, bounds, config, self._out_of_time)
         self.rule = rule.from_spec(spec, self.work)
         dynamics, phases = config.dynamics, config.phases
-        times = (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs)
-        window = Window(*map(dynamics.steps, times), phases.escape_factor)
+        length, looks, samples = map(dynamics.steps, (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs))
+        window = Window(length, looks, samples, phases.escape_factor)
         self.pools = [
             ReplicaPool(condition, potential, window, config.seed + SEED_STRIDE * k, round(phases.bank * condition.replicas))
             for k, condition in enumerate(conditions)
@@ -114,10 +113,7 @@ class TrainingLoop:
         Accuracy is judged by the frames of `validation`; without them some of the reference are held out (`hold_out`).
         Without a grouping it is the one that the options name, or that suits (`choose_grouping`).
         """
-        setting = Setting(reference.frames, config.dynamics.temperature_K, reference.temperature_K)
-        grouping = grouping or choose_grouping(config.estimator.groups, setting, observables, potential)
-        targets = targets_at(observables, reference, setting.temperature_K, config.reweight, config.reweight, grouping)
-        condition = Condition.of(reference.frames, targets, criteria, config.dynamics, potential.device, grouping)
+        condition = Condition.from_reference(potential, reference, observables, criteria, config, grouping)
         return cls.at([condition], potential, reference, config, validation)
 
     @classmethod
@@ -167,12 +163,11 @@ class TrainingLoop:
     def _simulate(self) -> tuple[dict[str, object], list[Atoms]]:
         """One window of those that have not failed."""
         progress, unstable = self.progress, []
-        for k, pool in enumerate(self.pools):
+        for pool in self.pools:
             if progress.window == 0:
                 pool.reset_some(self.config.phases.random_resets)
-            began = pool.replicas.step.clone()
-            failures, going = pool.simulate()
-            unstable += self._unstable_frames(k, failures, going, began[going])
+            failures, going, began = pool.simulate()
+            unstable += pool.failing_frames(failures, going, began, self.config.dynamics.timestep_fs, **self._where(pool))
         progress.window += 1
         fraction = self.unstable_fraction
         record = self._record(unstable_fraction=fraction, hazard_per_ps=self._hazard())
@@ -319,20 +314,10 @@ class TrainingLoop:
             **values,
         }
 
-    def _unstable_frames(self, condition: int, failures: Failures, replicas: Tensor, began: Tensor) -> list[Atoms]:
-        """Frames at the failure, the atoms to blame tagged 1."""
-        several = {"temperature_K": self.pools[condition].condition.point.temperature_K} if len(self.pools) > 1 else {}
-        return failures.to_atoms(
-            {
-                k: {
-                    "cycle": self.progress.cycle,
-                    "replica": int(replicas[k]),
-                    "time_ps": float(began[k] + failures.step[k]) * self.config.dynamics.timestep_fs / 1000.0,
-                    **several,
-                }
-                for k in failures.failed.nonzero()[:, 0].tolist()
-            }
-        )
+    def _where(self, pool: ReplicaPool) -> dict[str, float]:
+        """What unstable frames tell beside when and which replica: the cycle, and of several state points which."""
+        several = {"temperature_K": pool.condition.point.temperature_K} if len(self.pools) > 1 else {}
+        return {"cycle": self.progress.cycle, **several}
 
     def state(self) -> dict:
         """Everything an exact continuation needs; tensors and plain values only."""

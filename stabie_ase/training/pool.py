@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
+from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState, PotentialForces, Trajectory
@@ -106,7 +107,7 @@ class ReplicaPool:
         self.bank = Bank(bank)
         self.lesson: Lesson | None = None
 
-    def simulate(self) -> tuple[Failures, Tensor]:
+    def simulate(self) -> tuple[Failures, Tensor, Tensor]:
         """One window of those that have not failed; a replica that fails is rewound to the start of it.
 
         Returns
@@ -114,15 +115,25 @@ class ReplicaPool:
         failures : Failures
         going : Tensor of int64, shape (n_running,)
             The replicas that they are of.
+        began : Tensor of int64, shape (n_running,)
+            The steps that these had taken.
         """
         going = (~self.failed).nonzero()[:, 0]
+        began = self.replicas.step[going]
         ends, _, failures = self._run(self.replicas.select(going), stop_unstable=True)
         fine = ~failures.failed
         self.replicas = self.replicas.put(going[fine], ends.select(fine.nonzero()[:, 0]))
         self.failed[going[~fine]] = True
         self.counters.failures += int(failures.failed.sum())
         self.counters.stable_steps += int(torch.where(failures.failed, failures.step, self.window.n_steps).sum())
-        return failures, going
+        return failures, going, began
+
+    @staticmethod
+    def failing_frames(failures: Failures, going: Tensor, began: Tensor, timestep_fs: float, **where: float) -> list[Atoms]:
+        """Frames at the failures of a simulation window, the atoms to blame tagged 1; as `simulate` tells them, and where they are from."""
+        failed = failures.failed.nonzero()[:, 0].tolist()
+        times = ((began + failures.step) * timestep_fs / 1000.0).tolist()
+        return failures.to_atoms({k: {"replica": int(going[k]), "time_ps": times[k], **where} for k in failed})
 
     def _gather(self) -> Lesson:
         """What a learning phase begins with: the replicas that failed, others from the bank up to half, and as many that did not fail."""

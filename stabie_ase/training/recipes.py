@@ -11,6 +11,7 @@ PUBLISHED: dict[str, Any] = {
     "upper_fraction": 0.75,
     "lower_fraction": 0.0,
     "max_learning_windows": 40,
+    "bank": 0.0,
     "gradient_clip": 1.0,
     "near_factor": 1e6,
     "average_fs": 0.0,
@@ -42,13 +43,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "replicas": 8,
         "sample_every_fs": 100.0,
         "random_resets": 0.0,
+        "estimator": "molecules",
     },
 }
-"""By their names: the defaults of this package, and those published for molecules and for water.
-
-Water was matched by the mean length of its O-H bonds, molecule by molecule (the localized estimator); here the length of every bond
-of the system is.
-"""
+"""By their names: the defaults of this package, and those published for molecules and for water."""
 
 IN_LIQUIDS = {"paper": "paper-liquid"}
 """What a recipe is where frames are periodic."""

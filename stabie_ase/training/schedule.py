@@ -7,18 +7,6 @@ from dataclasses import dataclass
 SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
 
 
-@dataclass
-class Progress:
-    """Counters of a run; plain numbers, saved with it."""
-
-    phase: str = SIMULATION
-    cycle: int = 0
-    window: int = 0
-    updates: int = 0
-    taken_back: int = 0
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True)
 class Schedule:
     """Ends a simulation phase once enough replicas have failed, and a learning phase once few still do.

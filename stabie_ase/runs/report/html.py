@@ -182,9 +182,9 @@ def _comparison(result: Mapping, figures: Mapping[str, bytes]) -> str:
         + "</tr>"
         for label, cells in table_rows(models, test.get("time_ps"))
     )
-    rounds = _count(test.get("rounds", 1), "round")
+    rounds, where = _count(test.get("rounds", 1), "round"), " and at ".join(test.get("at") or ["one temperature"])
     conditions = (
-        f"{rounds} of {test['replicas']} replicas of each model at {' and at '.join(test.get('at') or ['one temperature'])} for {test['time_ps']:g} ps at "
+        f"{rounds} of {test['replicas']} replicas of each model at {where} for {test['time_ps']:g} ps at "
         "most, with equal starts, until the answer was known or the time was spent. A replica counts as failed at any of these:"
     )
     criteria = "\n".join(f"<li>{escape(str(line))}</li>" for line in test["criterion"])
