@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis, Observable
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.elements import check_known as check_known
+from stabie_ase.structures.elements import element_pair, pair_name
 from stabie_ase.structures.geometry import pair_distances
 from stabie_ase.structures.neighbourhoods import formulas
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups, Topology
-from stabie_ase.system.spec import BadSpec, Spec
+from stabie_ase.system.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -118,24 +119,3 @@ class BondLengths(Observable):
         if set(batch.sizes) != {n}:
             raise ValueError(f"bond lengths are of a system of {n} atoms, got systems of {sorted(set(batch.sizes))}")
         return pair_distances(batch, self.bonds)
-
-
-def element_pair(text: str) -> tuple[int, int]:
-    """Atomic numbers of O-H and the like; ValueError for what are no two elements."""
-    symbols = text.split("-")
-    if len(symbols) != 2 or any(s not in atomic_numbers for s in symbols):
-        raise ValueError("expected two elements, as O-H")
-    return atomic_numbers[symbols[0]], atomic_numbers[symbols[1]]
-
-
-def pair_name(elements: Sequence[int]) -> str:
-    """O-H and the like of two atomic numbers."""
-    return "-".join(chemical_symbols[z] for z in elements)
-
-
-def check_known(elements: tuple[int, ...], numbers: Tensor, spec: Spec) -> None:
-    """Raise BadSpec for elements that a system does not hold; `numbers` has the shape (n_atoms,)."""
-    missing = [chemical_symbols[z] for z in elements if z not in numbers.tolist()]
-    if missing:
-        here = ", ".join(chemical_symbols[z] for z in sorted(set(numbers.tolist())))
-        raise BadSpec(f"{str(spec)!r}: the reference has no {' and no '.join(missing)}, only {here}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,9 +10,9 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis, Observable
-from stabie_ase.observables.bonds import check_known, element_pair, pair_name
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.elements import check_known, element_pair, pair_name
+from stabie_ase.structures.radial import Shells, partner_density
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups
 from stabie_ase.system.spec import Spec
@@ -82,7 +81,7 @@ class RadialDistribution(Observable):
     @property
     def n_bins(self) -> int:
         """Bins up to `r_max`."""
-        return math.ceil(self.r_max / self.bin_width - 1e-9)
+        return Shells.up_to(self.r_max, self.bin_width).n
 
     @cached_property
     def axis(self) -> Axis:
@@ -101,27 +100,14 @@ class RadialDistribution(Observable):
         none: zero.
         """
         groups = groups or Groups.systems(frames)
-        counts = self._pairs_by_atom(frames)
-        a, b = ((frames.numbers == z).double() for z in self.elements)
-        volume = torch.linalg.det(frames.cells.double()).abs()
-        partners = (frames.sum_over_atoms(b) - float(self.elements[0] == self.elements[1])).clamp(min=0.0)
-        density = (partners / volume)[groups.system]
-        members = a.new_zeros(groups.n_groups).index_add(0, groups.group, a[groups.atoms])
-        summed = counts.new_zeros((groups.n_groups, self.n_bins)).index_add(0, groups.group, counts[groups.atoms])
-        edges = torch.arange(self.n_bins + 1, dtype=torch.float64, device=frames.device) * self.bin_width
-        shells = 4.0 / 3.0 * math.pi * (edges[1:] ** 3 - edges[:-1] ** 3)
-        ideal = (members * density)[:, None] * shells
-        return torch.where(ideal > 0, summed / ideal.clamp(min=1e-300), 0.0)
-
-    def _pairs_by_atom(self, frames: AtomsBatch) -> Tensor:
-        """Neighbours b of every atom a by distance, shape (n_atoms, n_bins); zero for other atoms."""
         if not bool(frames.pbc.all()):
             raise ValueError(f"{self.name} needs frames that are periodic in all directions")
-        reach = self.n_bins * self.bin_width
-        near = neighbor_list(frames, reach)
-        i, j = near.pairs
-        a, b = self.elements
-        wanted = (frames.numbers[i] == a) & (frames.numbers[j] == b)
-        bins = (near.vectors(frames).norm(dim=1)[wanted] / self.bin_width).long()
-        flat = (i[wanted] * self.n_bins + bins)[bins < self.n_bins]
-        return torch.bincount(flat, minlength=frames.n_atoms * self.n_bins).view(frames.n_atoms, self.n_bins).double()
+        shells = Shells(self.n_bins, self.bin_width)
+        each = torch.arange(frames.n_atoms, device=frames.device)
+        counts = shells.count(frames, shells.neighbors(frames), self.elements, each, frames.n_atoms)
+        a = (frames.numbers == self.elements[0]).double()
+        density = partner_density(frames, self.elements)[groups.system]
+        members = a.new_zeros(groups.n_groups).index_add(0, groups.group, a[groups.atoms])
+        summed = counts.new_zeros((groups.n_groups, self.n_bins)).index_add(0, groups.group, counts[groups.atoms])
+        ideal = (members * density)[:, None] * shells.volumes.to(frames.device)
+        return torch.where(ideal > 0, summed / ideal.clamp(min=1e-300), 0.0)
