@@ -8,6 +8,7 @@ from functools import cached_property
 
 from ase import Atoms
 
+from stabie_ase.structures.kind import SystemKind, kind_of
 from stabie_ase.structures.topology import Topology
 
 SAME_TEMPERATURE = 0.05
@@ -30,11 +31,17 @@ class Setting:
         Of the dynamics.
     reference_temperature_K : float or None
         Of the frames, where it is known.
+    timestep_fs : float or None
+        Of the dynamics, which who judges windows of time has to know.
+    check_every_fs : float or None
+        Between two looks at the criteria, where that is known.
     """
 
     frames: Sequence[Atoms]
     temperature_K: float
     reference_temperature_K: float | None = None
+    timestep_fs: float | None = None
+    check_every_fs: float | None = None
 
     @property
     def one_temperature(self) -> bool:
@@ -45,3 +52,8 @@ class Setting:
     def topology(self) -> Topology:
         """Bonds, worked out when first asked for; ValueError where there is no one set of them (`Topology.from_frames`)."""
         return Topology.from_frames(self.frames)
+
+    @cached_property
+    def kind(self) -> SystemKind:
+        """What kind of system it is, worked out when first asked for."""
+        return kind_of(self.frames)
