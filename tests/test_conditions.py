@@ -20,6 +20,7 @@ from stabie_ase.runs.checks import InconsistentLabels, check_stress
 from stabie_ase.runs.conditions import Plan, planned
 from stabie_ase.runs.evaluation import StabilityTest, Yardstick
 from stabie_ase.runs.run import Live
+from stabie_ase.structures.kind import kind_of
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.options import ConditionOptions, DynamicsOptions, FinetuneOptions
@@ -154,7 +155,7 @@ def test_constant_pressure_is_sampled_in_training_and_verdict():
     """The condition's integrator moves the cell, at the pressure of its state point; so does the trial that models are compared in."""
     dynamics = DynamicsOptions(temperature_K=80.0, pressure_GPa=0.2, replicas=4)
     condition = Condition.of([crystal()], [], [], dynamics)
-    plan = Plan("80 K and 0.2 GPa", condition, Yardstick([], []), ConditionOptions())
+    plan = Plan("80 K and 0.2 GPa", condition, Yardstick([], []), ConditionOptions(), kind_of([crystal()]))
     test = plan.trial(StabilityTest(300.0, replicas=4, time_ps=0.05, check_every_fs=5.0)).test
     assert (test.temperature_K, test.pressure_GPa) == (80.0, 0.2)
     for integrator, pressure in ((condition.integrator, condition.point.pressure_GPa), (test.integrator, test.pressure_GPa)):

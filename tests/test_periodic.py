@@ -37,9 +37,11 @@ def files(tmp_path_factory):
     return folder
 
 
-def test_what_suits_a_liquid_is_chosen_by_the_system(files):
-    setting = Setting(read(files / "argon.xyz", ":"), 90.0)
-    assert default_criteria(setting, 0.25) == "intermolecular,energy,temperature"
+def test_what_suits_these_frames_is_chosen_by_the_system(files):
+    """After 60 steps the atoms are still near the sites of the crystal that they started from."""
+    setting = Setting(read(files / "argon.xyz", ":"), 90.0, timestep_fs=4.0)
+    assert default_criteria(setting, 0.25) == "intermolecular,lindemann,energy,temperature"
+    assert default_criteria(setting, 0.5, windows=True) == "intermolecular,lindemann,energy,temperature,rdf"
     assert setting.topology.bonds.shape[1] == 0 and setting.topology.molecule.tolist() == list(range(32))
 
 

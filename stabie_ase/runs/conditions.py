@@ -15,6 +15,7 @@ from stabie_ase.runs.comparison import Trial
 from stabie_ase.runs.evaluation import StabilityTest, Yardstick
 from stabie_ase.runs.run import Live
 from stabie_ase.stability import TRAINING, VERDICT, criteria_from, default_criteria
+from stabie_ase.structures.kind import SystemKind
 from stabie_ase.structures.reference import Reference, TargetFrames
 from stabie_ase.structures.reference.targets import read_target
 from stabie_ase.structures.setting import Setting
@@ -37,12 +38,15 @@ class Plan:
         What models are held against.
     options : ConditionOptions
         With everything that was found out.
+    kind : SystemKind
+        Of the system.
     """
 
     name: str
     condition: Condition
     yardstick: Yardstick
     options: ConditionOptions
+    kind: SystemKind
 
     def trial(self, test: StabilityTest) -> Trial:
         """The comparison of models here, like a test elsewhere but for temperature and pressure."""
@@ -108,17 +112,19 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
     dynamics = replace(config.dynamics, **{name: getattr(found, name) for name in ("temperature_K", "pressure_GPa", "replicas")})
     if dynamics.pressure_GPa is not None:
         check_stress(potential, known.frames, where)
-    setting = Setting(known.frames, dynamics.temperature_K, known.temperature_K)
+    times = (dynamics.timestep_fs, dynamics.check_every_fs)
+    setting = Setting(known.frames, dynamics.temperature_K, known.temperature_K, *times)
     found, observables, criteria = live.resolved(found, setting, TRAINING)
     grouping = choose_grouping(config.estimator.groups, setting, observables, potential)
     at = partial(targets_at, observables, known, dynamics.temperature_K, config.reweight, config.reweight)
     targets = at()
-    judges = criteria_from(config.check.criterion or "", setting, default_criteria(setting, VERDICT))
+    usual = default_criteria(setting, VERDICT, windows=setting.one_temperature)
+    judges = criteria_from(config.check.criterion or "", setting, usual)
     # What only the user knows to look for counts in the verdict as it does in training.
     yardstick = Yardstick.of(judges, setting, targets).with_criteria(criteria)
     of_groups = targets if grouping.of is WHOLE.of else at(groups_of=grouping)
     condition = Condition.of(known.frames, of_groups, criteria, dynamics, potential.device, grouping)
-    return Plan(_name(found), condition, yardstick, found)
+    return Plan(_name(found), condition, yardstick, found, setting.kind)
 
 
 def _known(own: ConditionOptions, reference: Reference, potential: Potential) -> tuple[Reference | TargetFrames, str]:

@@ -96,7 +96,8 @@ class Evaluation:
         config = with_temperature(config, reference.temperature_K, "the reference")
         potentials = {name: _opened(model, about) for name, model in models.items()}
         reference = reference.isolated(max(potential.cutoff for potential in potentials.values()))
-        setting = Setting(reference.frames, config.temperature_K, reference.temperature_K)
+        times = (config.timestep_fs, config.check_every_fs)
+        setting = Setting(reference.frames, config.temperature_K, reference.temperature_K, *times)
         config, observables, criteria = live.resolved(config, setting, VERDICT, verdict=True)
         targets = targets_at(observables, reference, config.temperature_K, config.reweight)
         yardstick = Yardstick.of(criteria, setting, targets)
@@ -116,6 +117,7 @@ class Evaluation:
                 raise BadOption(f"{name}: {error}") from error
             check_labels(potential, reference, Path(name).name, "the reference")
         monitor.message(f"Reference: {reference.source}")
+        monitor.message(f"System: {setting.kind.describe()}")
         monitor.message(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
         monitor.message("\n".join(f"  - {line}" for line in yardstick.describe()))
         tell_targets(targets, monitor)

@@ -34,6 +34,7 @@ from stabie_ase.stability import (
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.stability.survival import fewer_p_value
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.kind import ISOLATED
 from stabie_ase.structures.reference import TargetFrames, spread
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.options import HasTimestep
@@ -106,10 +107,10 @@ class Yardstick:
     Attributes
     ----------
     criteria : sequence of Criterion
-        Of a single state; a replica stops at the first that it fails.
+        Judged while the dynamics run; a replica stops at the first that it fails.
     targets : sequence of Target
     distribution : DistanceShift or None
-        Judges windows after the run; None where the reference is periodic or of another temperature.
+        Judges windows after the run; None where the reference is periodic (see "rdf") or of another temperature.
     """
 
     criteria: Sequence[Criterion]
@@ -122,7 +123,8 @@ class Yardstick:
 
         ValueError as of `criteria_from`; a reference that tells another temperature is warned of.
         """
-        criteria = criteria_from(text or "", setting, default_criteria(setting, VERDICT))
+        usual = default_criteria(setting, VERDICT, windows=setting.one_temperature)
+        criteria = criteria_from(text or "", setting, usual)
         known = TargetFrames(setting.frames, temperature_K=setting.reference_temperature_K, source="the reference")
         return cls.of(criteria, setting, targets_at(observables, known, setting.temperature_K))
 
@@ -130,7 +132,7 @@ class Yardstick:
     def of(cls, criteria: Sequence[Criterion], setting: Setting, targets: Sequence[Target]) -> Yardstick:
         """These, and the distances of the reference over windows where the dynamics are of its temperature."""
         frames = setting.frames
-        comparable = setting.one_temperature and not any(atoms.pbc.any() for atoms in frames)
+        comparable = setting.one_temperature and setting.kind.name == ISOLATED
         if not setting.one_temperature:
             logger.warning(
                 "the reference is of %g K, the dynamics are of %g K: distances over windows are not judged",

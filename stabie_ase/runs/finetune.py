@@ -261,6 +261,7 @@ def _tell(plan: Plan, n_plans: int, potential: Potential, monitor: Monitor) -> N
     """What is matched at a state point."""
     at = f" at {plan.name}" if n_plans > 1 else ""
     targets = plan.yardstick.targets
+    monitor.message(f"System{at}: {plan.kind.describe()}")
     monitor.message(f"Observables{at}: {', '.join(target.observable.describe() for target in targets)}")
     tell_targets(targets, monitor)
     monitor.message(f"Estimator{at}: {plan.condition.grouping.describe()}")

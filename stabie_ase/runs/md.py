@@ -144,7 +144,10 @@ class Production(Run):
         potential.check_numbers(z for atoms in frames for z in set(atoms.numbers))
         _warn_of_long_steps(config.timestep_fs, min(atoms.get_masses().min() for atoms in frames))
         # Frames that tell no temperature may be relaxed ones.
-        criteria = criteria_from(config.criterion or "", Setting(frames, config.temperature_K, common_temperature(frames) or 0.0))
+        setting = Setting(
+            frames, config.temperature_K, common_temperature(frames) or 0.0, config.timestep_fs, config.check_every_fs
+        )
+        criteria = criteria_from(config.criterion or "", setting)
         run = cls(inputs, config, potential, frames, live.criteria + criteria)
         run._tell_momenta(asked_K, monitor)
         return run

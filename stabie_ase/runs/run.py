@@ -61,9 +61,10 @@ class Live:
         """
         if not (config.observable or self.observables):
             config = replace(config, observable=default_observable(setting))
+        usual = default_criteria(setting, tolerance, windows=verdict and setting.one_temperature)
         if not (config.criterion or self.criteria):
-            config = replace(config, criterion=default_criteria(setting, tolerance))
-        others = parse(default_criteria(setting, tolerance)) if verdict else []
+            config = replace(config, criterion=usual)
+        others = parse(usual) if verdict else []
         made = [criterion.name for criterion in self.criteria]
         beside = ",".join(str(spec) for spec in others if spec.name not in made)
         observables = [*self.observables, *(observables_from(config.observable, setting) if config.observable else [])]

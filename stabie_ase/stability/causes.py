@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ase import Atoms
 
-PAIRS = {"bonds": "{}-{} bond", "contacts": "{}...{} contact"}
+PAIRS = {"bonds": "{}-{} bond", "contacts": "{}...{} contact", "lost-hydrogen": "{}-{} bond"}
 """Criteria that blame two atoms, and what to call what became of them."""
 
 

@@ -14,7 +14,12 @@ from stabie_ase.structures.batch import AtomsBatch
 
 
 def check_criterion(
-    criterion: Criterion, sound: Sequence[Atoms], broken: Sequence[Atoms], potential: Potential, temperature_K: float = 300.0
+    criterion: Criterion,
+    sound: Sequence[Atoms],
+    broken: Sequence[Atoms],
+    potential: Potential,
+    temperature_K: float = 300.0,
+    looks: int = 1,
 ) -> None:
     """Hold a criterion against the contract.
 
@@ -32,6 +37,9 @@ def check_criterion(
         That gives their energies.
     temperature_K : float
         Of the heat bath and of the momenta.
+    looks : int
+        How often each frame is shown, a step after the other, before anything is said of it: a criterion with a memory may need
+        several.
 
     Raises
     ------
@@ -42,6 +50,8 @@ def check_criterion(
     criterion = criterion.for_model(potential)
     batch = AtomsBatch.from_atoms([*sound, *broken], device=potential.device)
     state = with_memory(initial_state(batch, PotentialForces(potential), temperature_K), [criterion])
+    for _ in range(looks - 1):
+        state = state.remember(**criterion.judge(state).memory).replace(step=state.step + 1)
     verdict = criterion.judge(state)
     n = batch.n_systems
     assert isinstance(verdict, Verdict), f"judge returned {type(verdict).__name__}, expected a Verdict"

@@ -5,9 +5,14 @@ from __future__ import annotations
 from stabie_ase.stability.criteria.base import Criterion, Verdict
 from stabie_ase.stability.criteria.bonds import BondLengthDeviation
 from stabie_ase.stability.criteria.contacts import Contacts
+from stabie_ase.stability.criteria.coordination import Coordination
 from stabie_ase.stability.criteria.energy import EnergyRange
+from stabie_ase.stability.criteria.energy_spike import EnergySpike
 from stabie_ase.stability.criteria.intermolecular import IntermolecularDistance
+from stabie_ase.stability.criteria.lindemann import Lindemann
+from stabie_ase.stability.criteria.lost_hydrogen import LostHydrogen
 from stabie_ase.stability.criteria.make import CRITERIA, TRAINING, VERDICT, criteria_from, default_criteria
+from stabie_ase.stability.criteria.rdf import RDFDeviation
 from stabie_ase.stability.criteria.temperature import KineticTemperature
 
 __all__ = [
@@ -15,9 +20,14 @@ __all__ = [
     "IntermolecularDistance",
     "BondLengthDeviation",
     "Contacts",
+    "Coordination",
     "Criterion",
     "EnergyRange",
+    "EnergySpike",
     "KineticTemperature",
+    "Lindemann",
+    "LostHydrogen",
+    "RDFDeviation",
     "Verdict",
     "TRAINING",
     "VERDICT",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stabie_ase.stability.criteria.base import Criterion
+from stabie_ase.structures.kind import ATOMIC_LIQUID, ISOLATED, MOLECULAR_LIQUID, SOLID
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system import plugins
 from stabie_ase.system.spec import BadSpec, parse
@@ -13,6 +14,11 @@ CRITERIA = {
     "energy": "stabie_ase.stability.criteria.energy:EnergyRange",
     "temperature": "stabie_ase.stability.criteria.temperature:KineticTemperature",
     "intermolecular": "stabie_ase.stability.criteria.intermolecular:IntermolecularDistance",
+    "rdf": "stabie_ase.stability.criteria.rdf:RDFDeviation",
+    "lindemann": "stabie_ase.stability.criteria.lindemann:Lindemann",
+    "coordination": "stabie_ase.stability.criteria.coordination:Coordination",
+    "lost-hydrogen": "stabie_ase.stability.criteria.lost_hydrogen:LostHydrogen",
+    "energy-spike": "stabie_ase.stability.criteria.energy_spike:EnergySpike",
 }
 """By their names; those of other packages are entry points of the group "stabie_ase.criteria"."""
 
@@ -21,19 +27,39 @@ TRAINING, VERDICT = 0.25, 0.5
 """Tolerances in Å of bonds and contacts: what a loop optimises is not what it may be judged by."""
 
 
-def default_criteria(setting: Setting, tolerance: float) -> str:
-    """The criteria that suit a system, as `criteria_from` reads them.
+def default_criteria(setting: Setting, tolerance: float, windows: bool = False) -> str:
+    """The criteria that suit a kind of system, as `criteria_from` reads them.
 
-    Bonds where there are any; contacts in an isolated system, the smallest distance of molecules in a periodic one; the energy
-    and the temperature.
+    The energy and the temperature, always. Bonds and contacts in an isolated system; in a periodic one bonds and the smallest distance
+    where bonds make molecules, the smallest distance between atoms where there are no bonds, and how far atoms are from their
+    sites where they stay there.
+
+    Parameters
+    ----------
+    setting : Setting
+    tolerance : float
+        Of bonds and contacts, in Å.
+    windows : bool
+        Those too that judge windows of time, which a final verdict has and training has not: radial distributions in a liquid
+        or a solid of which there are several frames, where the time step is known. A surface has none that a bulk system's
+        tolerance would suit.
+
+    Returns
+    -------
+    str
     """
-    topology, periodic = setting.topology, any(atoms.pbc.any() for atoms in setting.frames)
-    names = [f"bonds:{tolerance:g}"] if bool(topology.bonded.any()) else []
-    if not periodic:
+    kind, names = setting.kind, []
+    if kind.bonding != "network" and bool(setting.topology.bonded.any()):
+        names.append(f"bonds:{tolerance:g}")
+    if kind.name == ISOLATED:
         names.append(f"contacts:{tolerance:g}")
-    elif int(topology.molecule.max()) > 0:
+    elif kind.bonding != "network" and int(setting.topology.molecule.max()) > 0:
         names.append("intermolecular")
-    return ",".join([*names, "energy", "temperature"])
+    if kind.at_sites:
+        names.append("lindemann")
+    names += ["energy", "temperature"]
+    known = setting.timestep_fs is not None and len(setting.frames) > 1
+    return ",".join([*names, "rdf"] if windows and known and kind.name in (MOLECULAR_LIQUID, ATOMIC_LIQUID, SOLID) else names)
 
 
 def criteria_from(text: str, setting: Setting, others: str = "") -> list[Criterion]:

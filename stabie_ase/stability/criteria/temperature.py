@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from ase import units
 from scipy import stats
+from torch import Tensor
 
 from stabie_ase.dynamics import MDState
 from stabie_ase.stability.criteria.base import OneFrame, Verdict
@@ -25,16 +27,22 @@ class KineticTemperature(OneFrame):
     it exceeds once in 10¹² looks. A replica that begins at a frame of a hotter reference shares out that heat first, half
     of it to its momenta.
 
+    Another limit is an excess over the bath's temperature, however many atoms there are (MLIPAudit: a simulation explodes beyond
+    10 000 K more).
+
     Parameters
     ----------
     ratio : float
         Limit of the kinetic temperature, as a multiple of the bath's.
     reference_K : float
         Temperature of the frames that replicas start from.
+    excess_K : float or None
+        Above the bath's, which is then the limit.
     """
 
     ratio: float
     reference_K: float = 0.0
+    excess_K: float | None = None
     name, unit = "temperature", "K"
 
     @classmethod
@@ -45,9 +53,9 @@ class KineticTemperature(OneFrame):
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> KineticTemperature:
-        """`temperature`."""
-        spec.read({})
-        return cls.for_atoms(len(setting.frames[0]), setting.reference_temperature_K)
+        """`temperature`, or `temperature:+10000` for a limit in K above that of the bath."""
+        excess_K = spec.read({"excess": _excess}, "excess").get("excess")
+        return replace(cls.for_atoms(len(setting.frames[0]), setting.reference_temperature_K), excess_K=excess_K)
 
     def judge(self, state: MDState) -> Verdict:
         """The excess of the kinetic temperature over the bath's, as a part of what is allowed."""
@@ -55,9 +63,27 @@ class KineticTemperature(OneFrame):
         kinetic = batch.sum_over_atoms(0.5 * state.momenta.double().square().sum(dim=1) / batch.masses.double())
         value = 2.0 * kinetic / (3.0 * units.kB * batch.counts.double())
         bath = state.temperature.double()
-        warmest = torch.maximum(bath, 0.5 * (bath + self.reference_K))
-        severity = ((value - bath) / (self.ratio * warmest - bath)).clamp(min=0.0)
+        severity = ((value - bath) / self._allowed(bath)).clamp(min=0.0)
         return Verdict(severity, value, torch.zeros((batch.n_systems, 0), dtype=torch.int64, device=batch.device))
 
+    def _allowed(self, bath: Tensor) -> Tensor:
+        """Above the bath's, shape (n_systems,), in K."""
+        if self.excess_K is not None:
+            return torch.full_like(bath, self.excess_K)
+        return self.ratio * torch.maximum(bath, 0.5 * (bath + self.reference_K)) - bath
+
     def describe(self) -> str:
+        if self.excess_K is not None:
+            return f"a kinetic temperature of more than {self.excess_K:g} K above that of the heat bath"
         return f"a kinetic temperature of more than {self.ratio:.2g} times that of the heat bath"
+
+
+def _excess(text: str) -> float:
+    """K above the bath's, with the sign that says so."""
+    try:
+        kelvin = float(text) if text.startswith("+") else math.nan
+    except ValueError:
+        kelvin = math.nan
+    if not 0.0 < kelvin < math.inf:
+        raise ValueError("expected K above the heat bath's temperature with a plus, as temperature:+10000")
+    return kelvin

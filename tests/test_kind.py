@@ -1,0 +1,169 @@
+"""Sites that atoms stay at, the kind of system, and the criteria that suit it."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, fcc111, graphene, molecule
+
+from stabie_ase.runs.evaluation import Yardstick
+from stabie_ase.stability import default_criteria
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.kind import ATOMIC_LIQUID, ISOLATED, MOLECULAR_LIQUID, SOLID, SURFACE, kind_of
+from stabie_ase.structures.setting import Setting
+from stabie_ase.structures.sites import Sites
+
+
+def argon(n=3):
+    return bulk("Ar", "fcc", a=5.3, cubic=True).repeat(n)
+
+
+def boxed(name, size, repeat=1, **pbc):
+    atoms = molecule(name)
+    atoms.set_cell([size] * 3)
+    atoms.pbc = pbc.get("pbc", True)
+    atoms.center()
+    return atoms.repeat([repeat if periodic else 1 for periodic in atoms.pbc])
+
+
+def rattled(atoms, n, width, seed=0):
+    rng, frames = np.random.default_rng(seed), []
+    for _ in range(n):
+        frames.append(atoms.copy())
+        frames[-1].positions += rng.normal(scale=width, size=atoms.positions.shape)
+    return frames
+
+
+def monolayer():
+    atoms = graphene(size=(3, 3, 1), vacuum=8.0)
+    atoms.pbc = True
+    return atoms
+
+
+def slab(periodic):
+    atoms = fcc111("Al", (3, 3, 4), vacuum=8.0)
+    atoms.pbc = [True, True, periodic]
+    return atoms
+
+
+def stirred(atoms, n, width=0.1, seed=0):
+    """Frames in each of which the atoms are at other places."""
+    rng, frames = np.random.default_rng(seed), rattled(atoms, n, width, seed)
+    for atoms in frames:
+        atoms.positions[:] = atoms.positions[rng.permutation(len(atoms))]
+    return frames
+
+
+def with_a_close_pair():
+    frames = stirred(argon(), 5)
+    frames[0].positions[1] = frames[0].positions[0] + [2.6, 0, 0]
+    return frames
+
+
+@pytest.mark.parametrize(
+    "frames, name, bonding, at_sites",
+    [
+        ([molecule("CH3CH2OH")], ISOLATED, "none", False),
+        ([boxed("H2O", 4.0, 2)], MOLECULAR_LIQUID, "molecules", False),
+        ([boxed("CH3CH2OH", 12.0)], MOLECULAR_LIQUID, "molecules", False),
+        ([bulk("Si")], SOLID, "network", True),  # its one bond reaches an image of the other atom
+        ([bulk("Cu")], SOLID, "network", True),  # bonded to itself only
+        ([bulk("NaCl", "rocksalt", a=5.64, cubic=True)], SOLID, "network", True),
+        (rattled(argon(), 10, 0.25), SOLID, "none", True),
+        (stirred(argon(), 5), ATOMIC_LIQUID, "none", False),
+        (with_a_close_pair(), ATOMIC_LIQUID, "none", False),
+        ([slab(False)], SURFACE, "network", True),
+        ([slab(True)], SURFACE, "network", True),
+        ([monolayer()], SURFACE, "network", True),
+        ([boxed("H2O", 4.0, 2, pbc=[True, True, False])], SURFACE, "molecules", False),
+    ],
+)  # fmt: skip
+def test_kinds(frames, name, bonding, at_sites):
+    kind = kind_of(frames)
+    assert (kind.name, kind.bonding, kind.at_sites) == (name, bonding, at_sites), kind.describe()
+    assert kind.reason and kind.describe().startswith(name)
+
+
+def test_a_melt_whose_bonds_come_and_go_is_a_liquid():
+    """Its atoms have no one set of bonds, which nobody asks for."""
+    setting = Setting(stirred(bulk("Cu", cubic=True).repeat(3), 8), 1500.0, timestep_fs=1.0)
+    with pytest.raises(ValueError, match="in another order"):
+        assert setting.topology
+    assert setting.kind.name == ATOMIC_LIQUID and default_criteria(setting, 0.5, windows=True) == "energy,temperature,rdf"
+
+
+@pytest.mark.parametrize(
+    "frames, training, verdict",
+    [
+        ([molecule("CH3CH2OH")] * 2, "bonds:0.25,contacts:0.25,energy,temperature", "bonds:0.5,contacts:0.5,energy,temperature"),
+        ([boxed("H2O", 4.0, 2)], "bonds:0.25,intermolecular,energy,temperature", "bonds:0.5,intermolecular,energy,temperature,rdf"),
+        ([boxed("CH3CH2OH", 12.0)], "bonds:0.25,energy,temperature", "bonds:0.5,energy,temperature,rdf"),
+        (stirred(argon(), 5), "intermolecular,energy,temperature", "intermolecular,energy,temperature,rdf"),
+        ([bulk("Cu", cubic=True)], "lindemann,energy,temperature", "lindemann,energy,temperature,rdf"),
+        ([slab(True)], "lindemann,energy,temperature", "lindemann,energy,temperature"),
+    ],
+)
+def test_what_suits_a_kind(frames, training, verdict):
+    setting = Setting(frames * 2, 300.0, timestep_fs=0.5)
+    assert default_criteria(setting, 0.25) == training
+    assert default_criteria(setting, 0.5, windows=True) == verdict
+
+
+def test_the_verdict_of_a_periodic_system_has_radial_distributions():
+    """If the time step is known, frames are several, and of the temperature of the dynamics."""
+    frames = rattled(argon(2), 5, 0.2)
+
+    def names(frames=frames, reference_K=90.0, timestep_fs=2.0):
+        return [c.name for c in Yardstick.from_reference(None, Setting(frames, 90.0, reference_K, timestep_fs, 10.0), []).criteria]
+
+    assert names() == ["intermolecular", "lindemann", "energy", "temperature", "rdf"]
+    for without in (names(timestep_fs=None), names(frames=frames[:1]), names(reference_K=150.0)):
+        assert without == ["intermolecular", "lindemann", "energy", "temperature"]
+    isolated = Setting([molecule("CH3CH2OH")] * 2, 90.0, 90.0, 2.0, 10.0)
+    yardstick = Yardstick.from_reference(None, isolated, [])
+    assert [c.name for c in yardstick.criteria] == ["bonds", "contacts", "energy", "temperature"] and yardstick.distribution
+
+
+# -- sites
+
+
+def test_sites_of_a_rattled_crystal():
+    """Means over frames that drift by any amount and are wrapped, whose spread is the width that they were made with."""
+    crystal, width = argon(), 0.2
+    frames = rattled(crystal, 50, width)
+    for k, atoms in enumerate(frames):
+        atoms.positions += [1.7 * k, -0.4 * k, 0.9]
+        atoms.wrap()
+    sites = Sites.from_frames(frames)
+    n = 3 * len(crystal) * 49
+    assert sites.spread == pytest.approx(3**0.5 * width * (1 - 1 / len(crystal)) ** 0.5, rel=5 / (2 * n) ** 0.5)
+    assert sites.spacing == pytest.approx(5.3 / 2**0.5, rel=0.02)
+    moved = sites.displacements(AtomsBatch.from_atoms(crystal))  # all alike to what the means do not know better
+    assert float(moved.norm(dim=2).mean()) < 3 * width / 50**0.5
+
+
+def test_displacements_do_not_depend_on_drift_image_or_size_of_the_cell():
+    crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2)
+    sites = Sites.from_frames([crystal])
+    displaced = rattled(crystal, 1, 0.3)[0]
+    drifted, larger = displaced.copy(), displaced.copy()
+    drifted.positions += 0.75 * crystal.cell.array.sum(axis=0)
+    drifted.positions[::3] += crystal.cell.array[1] - 2 * crystal.cell.array[2]
+    larger.set_cell(1.1 * crystal.cell.array, scale_atoms=True)
+    u = displaced.positions - crystal.positions
+    u = u - np.average(u, axis=0, weights=crystal.get_masses())
+    found = sites.displacements(AtomsBatch.from_atoms([displaced, drifted, larger])).numpy()
+    for k, factor in enumerate((1.0, 1.0, 1.1)):
+        np.testing.assert_allclose(found[k], factor * u, atol=1e-10)
+
+
+@pytest.mark.parametrize("atoms, expected", [(bulk("Cu", "fcc", a=3.6), 3.6 / 2**0.5), (bulk("Fe", "bcc", a=2.87), 2.87 * 0.75**0.5),
+                                             (slab(False), 4.05 / 2**0.5), (Atoms("Ar", cell=[30] * 3, pbc=True), 30.0)])  # fmt: skip
+def test_the_distance_of_neighbours(atoms, expected):
+    assert Sites.from_frames([atoms]).spacing == pytest.approx(expected)
+
+
+def test_sites_of_what_changes():
+    with pytest.raises(ValueError, match="one system with its atoms in one order"):
+        Sites.from_frames([argon(1), argon(2)])
+    with pytest.raises(ValueError, match=r"the sites are those of 4 atoms, got systems of \[32\]"):
+        Sites.from_frames([argon(1)]).displacements(AtomsBatch.from_atoms(argon(2)))
