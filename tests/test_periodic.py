@@ -61,7 +61,7 @@ def test_a_liquid_goes_through_finetune(files, tmp_path, monkeypatch):
     """Its replicas fail, updates are made, the comparison and the report are of the radial distribution."""
     monkeypatch.chdir(tmp_path)
     result = tiny.run(
-        "finetune", str(files / "model.pt"), "--ref", str(files / "argon.xyz"), "--output", "run", "--temperature", "400",
+        "finetune", str(files / "model.pt"), "--ref", str(files / "argon.xyz"), "--output", "run", "--temperature", "400", "--no-reweight",
         "--criterion", "intermolecular:2.9", "--timestep", "4", "--window", "200", "--sample-every", "20", "--check-every", "20",
         "--replicas", "6", "--max-updates", "2", "--qm-steps", "2", "--natural-iterations", "2", "--check-replicas", "4",
         "--check-time", "0.1", "--check-rounds", "1", "--force-error-bound", "10", "--energy-error-bound", "10",

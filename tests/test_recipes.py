@@ -11,7 +11,7 @@ from ase import units
 from ase.io import write
 
 import stabie_ase
-from stabie_ase.boltzmann import Samples
+from stabie_ase.boltzmann import WHOLE, Samples
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.stability import criteria_from
@@ -71,9 +71,9 @@ def test_the_published_recipe_is_that_of_the_table(recipe, table, rate, penalty)
     assert {name: row[name] for name in table} == table
     usual = in_a_row(FinetuneOptions())
     assert {name for name in row if row[name] != usual[name]} <= {*table, "recipe", "update", "max_learning_windows"}
-    training = TrainingLoop.from_reference(
-        tiny.model(), tiny.reference(), [DistanceDistribution(6.0)], [], options(recipe=recipe, temperature_K=600.0, replicas=2)
-    )
+    config = options(recipe=recipe, temperature_K=600.0, replicas=2)
+    hr = DistanceDistribution(6.0)
+    training = TrainingLoop.from_reference(tiny.model(), tiny.reference(), [hr], [], config, grouping=WHOLE)
     assert training.rule.penalty == penalty and training.rule.optimizer.defaults["lr"] == rate
     assert type(training.rule.optimizer) is torch.optim.SGD and training.rule.optimizer.defaults["momentum"] == 0
 
