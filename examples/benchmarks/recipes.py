@@ -88,7 +88,7 @@ class Curve:
 
     def __init__(self, name, args, measure):
         self.name, self.run, self.every, self.measure = name, args.output / name, args.every, measure
-        self.file = args.output / f"{name}.jsonl"
+        self.last, self.file = None, args.output / f"{name}.jsonl"
         self.points = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
         for point in self.points:
             tell(point)
@@ -101,11 +101,12 @@ class Curve:
             file.write(json.dumps(self.points[-1]) + "\n")
         tell(self.points[-1])
 
-    def look(self, record):
+    def look(self, record, every=None):
         """Told of each window: a point where enough updates have been made since the last."""
-        if record.get("updates", 0) >= self.points[-1]["updates"] + self.every:
+        self.last = record if "updates" in record else self.last
+        if self.last and self.last["updates"] >= self.points[-1]["updates"] + (every or self.every):
             state = torch.load(self.run / "state.pt", weights_only=True, map_location="cpu")["state"]
-            self.add(record, self.measure(state["weights"]))
+            self.add(self.last, self.measure(state["weights"]))
 
 
 def trace(name, args, measure):
@@ -121,6 +122,7 @@ def trace(name, args, measure):
         own = {"seed": args.seed, "max_time_min": args.max_time, "temperature_K": args.temperature, "check": NO_CHECK, "recipe": name}
         options = {**own, **args.options}
         stabie_ase.finetune(args.model, args.ref, output=curve.run, on_window=curve.look, **options)
+    curve.look({}, every=1)  # where the run has ended
     return curve.points
 
 
