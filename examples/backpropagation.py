@@ -4,14 +4,16 @@
     python examples/backpropagation.py --output found      # a quarter of an hour; a table, found.json and found.png
     python examples/backpropagation.py --quick
 
-Replicas of aspirin run N steps of Langevin dynamics from frames in equilibrium under the model. The loss is that of h(r), averaged
-over frames along the way, beside the reference's. With the residual v = ∂L/∂ḡ of all samples and s = v·g, three gradients are formed:
+Replicas of aspirin run N steps of Langevin dynamics from where some time under the model has brought them. The loss is that of h(r),
+averaged over frames along the way, beside the reference's. With the residual v = ∂L/∂ḡ of all samples and s = v·g, three gradients
+are formed:
 
 * backpropagation: ∂⟨s⟩/∂θ through all steps, the noise held (Raja et al., arXiv 2402.13984, appendix A.13);
 * estimator: -β Cov(s, ∂U/∂θ), which is that of the mean in equilibrium and knows nothing of dynamics;
 * response: -β Cov(s(t), ∂U(t)/∂θ - ∂U(0)/∂θ), by linear response (Kubo, J. Phys. Soc. Jpn. 12, 570, 1957) the change of the mean of
-  a system that was in equilibrium at t = 0. It is what backpropagation estimates: where dynamics start does not depend on θ, so
-  that little of the change in equilibrium has come about after a short time. It goes to the estimator's as starts are forgotten.
+  a system that was in equilibrium at t = 0, which is the mean of what backpropagation gives: where dynamics start does not depend
+  on θ, so that little of the change in equilibrium has come about after a short time. It goes to the estimator's as starts are
+  forgotten; by then paths are chaotic, and backpropagation's mean is lost in noise that grows exponentially.
 
 Given are cosines between them (`back:est` and so on), and how well each agrees with itself (`back`, `resp`, `est`): the cosine of the
 gradients from two halves of the replicas, which is small where noise rules. `norm` is that of backpropagation's over the estimator's.
