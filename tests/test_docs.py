@@ -77,14 +77,18 @@ def test_every_command_of_the_readme_exists():
     assert used == set(main.commands)
     shown = README[README.index("The command line\n====") :]
     for name, command in main.commands.items():
-        flags = {flag for parameter in command.params for flag in parameter.opts}
+        flags = {flag for parameter in command.params for flag in parameter.opts + parameter.secondary_opts}
         usage = re.search(rf"^    stabie-ase {name} (?!--resume).*(?:\n {{20,}}.*)*", shown, flags=re.M)[0]
         assert set(re.findall(r"--[a-z-]+", usage)) <= flags, name
+
+
+SMALL_SCHNET = ["--ref", str(ROOT / "stabie_ase/data/aspirin_xtb_train.xyz"), "--interactions", "1", "--channels", "8", "--epochs", "1"]
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").rglob("*.py")), ids=lambda path: path.stem)
 def test_example_runs(script, tmp_path):
     extra = {"make_aspirin_schnet": ["--epochs", "1", "--output", str(tmp_path / "model.pt")],
+             "make_schnet": [*SMALL_SCHNET, "--output", str(tmp_path / "model.pt")],
              "make_aspirin_xtb": ["--quick", "--output", str(tmp_path)],
              "make_argon": ["--quick", "--output", str(tmp_path / "argon.xyz")]}
     arguments = extra.get(script.stem, ["--quick"])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,3 +317,11 @@ def test_objects_are_matched_to_data_in_memory(here):
     write("other.xyz", frames)
     from_file = stabie_ase.evaluate(tiny.model(), tiny.reference().frames, observables=f"{HR},target=other.xyz", **options)
     assert from_file["model"]["hr_error"] == pytest.approx(found["model"]["hr_error"], rel=1e-4)
+
+
+def test_a_curve_of_something_else_is_doubted(files, caplog):
+    rows = "".join(f"{r:.3f},40.0,0.02\n" for r in hr().axis.values[:60].tolist())
+    Path("far.csv").write_text(f"r (Å),h (1/Å),error\n{rows}")
+    (found,) = observables_from(f"{HR},target=far.csv", Setting(tiny.frames(), 600.0))
+    targets_at([found], tiny.reference(), 600.0)
+    assert "times what its errors explain; are they of one quantity?" in caplog.text

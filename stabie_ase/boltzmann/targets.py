@@ -19,6 +19,10 @@ from stabie_ase.structures.topology import Groups
 
 logger = logging.getLogger(__name__)
 
+MAX_REFERENCE_DISTANCE = 30.0
+"""Times the floor of a curve, beyond which it is doubted that a curve and a reference are of one quantity: frames of water by a
+poor model are some ten away from experiment, a curve of another pair of elements a hundred."""
+
 
 def targets_at(
     observables: Sequence[Observable],
@@ -79,6 +83,11 @@ def _of_curve(observable: Observable, curve: Curve, reference: Reference | Targe
     mean = observable(AtomsBatch.from_atoms(reference.frames)).mean(dim=0)
     away = float((target.measure * (mean - target.value).abs()).sum())
     n, d = int(target.known.sum()), len(target.value)
+    if target.floor and away > MAX_REFERENCE_DISTANCE * target.floor:
+        logger.warning(
+            "%s of the reference is %.2g away from %s, %.0f times what its errors explain; are they of one quantity?",
+            observable.name, away, curve.source, away / target.floor,
+        )  # fmt: skip
     return replace(target, source=f"{curve.source}, {n} of {d} bins; the reference is {away:.2g} away from it")
 
 
