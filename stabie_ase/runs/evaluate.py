@@ -23,6 +23,7 @@ from stabie_ase.runs.monitor import Monitor, Rate
 from stabie_ase.runs.options import EvaluationOptions
 from stabie_ase.runs.run import Live, tell_targets
 from stabie_ase.runs.summaries import summarize
+from stabie_ase.runs.timestep_scan import scan_timesteps
 from stabie_ase.stability import VERDICT, Failures
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference, read_reference, reference_of
@@ -47,6 +48,8 @@ class Evaluation:
         Of the models that have been tested.
     seconds_per_ps : dict of str to float
         What a stable replica-ps took of them.
+    timesteps_fs : tuple of float
+        Larger time steps to try, in fs.
     """
 
     potentials: dict[str, Potential]
@@ -56,6 +59,7 @@ class Evaluation:
     monitor: Monitor
     results: dict[str, StabilityResult]
     seconds_per_ps: dict[str, float]
+    timesteps_fs: tuple[float, ...] = ()
 
     @classmethod
     def set_up(
@@ -121,7 +125,7 @@ class Evaluation:
         monitor.message(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
         monitor.message("\n".join(f"  - {line}" for line in yardstick.describe()))
         tell_targets(targets, monitor)
-        return cls(potentials, reference, yardstick, test, monitor, {}, {})
+        return cls(potentials, reference, yardstick, test, monitor, {}, {}, config.scanned_fs)
 
     def measure(self, name: str, compilation: str = "off") -> None:
         """Run the replicas of one model, its network made faster as it is asked for (`compile_where_wanted`)."""
@@ -155,10 +159,20 @@ class Evaluation:
             self.measure(name, compilation)
         first, summaries = next(iter(self.potentials)), self.summaries()
         self.monitor.message(self._time_to_tell(first))
+        for name in self.potentials if self.timesteps_fs else ():
+            summaries[name] |= self._scan(name)
         if output is not None:
             with replaced(output) as temporary:
                 temporary.write_text(as_json(summaries, indent=1) + "\n")
         return summaries
+
+    def _scan(self, name: str) -> dict[str, object]:
+        """How stable a model is at larger time steps, which is said as well."""
+        potential, frames, known = self.potentials[name], self.reference.frames, self.results[name].statistics
+        called = Path(name).name
+        scan = scan_timesteps(potential, frames, self.yardstick, self.test, known, self.timesteps_fs, self.monitor, called)
+        self.monitor.message(scan.describe(called))
+        return {"timestep_scan": scan.rows(), "largest_stable_timestep_fs": scan.largest_stable_fs}
 
     def _time_to_tell(self, name: str) -> str:
         """How long a comparison has to be to mean something; of a model that did not fail, for one failure in the time it was seen."""

@@ -31,10 +31,29 @@ class EvaluationOptions:
     reweight: bool = option(
         True, "reweight reference frames of another temperature to that of the dynamics by their energies, where enough of them count"
     )
+    timestep_scan: str | None = option(
+        None, "larger time steps in fs, as 1,1.5,2, at which the same is run again, to find the largest that is as stable"
+    )
     seed: int = option(0, "seed of starting frames, momenta and noise", 0, 2**31 - 1)
 
     def __post_init__(self):
         check_options(self)
+        self.scanned_fs  # noqa: B018 - refused here if they are none
+
+    @property
+    def scanned_fs(self) -> tuple[float, ...]:
+        """The time steps of the scan, in fs; BadOption unless each is larger than the one before and than the time step."""
+        try:
+            found = tuple(float(text) for text in (self.timestep_scan or "").split(",") if text.strip())
+        except ValueError as error:
+            raise BadOption(f"timestep_scan is {self.timestep_scan!r}, expected time steps in fs, as 1,1.5,2") from error
+        steps = (self.timestep_fs, *found)
+        if any(not a < b <= 100.0 for a, b in zip(steps, steps[1:])) or (self.timestep_scan is not None and not found):
+            raise BadOption(
+                f"timestep_scan is {self.timestep_scan!r}, expected time steps that grow, all above timestep_fs ({self.timestep_fs:g} fs) and "
+                "none above 100 fs"
+            )
+        return found
 
 
 @dataclass(frozen=True)
