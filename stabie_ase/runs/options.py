@@ -50,8 +50,8 @@ class EvaluationOptions:
         steps = (self.timestep_fs, *found)
         if any(not a < b <= 100.0 for a, b in zip(steps, steps[1:])) or (self.timestep_scan is not None and not found):
             raise BadOption(
-                f"timestep_scan is {self.timestep_scan!r}, expected time steps that grow, all above timestep_fs ({self.timestep_fs:g} fs) and "
-                "none above 100 fs"
+                f"timestep_scan is {self.timestep_scan!r}, expected time steps that grow, from above timestep_fs, {self.timestep_fs:g}, "
+                "to 100 fs at most"
             )
         return found
 
