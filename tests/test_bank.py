@@ -1,7 +1,6 @@
 """States before failures: which are kept, which are run again, and who learns beside them."""
 
 import pytest
-import tiny
 import torch
 from test_stabie_loop import loop, same_state, until_learning, weights
 
@@ -57,7 +56,7 @@ def test_a_bank_without_room_keeps_nothing(states):
 
 def few_failures(**changes):
     """A loop of 40 replicas of which a phase ends once a tenth has failed."""
-    phases = {"upper_fraction": 0.1, "lower_fraction": 0.05, "random_resets": 0.0, "max_simulation_windows": 40}
+    phases = {"bank": 1.0, "upper_fraction": 0.1, "lower_fraction": 0.05, "random_resets": 0.0, "max_simulation_windows": 40}
     return loop(replicas=40, window_fs=10.0, **phases, **changes)
 
 
@@ -130,5 +129,4 @@ def test_without_a_bank_all_is_as_it_was():
         for _ in range(6):
             training.step()
         ends.append(weights(training))
-    assert tiny.config().phases.bank == 1.0
     assert all(torch.equal(x, ends[1][name]) for name, x in ends[0].items())

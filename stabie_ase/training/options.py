@@ -58,9 +58,8 @@ class PhaseOptions:
         0.05, "fraction of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )
     bank: float = option(
-        1.0,
-        "states before failures that are kept for later learning phases, as a fraction of the replicas; where few replicas fail, learning "
-        "goes on with these, and with as many replicas that do not fail",
+        0.0,
+        "states before failures that are kept for later learning phases, as a fraction of the replicas, for where few replicas fail",
         0.0,
         100.0,
     )

@@ -11,7 +11,6 @@ PUBLISHED: dict[str, Any] = {
     "upper_fraction": 0.75,
     "lower_fraction": 0.0,
     "max_learning_windows": 40,
-    "bank": 0.0,
     "gradient_clip": 1.0,
     "near_factor": 1e6,
     "average_fs": 0.0,
