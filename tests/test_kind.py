@@ -5,6 +5,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, graphene, molecule
 
+from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.runs.evaluation import Yardstick
 from stabie_ase.stability import default_criteria
 from stabie_ase.structures.batch import AtomsBatch
@@ -167,3 +168,22 @@ def test_sites_of_what_changes():
         Sites.from_frames([argon(1), argon(2)])
     with pytest.raises(ValueError, match=r"the sites are those of 4 atoms, got systems of \[32\]"):
         Sites.from_frames([argon(1)]).displacements(AtomsBatch.from_atoms(argon(2)))
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"),
+    [
+        ([molecule("H2O")] * 2, "hr"),
+        ([bulk("Cu", cubic=True)] * 2, "rdf:Cu-Cu"),
+        ([bulk("NaCl", "rocksalt", 5.64, cubic=True)] * 2, "rdf:Cl-Cl,rdf:Cl-Na,rdf:Na-Na"),
+    ],
+)
+def test_default_observables_are_made_for_the_system(frames, expected):
+    assert default_observable(Setting(frames, 300.0)) == expected
+
+
+def test_default_observables_of_water():
+    """Bond lengths of the molecules and all three radial distributions, each of which can be made."""
+    setting = Setting(rattled(boxed("H2O", 4.0, repeat=2), 3, 0.01), 300.0)
+    assert default_observable(setting) == "bond-length,rdf:H-H,rdf:H-O,rdf:O-O"
+    assert len(observables_from(default_observable(setting), setting)) == 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 
 from stabie_ase.observables.adf import AngularDistribution
 from stabie_ase.observables.angles import BondAngles
@@ -16,6 +18,7 @@ from stabie_ase.observables.distances import DistanceDistribution
 from stabie_ase.observables.gyration import RadiusOfGyration
 from stabie_ase.observables.min_distance import MinimumDistance
 from stabie_ase.observables.rdf import RadialDistribution
+from stabie_ase.structures.kind import MOLECULAR_LIQUID
 from stabie_ase.structures.reference import Curve, TargetFrames, read_target
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system import plugins, spec
@@ -37,6 +40,9 @@ OBSERVABLES = {
 
 TARGET = "target"
 """The option of a specification that names a file."""
+
+MAX_DEFAULT_ELEMENTS = 3
+"""Elements, the most common ones, whose radial distributions are matched where nobody says which: six pairs."""
 
 __all__ = [
     "OBSERVABLES",
@@ -60,8 +66,19 @@ __all__ = [
 
 
 def default_observable(setting: Setting) -> str:
-    """The observable that suits a system, as `observables_from` reads it."""
-    return "rdf" if any(atoms.pbc.any() for atoms in setting.frames) else "hr"
+    """The observables that suit a system, as `observables_from` reads them.
+
+    h(r) of a molecule; of a liquid or solid the radial distribution of each two elements, up to `MAX_DEFAULT_ELEMENTS` of them, and of
+    one of molecules their bond lengths as well; of what is not periodic in all directions bond lengths alone.
+    """
+    if not any(atoms.pbc.any() for atoms in setting.frames):
+        return "hr"
+    counts = Counter(setting.frames[0].symbols)
+    common = [symbol for symbol, _ in counts.most_common(MAX_DEFAULT_ELEMENTS)]
+    pairs = [f"rdf:{a}-{b}" for a, b in combinations_with_replacement(sorted(common), 2) if a != b or counts[a] > 1]
+    if not all(atoms.pbc.all() for atoms in setting.frames):
+        return "bond-length"
+    return ",".join(["bond-length", *pairs] if setting.kind.name == MOLECULAR_LIQUID else pairs)
 
 
 def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observable]:

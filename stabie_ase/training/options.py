@@ -217,7 +217,8 @@ class FinetuneOptions:
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, bond-length-moments:O-H, "
         "angle:H-O-H, dihedral:C-C-C-C, gyration, rdf:O-O, adf:O-O-O, coordination:O-O, min-distance, density, or FILE.py:CLASS; options "
         "follow, as in rdf:O-O,r_max=6,weight=2 or rdf:O-O,target=FILE for frames or a curve (csv, json, txt; column=NAME, error=NAME, "
-        "above=R) to match in place of the reference; if not given hr of a molecule, rdf of a liquid or solid of one element",
+        "above=R) to match in place of the reference; if not given hr of a molecule, of a liquid or solid rdf of each two "
+        "elements, and bond-length where it is of molecules",
         repeats=True,
     )
     criterion: str | None = option(
