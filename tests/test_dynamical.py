@@ -359,3 +359,9 @@ def test_errors_have_the_distribution_of_students_t():
     found = [SelfDiffusion(t_max=5.0)(brownian(np.random.default_rng(500 + k), 100, 10, 0.2)) for k in range(80)]
     deviations = [(float(x.value) - truth) / float(x.error) for x in found if x.error is not None]
     assert stats.kstest(deviations, stats.t(9).cdf).pvalue > 1e-3
+
+
+def test_what_frames_are_too_rare_for_is_said():
+    """Frames 10 fs apart show vibrations up to 1/(2 · 10 fs) = 50 THz = 1668 cm⁻¹."""
+    assert "beyond 50 THz, which are folded back" in VibrationalDensityOfStates(unit="THz").note(51, 0.01)
+    assert "beyond 1668 cm⁻¹" in VibrationalDensityOfStates().note(51, 0.01)

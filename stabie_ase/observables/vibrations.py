@@ -92,6 +92,7 @@ class VibrationalDensityOfStates(OfVelocities):
         return Axis(spacing / in_THz * torch.arange(n_lags, dtype=torch.float64), f"ν ({name})")
 
     def note(self, n_lags: int, interval_ps: float) -> str:
-        """The resolution."""
+        """The resolution, and beyond what frequency frames tell nothing."""
         name, _, in_THz = UNITS[self.unit]
-        return f"resolution {1.0 / (2.0 * (n_lags - 1) * interval_ps * in_THz):.3g} {name}"
+        resolution, highest = (1.0 / (2.0 * time * in_THz) for time in ((n_lags - 1) * interval_ps, interval_ps))
+        return f"resolution {resolution:.3g} {name}; frames are too rare for vibrations beyond {highest:.4g} {name}, which are folded back"

@@ -127,6 +127,7 @@ def observed_figure(entries: Entries) -> Figure:
             if np.nanmin(y) < 0:
                 axes.axhline(0.0, color="0.6", linewidth=0.8)
         axes.set(xlabel=entry["axis_label"], ylabel=entry["label"])
-        axes.set_title(f"{observable} ({entry['n_frames']} frames, {entry['n_replicas']} replicas)".replace("$", r"\$"), fontsize=9)
+        replicas = f"{entry['n_replicas']} replica{'s' if entry['n_replicas'] != 1 else ''}"
+        axes.set_title(f"{observable} ({entry['n_frames']} frames, {replicas})".replace("$", r"\$"), fontsize=9)
     figure.align_ylabels()
     return figure
