@@ -1,7 +1,7 @@
 """Train a starting model on few frames of make_water.py: a SchNet whose forces are decent, and whose water does not last.
 
     python examples/water/pretrain.py FOLDER/water_train.xyz --test FOLDER/water_test.xyz --output FOLDER/water_schnet.pt
-    stabie-ase evaluate FOLDER/water_schnet.pt --ref FOLDER/water_test.xyz --timestep 1 --time 5 --replicas 4
+    stabie-ase evaluate FOLDER/water_schnet.pt --ref FOLDER/water_test.xyz --observable rdf:O-O --timestep 1 --time 5 --replicas 4
 
 Ten minutes on a core. The network is the package's default one: 3 interactions, 64 channels, 5 Å. A fifth of the frames is kept
 out of the training to choose the best weights by.
