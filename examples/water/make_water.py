@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--equilibration", type=float, default=12.0, help="ps of each replica (default: %(default)s)")
     parser.add_argument("--spacing", type=float, default=0.2, help="ps between two frames of a replica (default: %(default)s)")
-    parser.add_argument("--dynamics", type=float, default=20.0, help="ps of dense frames; 0: none (default: %(default)s)")
+    parser.add_argument("--dynamics", type=float, default=10.0, help="ps of dense frames; 0: none (default: %(default)s)")
     parser.add_argument("--every", type=float, default=4.0, help="fs between two of them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="8 molecules, hardly equilibrated")
