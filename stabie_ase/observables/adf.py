@@ -11,12 +11,12 @@ from torch import Tensor
 
 from stabie_ase.observables.angles import angle_between
 from stabie_ase.observables.base import Axis
-from stabie_ase.observables.bonds import check_known, pair_name
 from stabie_ase.observables.dihedrals import bins_of
-from stabie_ase.observables.kinds import element_chain, in_one_order, yes_or_no
+from stabie_ase.observables.kinds import in_one_order, yes_or_no
 from stabie_ase.observables.local import LocalDensity, Places, Terms, pairs_expected
 from stabie_ase.observables.shells import first_shell
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.elements import check_known, element_chain, pair_name
 from stabie_ase.structures.geometry import VECTORS_AT_ONCE, in_parts
 from stabie_ase.structures.neighbors import NeighborList, neighbor_list
 from stabie_ase.structures.setting import Setting

@@ -11,9 +11,10 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis, Observable
-from stabie_ase.observables.kinds import bonded_chains, element_chain, in_one_order, name_of_kind, refuse_none
+from stabie_ase.observables.kinds import bonded_chains, in_one_order, name_of_kind, refuse_none
 from stabie_ase.observables.local import check_size
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.elements import element_chain
 from stabie_ase.structures.geometry import in_parts, pair_vectors
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology

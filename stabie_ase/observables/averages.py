@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MIN_GROUPS = 4
+"""Independent groups of samples that an error takes: that of four is itself known to 40 %."""
+
 
 @dataclass(frozen=True)
 class SlicedMeans:
@@ -74,32 +77,43 @@ class SlicedMeans:
         return float(distance(mean)), jackknife_error(self.sums.sum(dim=1), self.counts.sum(dim=1), distance)
 
 
-def jackknife_error(sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor]) -> float | None:
-    """Standard error of a function of a pooled mean, by leaving out one group at a time.
+def jackknife_errors(
+    sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor] = lambda means: means, min_groups: int = MIN_GROUPS
+) -> Tensor | None:
+    """Standard errors of a function of pooled means, by leaving out one group at a time.
 
     Frames of one replica are correlated, replicas are not: they are the groups (delete-one jackknife; Efron and Stein,
     Ann. Stat. 9, 586, 1981).
 
     Parameters
     ----------
-    sums : Tensor, shape (n_groups, d)
+    sums : Tensor of float64, shape (n_groups, d)
         Over the samples of each group.
-    counts : Tensor, shape (n_groups,)
-        Samples of each group; groups without any do not count.
+    counts : Tensor, shape (n_groups, d) or (n_groups, 1)
+        Samples of each group; a group without any in the first component does not count.
     statistic : callable
-        From means, shape (n_groups, d), to values, shape (n_groups,).
+        From means, shape (n, d), to values, shape (n, m).
+    min_groups : int
+        That it takes.
 
     Returns
     -------
-    float or None
-        None of fewer than two groups.
+    Tensor of float64, shape (m,), or None
+        None of fewer groups; not a number where the values of one are not.
     """
-    sums, counts = sums[counts > 0], counts[counts > 0]
+    some = counts[:, 0] > 0
+    sums, counts = sums[some], counts[some]
     n = len(counts)
-    if n < 2:
+    if n < min_groups:
         return None
-    without = statistic((sums.sum(dim=0) - sums) / (counts.sum() - counts)[:, None])
-    return float(((n - 1) * without.var(correction=0)).sqrt())
+    without = statistic((sums.sum(dim=0) - sums) / (counts.sum(dim=0) - counts))
+    return ((n - 1) * without.var(dim=0, correction=0)).sqrt()
+
+
+def jackknife_error(sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor]) -> float | None:
+    """The same of one number: counts of shape (n_groups,), a statistic of shape (n_groups,); None of fewer than two groups."""
+    errors = jackknife_errors(sums, counts[:, None], lambda means: statistic(means)[:, None], min_groups=2)
+    return None if errors is None else float(errors)
 
 
 def precision_weights(variance: Tensor, weights: Tensor, floor: float) -> Tensor:

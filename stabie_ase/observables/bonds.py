@@ -11,7 +11,6 @@ from torch import Tensor
 
 from stabie_ase.observables.base import Axis, Observable
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.elements import check_known as check_known
 from stabie_ase.structures.elements import element_pair, pair_name
 from stabie_ase.structures.geometry import pair_distances
 from stabie_ase.structures.neighbourhoods import formulas

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis
-from stabie_ase.observables.bonds import check_known, element_pair, pair_name
 from stabie_ase.observables.local import LocalMean, Terms, pairs_expected
 from stabie_ase.observables.shells import first_shell
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.elements import check_known, element_pair, pair_name
 from stabie_ase.structures.geometry import in_parts
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.setting import Setting

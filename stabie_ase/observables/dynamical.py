@@ -12,10 +12,10 @@ from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis
-from stabie_ase.observables.bonds import check_known
 from stabie_ase.observables.errors import MIN_GROUPS, blocking_errors, jackknife_errors
 from stabie_ase.observables.observed import Observed
 from stabie_ase.observables.series import EQUAL, TimeSeries
+from stabie_ase.structures.elements import check_known
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 

@@ -2,43 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from stabie_ase.observables.averages import SlicedMeans
-
-MIN_GROUPS = 4
-"""Independent groups of samples that an error takes: that of four is itself known to 40 %."""
-
-
-def jackknife_errors(sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor] = lambda means: means) -> Tensor | None:
-    """Standard errors of a function of pooled means, by leaving out one group at a time.
-
-    Efron and Stein, Ann. Stat. 9, 586 (1981), for each component as `jackknife_error` does it for one number.
-
-    Parameters
-    ----------
-    sums : Tensor of float64, shape (n_groups, d)
-        Over the samples of each group.
-    counts : Tensor, shape (n_groups, d) or (n_groups, 1)
-        Samples of each group; a group without any in the first component does not count.
-    statistic : callable
-        From means, shape (n, d), to values, shape (n, m).
-
-    Returns
-    -------
-    Tensor of float64, shape (m,), or None
-        None of fewer than `MIN_GROUPS` groups; not a number where the values of one are not.
-    """
-    some = counts[:, 0] > 0
-    sums, counts = sums[some], counts[some]
-    n = len(counts)
-    if n < MIN_GROUPS:
-        return None
-    without = statistic((sums.sum(dim=0) - sums) / (counts.sum(dim=0) - counts))
-    return ((n - 1) * without.var(dim=0, correction=0)).sqrt()
+from stabie_ase.observables.averages import MIN_GROUPS, SlicedMeans, jackknife_errors
 
 
 def blocking_errors(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,31 +1,15 @@
-"""Kinds of bonds, angles and torsions: chains of bonded atoms of given elements, and how they are asked for."""
+"""Kinds of bonds, angles and torsions: chains of bonded atoms of given elements, and how they are named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from ase.data import atomic_numbers
 from torch import Tensor
 
-from stabie_ase.observables.bonds import pair_name
 from stabie_ase.observables.local import Places
+from stabie_ase.structures.elements import pair_name
 from stabie_ase.structures.topology import Topology
 
-EXAMPLES = {2: "two elements, as O-H", 3: "three elements, as H-O-H", 4: "four elements, as C-C-C-C"}
 YES_OR_NO = {"yes": True, "no": False}
-
-
-def element_chain(n: int) -> Callable[[str], tuple[int, ...]]:
-    """What reads the atomic numbers of so many elements, as H-O-H; ValueError for anything else."""
-
-    def read(text: str) -> tuple[int, ...]:
-        symbols = text.split("-")
-        if len(symbols) != n or any(s not in atomic_numbers or not atomic_numbers[s] for s in symbols):
-            raise ValueError(f"expected {EXAMPLES[n]}")
-        return tuple(atomic_numbers[s] for s in symbols)
-
-    return read
 
 
 def yes_or_no(text: str) -> bool:

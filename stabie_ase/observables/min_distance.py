@@ -82,7 +82,7 @@ class MinimumDistance(Observable):
     @cached_property
     def axis(self) -> Axis:
         """Centres of the bins, in Å."""
-        return Axis((torch.arange(self.n_bins, dtype=torch.float64) + 0.5) * self.bin_width, "r (Å)")
+        return Axis.of_distances(self.n_bins, self.bin_width)
 
     @property
     def measure(self) -> Tensor:

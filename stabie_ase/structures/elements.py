@@ -1,21 +1,33 @@
-"""Pairs of elements by their symbols."""
+"""Elements by their symbols, as O-H."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ase.data import atomic_numbers, chemical_symbols
 from torch import Tensor
 
 from stabie_ase.system.spec import BadSpec, Spec
 
+EXAMPLES = {2: "two elements, as O-H", 3: "three elements, as H-O-H", 4: "four elements, as C-C-C-C"}
+
+
+def element_chain(n: int) -> Callable[[str], tuple[int, ...]]:
+    """What reads the atomic numbers of so many elements, as H-O-H; ValueError for anything else."""
+
+    def read(text: str) -> tuple[int, ...]:
+        symbols = text.split("-")
+        if len(symbols) != n or any(s not in atomic_numbers or not atomic_numbers[s] for s in symbols):
+            raise ValueError(f"expected {EXAMPLES[n]}")
+        return tuple(atomic_numbers[s] for s in symbols)
+
+    return read
+
 
 def element_pair(text: str) -> tuple[int, int]:
     """Atomic numbers of O-H and the like; ValueError for what are no two elements."""
-    symbols = text.split("-")
-    if len(symbols) != 2 or any(s not in atomic_numbers for s in symbols):
-        raise ValueError("expected two elements, as O-H")
-    return atomic_numbers[symbols[0]], atomic_numbers[symbols[1]]
+    a, b = element_chain(2)(text)
+    return a, b
 
 
 def pair_name(elements: Sequence[int]) -> str:
