@@ -391,7 +391,7 @@ def test_weights_of_observables():
 
 
 REFUSED = {
-    "h": "unknown observable 'h'; did you mean 'hr'? known: adf, angle, bond-length, .*, rdf, or FILE.py:CLASS",
+    "h": "unknown observable 'h'; did you mean 'hr'? known: adf, angle, bond-length, .*, rdf, stress, or FILE.py:CLASS",
     "hr,r_mx=5": "'hr,r_mx=5' has an unknown option 'r_mx'; did you mean 'r_max'?",
     "hr,r_max=far": "r_max='far', expected a number",
     "hr:O-O": "'hr' takes no argument",

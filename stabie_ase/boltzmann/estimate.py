@@ -1,14 +1,15 @@
 """The Boltzmann estimator: how the mean of an observable depends on a potential's parameters, from samples.
 
-For a g that does not itself contain θ, ∂⟨g⟩/∂θ = -β Cov(g, ∂U/∂θ). Contracted with the gradient of a loss in ⟨g⟩ this
-is a weighted sum of ∂U/∂θ over the samples, so it costs one backward pass and no backpropagation through dynamics.
+∂⟨g⟩/∂θ = -β Cov(g, ∂U/∂θ) + ⟨∂g/∂θ⟩, the second term where g itself contains θ. Contracted with the gradient of a loss in ⟨g⟩ the first
+is a weighted sum of ∂U/∂θ over the samples, so it costs one backward pass and no backpropagation through dynamics. So is the second of an
+energy; of a stress it is one of ∂σ/∂θ.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class Estimate:
     Attributes
     ----------
     means : dict of str to Tensor of float64, shape (d,)
-        ḡ under the present potential, by the observable's name.
+        What is compared under the present potential, ḡ or its `statistic`, by the observable's name.
     losses : dict of str to float
         L = w Σ_k c_k (ḡ_k - g_k^ref)².
     samples : Samples
@@ -36,8 +37,10 @@ class Estimate:
         w_i of these, in units of the loss per eV.
     effective_samples : float
         Kish's effective number of these, 1 / Σ p_i².
-    residuals : list of (int or None, Tensor of shape (Σ d,))
+    residuals : list of (int or None, Tensor of shape (Σ width,))
         ∂L/∂ḡ of all targets in a row, and the half of the replicas whose covariance it meets.
+    stress_weights : Tensor of float64, shape (n_frames, 3, 3), or None
+        s_i of stresses σ_i (eV/Å³), whose ∇_θ Σ_i s_i·σ_i belongs to the gradient; None where no observable is made of them.
     """
 
     means: dict[str, Tensor]
@@ -46,6 +49,7 @@ class Estimate:
     weights: Tensor
     effective_samples: float
     residuals: list[tuple[int | None, Tensor]]
+    stress_weights: Tensor | None = None
 
     @property
     def loss(self) -> float:
@@ -64,9 +68,11 @@ class Estimator:
         ∇_θ L = Σ_i w_i ∇_θ U_θ(γ_i),    w_i = -β p_i Σ_k 2 c_k (ḡ_k - g_k^ref) (g_k(γ_i) - ḡ_k) · B.
 
     B = N_eff / (N_eff - 1) is Bessel's correction with Kish's N_eff; without a change of energies it is N / (N - 1), and 1 where
-    samples were favoured. β is written, never absorbed: the gradient may be added to another loss's. Where a group is the whole
-    system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy is the paper's
-    approximation.
+    samples were favoured. Where g is made of energies or stresses (`Observable.needs`), p_i Σ_k λ_k ∂g_k/∂U_i is added to w_i, and
+    p_i Σ_k λ_k ∂g_k/∂σ_i is `Estimate.stress_weights`, with λ = ∂L/∂ḡ; the samples' values are then to be those of θ (`of_present`).
+    Where a statistic s(ḡ) is compared, λ = ∂L/∂s ∂s/∂ḡ. β is written, never absorbed: the gradient may be added to another loss's.
+    Where a group is the whole system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy is
+    the paper's approximation.
 
     Parameters
     ----------
@@ -110,8 +116,7 @@ class Estimator:
         mean = self._mean(samples, values, energy_change)
         pairs = [(0, 1), (1, 0)] if self.cross_fit else [(None, None)]
         residuals = [(own, _residual(self._mean(samples, values, energy_change, other), targets)) for own, other in pairs]
-        widths = [len(target.value) for target in targets]
-        means = {target.observable.name: part for target, part in zip(targets, mean.split(widths))}
+        means = {t.observable.name: t.observable.statistic(part) for t, part in zip(targets, _parts(mean, targets))}
         losses = {t.observable.name: float(t.weight * (t.metric * (means[t.observable.name] - t.value).square()).sum()) for t in targets}
         near = samples.averaged(self.half_width)
         change = energy_change
@@ -144,25 +149,77 @@ class Estimator:
         Estimate
             With other weights and another effective number of samples.
         """
-        near, parts = estimate.samples, []
-        values = _in_a_row(near, targets)
+        near, n = estimate.samples, len(estimate.residuals)
+        values, weights, effective, stress = _in_a_row(near, targets), torch.zeros(()), 0.0, None
         for half, residual in estimate.residuals:
             chosen = None if half is None else near.half(half)
-            parts.append(response_weights(values, residual, self.point, energy_change, chosen, near.log_weights))
-        weights, effective = sum(w for w, _ in parts) / len(parts), sum(n for _, n in parts)
-        return Estimate(estimate.means, estimate.losses, near, weights, effective, estimate.residuals)
+            found, ess = response_weights(values, residual, self.point, energy_change, chosen, near.log_weights)
+            weights, effective = weights + found / n, effective + ess
+            if any(target.observable.needs for target in targets):
+                p = weighted_mean(values, self.point, energy_change, chosen, near.log_weights)[1]
+                explicit = explicit_weights(near, targets, residual, p / n)
+                weights = weights + explicit[0]
+                stress = explicit[1] if stress is None or explicit[1] is None else stress + explicit[1]
+        return Estimate(estimate.means, estimate.losses, near, weights, effective, estimate.residuals, stress)
 
 
 def _in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
-    """Values of all targets' observables, shape (n_groups, Σ d)."""
+    """Values of all targets' observables, shape (n_groups, Σ width)."""
     values = [samples.values[target.observable.name].double() for target in targets]
     return values[0] if len(values) == 1 else torch.cat(values, dim=1)
 
 
+def _parts(row: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
+    """What belongs to each target, shape (width,)."""
+    return row.split([target.observable.width for target in targets])
+
+
 def _residual(mean: Tensor, targets: Sequence[Target]) -> Tensor:
-    """∂L/∂ḡ of L = Σ w Σ_k c_k (ḡ_k - g_k^ref)², shape (Σ d,)."""
-    parts = mean.split([len(target.value) for target in targets])
-    return torch.cat([2.0 * t.weight * t.metric * (part - t.value) for t, part in zip(targets, parts)])
+    """∂L/∂ḡ of L = Σ w Σ_k c_k (s_k(ḡ) - g_k^ref)², shape (Σ width,)."""
+    parts = []
+    for target, part in zip(targets, _parts(mean, targets)):
+        with torch.enable_grad():
+            at = part.detach().requires_grad_()
+            compared = target.observable.statistic(at)
+        slope = 2.0 * target.weight * target.metric * (compared.detach() - target.value)
+        parts.append(torch.autograd.grad(compared, at, slope)[0])
+    return torch.cat(parts)
+
+
+def explicit_weights(
+    samples: Samples, targets: Sequence[Target], residual: Tensor, probabilities: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Weights of ∇_θ U_i and ∇_θ σ_i whose sums over the samples are Σ_k λ_k ⟨∂g_k/∂θ⟩ for a residual λ.
+
+    Parameters
+    ----------
+    samples : Samples
+        Of whole frames, with their energetics.
+    targets : sequence of Target
+    residual : Tensor, shape (Σ width,)
+        λ = ∂L/∂ḡ.
+    probabilities : Tensor, shape (n_frames,)
+        p.
+
+    Returns
+    -------
+    energies : Tensor of float64, shape (n_frames,)
+    stress : Tensor of float64, shape (n_frames, 3, 3), or None
+        None where no stress is known.
+    """
+    known = samples.energetics
+    assert known is not None
+    energies = known.energies.detach().clone().requires_grad_()
+    stress = None if known.stress is None else known.stress.detach().clone().requires_grad_()
+    here, total_ = replace(known, energies=energies, stress=stress), torch.zeros((), dtype=torch.float64, device=energies.device)
+    with torch.enable_grad():
+        for target, part in zip(targets, _parts(residual, targets)):
+            if target.observable.needs:
+                total_ = total_ + probabilities @ (target.observable.sample(samples.frames, None, here) @ part)
+    wanted = [energies] if stress is None else [energies, stress]
+    found = torch.autograd.grad(total_, wanted, allow_unused=True)
+    weights = [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(wanted, found)]
+    return weights[0], weights[1] if stress is not None else None
 
 
 def response_weights(

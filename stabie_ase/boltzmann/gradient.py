@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from stabie_ase.boltzmann.estimate import Estimate
 from stabie_ase.boltzmann.samples import Samples
+from stabie_ase.observables import Observable
+from stabie_ase.observables.energetics import Energetics
 from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.structures.batch import AtomsBatch
@@ -59,6 +63,52 @@ def accumulate_gradient(
         weighted.backward(inputs=parameters)
         energies.append(energy.detach())
     return torch.cat(energies)
+
+
+def accumulate_stress_gradient(potential: Potential, frames: AtomsBatch, weights: Tensor, chunk_size: int = 16) -> None:
+    """Add ∇_θ Σ_i s_i·σ_θ(Γ_i) to the parameters' `.grad`, chunk by chunk, by a second derivative of the energy.
+
+    Parameters
+    ----------
+    potential : Potential
+    frames : AtomsBatch
+    weights : Tensor, shape (n_systems, 3, 3)
+        s.
+    chunk_size : int
+        Frames in one backward pass.
+
+    Raises
+    ------
+    PropertyNotImplementedError
+        Stress where it is not defined.
+    """
+    parameters = [p for p in potential.parameters() if p.requires_grad]
+    for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
+        part = frames.select(systems)
+        stress = potential.compute(part, neighbor_list(part, potential.cutoff), stress=True, create_graph=True).stress
+        assert stress is not None
+        (weights[systems] * stress.double()).sum().backward(inputs=parameters)
+
+
+def accumulate(potential: Potential, estimate: Estimate) -> None:
+    """Add the gradient of an estimate's losses to the parameters' `.grad`, in units of the loss per unit of each parameter."""
+    samples = estimate.samples
+    accumulate_gradient(potential, samples.frames, estimate.weights, samples.parts)
+    if estimate.stress_weights is not None:
+        accumulate_stress_gradient(potential, samples.frames, estimate.stress_weights)
+
+
+def of_present(potential: Potential, samples: Samples, observables: Sequence[Observable]) -> Samples:
+    """Samples whose values of observables that contain θ are those by the potential as it is now."""
+    made = [observable for observable in observables if observable.needs]
+    known = samples.energetics
+    if not made or known is None:
+        return samples
+    now = Energetics.by(potential, samples.frames, stress=known.stress is not None)
+    # What averages along trajectories have made of values stays in them.
+    change = {o.name: o.sample(samples.frames, None, now) - o.sample(samples.frames, None, known) for o in made}
+    values = {name: x + change.get(name, 0.0) for name, x in samples.values.items()}
+    return replace(samples, values=values, energetics=now)
 
 
 def group_energies(potential: Potential, frames: AtomsBatch, groups: Groups, chunk_size: int = 64) -> Tensor:

@@ -238,6 +238,8 @@ def choose_grouping(text: str | None, setting: Setting, observables: Sequence[Ob
 
 def _unfit(observable: Observable, grouping: Grouping, setting: Setting) -> str | None:
     """Why an observable has no meaning for some groups, or another one; None where it has."""
+    if observable.needs:
+        return f"{observable.name} is of whole systems"
     frames = _some_frames(setting).to_atoms()
     try:
         own, whole = (Target.from_frames(observable, frames, of).value for of in (grouping, Groups.systems))

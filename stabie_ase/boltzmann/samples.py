@@ -10,6 +10,8 @@ from torch import Tensor
 
 from stabie_ase.dynamics import Trajectory
 from stabie_ase.observables import Observable
+from stabie_ase.observables.energetics import Energetics
+from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.topology import Groups
 
@@ -37,6 +39,8 @@ class Samples:
         In eV, by that potential; None of whole frames, and until somebody has worked them out.
     log_weights : Tensor of float64, shape (n_groups,), or None
         Logarithms of what groups count for, up to a constant, where some were favoured; None where all count alike.
+    energetics : Energetics or None
+        What the potential says of the frames, where observables are made of that.
     """
 
     frames: AtomsBatch
@@ -48,18 +52,38 @@ class Samples:
     replica: Tensor
     group_energies: Tensor | None = None
     log_weights: Tensor | None = None
+    energetics: Energetics | None = None
 
     @classmethod
     def from_trajectory(
-        cls, trajectory: Trajectory, observables: Sequence[Observable], groups_of: GroupsOf = Groups.systems
+        cls,
+        trajectory: Trajectory,
+        observables: Sequence[Observable],
+        groups_of: GroupsOf = Groups.systems,
+        potential: Potential | None = None,
     ) -> Samples:
-        """All frames of a trajectory whose energies and observables are finite."""
+        """All frames of a trajectory whose energies and observables are finite.
+
+        Parameters
+        ----------
+        trajectory : Trajectory
+        observables : sequence of Observable
+        groups_of : callable
+            Groups of atoms that are samples; whole frames by default.
+        potential : Potential, optional
+            That drove the dynamics, for observables that need its stress.
+
+        Returns
+        -------
+        Samples
+        """
         frames, frame, replica = trajectory.frames()
         energies, severity = trajectory.potential_energy[frame, replica], trajectory.columns.get("severity")
         severity = torch.zeros_like(energies) if severity is None else severity[frame, replica]
         groups = groups_of(frames)
-        values = {o.name: o(frames, groups) if len(replica) else energies.new_zeros((0, len(o.measure))) for o in observables}
-        everything = cls(frames, groups, values, energies, severity, frame, replica)
+        found = _energetics(frames, observables, energies, potential) if len(replica) else None
+        values = {o.name: o.sample(frames, groups, found) if len(replica) else energies.new_zeros((0, o.width)) for o in observables}
+        everything = cls(frames, groups, values, energies, severity, frame, replica, energetics=found)
         bad = torch.stack([~torch.isfinite(x).all(dim=1) for x in values.values()]).any(dim=0)
         bad_frames = torch.zeros_like(energies).index_add(0, groups.system, bad.double()) > 0
         return everything.select((torch.isfinite(energies) & ~bad_frames).nonzero()[:, 0])
@@ -78,6 +102,7 @@ class Samples:
             groups=self.groups.of_systems(index, self.frames),
             values={name: x[kept] for name, x in self.values.items()},
             **self._rows_of_groups(kept),
+            energetics=None if self.energetics is None else self.energetics.select(index),
             **{name: getattr(self, name)[index] for name in ("energies", "severity", "frame", "replica")},
         )
 
@@ -189,6 +214,18 @@ class Samples:
         if not same:
             raise ValueError("values are averaged along trajectories of groups that keep their atoms; those of these frames differ")
         return len(self) // n_frames
+
+
+def _energetics(
+    frames: AtomsBatch, observables: Sequence[Observable], energies: Tensor, potential: Potential | None
+) -> Energetics | None:
+    """What a potential says of frames, as far as observables need that."""
+    needs = frozenset().union(*(observable.needs for observable in observables))
+    if not needs:
+        return None
+    if potential is None:
+        return Energetics.of_batch(frames, energies)
+    return Energetics.by(potential, frames, energies, "stress" in needs)
 
 
 def _bins(deviation: Tensor, n_bins: int) -> Tensor:

@@ -73,7 +73,7 @@ def targets_at(
         if isinstance(data, Curve):
             found.append(_of_curve(observable, data, reference))
         else:
-            found.append(Target.from_frames(observable, data.frames, groups_of, weights, source))
+            found.append(Target.from_frames(observable, data.frames, groups_of, weights, source, data.energies))
     return found
 
 

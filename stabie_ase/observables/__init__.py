@@ -8,7 +8,7 @@ from itertools import combinations_with_replacement
 
 from stabie_ase.observables.adf import AngularDistribution
 from stabie_ase.observables.angles import BondAngles
-from stabie_ase.observables.base import WEIGHT, Axis, Observable, Target, checked_weight
+from stabie_ase.observables.base import WEIGHT, Axis, Observable, checked_weight
 from stabie_ase.observables.bond_moments import BondLengthMoments
 from stabie_ase.observables.bonds import BondLengths
 from stabie_ase.observables.coordination import Coordination
@@ -18,6 +18,8 @@ from stabie_ase.observables.distances import DistanceDistribution
 from stabie_ase.observables.gyration import RadiusOfGyration
 from stabie_ase.observables.min_distance import MinimumDistance
 from stabie_ase.observables.rdf import RadialDistribution
+from stabie_ase.observables.target import Target
+from stabie_ase.observables.thermodynamic import HeatCapacity, PotentialEnergy, Pressure, Stress, Thermodynamic
 from stabie_ase.structures.kind import MOLECULAR_LIQUID
 from stabie_ase.structures.reference import Curve, TargetFrames, read_target
 from stabie_ase.structures.setting import Setting
@@ -35,6 +37,10 @@ OBSERVABLES = {
     "min-distance": "stabie_ase.observables.min_distance:MinimumDistance",
     "gyration": "stabie_ase.observables.gyration:RadiusOfGyration",
     "density": "stabie_ase.observables.density:Density",
+    "potential-energy": "stabie_ase.observables.thermodynamic:PotentialEnergy",
+    "heat-capacity": "stabie_ase.observables.thermodynamic:HeatCapacity",
+    "pressure": "stabie_ase.observables.thermodynamic:Pressure",
+    "stress": "stabie_ase.observables.thermodynamic:Stress",
 }
 """By their names; those of other packages are entry points of the group "stabie_ase.observables"."""
 
@@ -55,11 +61,16 @@ __all__ = [
     "Density",
     "DihedralDistribution",
     "DistanceDistribution",
+    "HeatCapacity",
     "MinimumDistance",
     "Observable",
+    "PotentialEnergy",
+    "Pressure",
     "RadialDistribution",
     "RadiusOfGyration",
+    "Stress",
     "Target",
+    "Thermodynamic",
     "default_observable",
     "observables_from",
 ]

@@ -13,6 +13,38 @@ MIN_GROUPS = 4
 """Independent groups of samples that an error takes: that of four is itself known to 40 %."""
 
 
+Statistic = Callable[[Tensor], Tensor]
+"""What is compared, shape (..., m), from means, shape (..., d)."""
+
+
+def unchanged(means: Tensor) -> Tensor:
+    """The means themselves, in their unit."""
+    return means
+
+
+def linearised(statistic: Statistic, mean: Tensor, values: Tensor) -> Tensor:
+    """A statistic to first order around a mean.
+
+    Parameters
+    ----------
+    statistic : callable
+        See `Statistic`.
+    mean : Tensor, shape (d,)
+        Around which.
+    values : Tensor, shape (n, d)
+        Of samples, or of means of some of them.
+
+    Returns
+    -------
+    Tensor, shape (n, m)
+        Its mean over samples whose mean is `mean` is the statistic of that; the samples themselves where they are the statistic.
+    """
+    if (at := statistic(mean)) is mean:
+        return values
+    slope = torch.func.jacfwd(statistic)(mean)
+    return at + (values - mean) @ slope.T
+
+
 @dataclass(frozen=True)
 class SlicedMeans:
     """Sums of a vector over the frames of each replica in each slice of time.
@@ -65,20 +97,20 @@ class SlicedMeans:
         n = int(self.counts.sum())
         return self.sums.sum(dim=(0, 1)) / n if n else None
 
-    def distance(self, target: Tensor, weights: Tensor) -> tuple[float | None, float | None]:
-        """Σ_k c_k |ḡ_k - g_k| from a target g, shape (d,), and the standard error of that by leaving out one replica at a time."""
+    def distance(self, target: Tensor, weights: Tensor, statistic: Statistic = unchanged) -> tuple[float | None, float | None]:
+        """Σ_k c_k |s_k - g_k| of a statistic s of the means, shape (m,), and its standard error by leaving out one replica at a time."""
         mean = self.mean()
         if mean is None:
             return None, None
 
         def distance(means: Tensor) -> Tensor:
-            return (weights * (means - target).abs()).sum(dim=-1)
+            return (weights * (statistic(means) - target).abs()).sum(dim=-1)
 
         return float(distance(mean)), jackknife_error(self.sums.sum(dim=1), self.counts.sum(dim=1), distance)
 
 
 def jackknife_errors(
-    sums: Tensor, counts: Tensor, statistic: Callable[[Tensor], Tensor] = lambda means: means, min_groups: int = MIN_GROUPS
+    sums: Tensor, counts: Tensor, statistic: Statistic = unchanged, min_groups: int = MIN_GROUPS
 ) -> Tensor | None:
     """Standard errors of a function of pooled means, by leaving out one group at a time.
 

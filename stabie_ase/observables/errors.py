@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stabie_ase.observables.averages import MIN_GROUPS, SlicedMeans, jackknife_errors
+from stabie_ase.observables.averages import MIN_GROUPS, SlicedMeans, Statistic, jackknife_errors, linearised, unchanged
 
 
 def blocking_errors(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,13 +49,14 @@ def _blocks(values: Tensor, size: int) -> Tensor:
     return means[torch.isfinite(means[:, 0])]
 
 
-def mean_errors(observed: SlicedMeans) -> Tensor | None:
-    """Standard errors of the mean of all frames, shape (d,): from the replicas if they are enough, else by blocks of slices.
+def mean_errors(observed: SlicedMeans, statistic: Statistic = unchanged) -> Tensor | None:
+    """Standard errors of a statistic of the mean of all frames, shape (m,): from the replicas if enough, else by blocks of slices.
 
     None where the frames tell no error of any component; not a number for those of which they do not.
     """
-    errors = jackknife_errors(observed.sums.sum(dim=1), observed.counts.sum(dim=1)[:, None])
+    errors = jackknife_errors(observed.sums.sum(dim=1), observed.counts.sum(dim=1)[:, None], statistic)
     if errors is None:
-        whole = observed.keep(observed.counts == observed.counts.max())  # the last slice of a replica may be shorter
-        errors, _ = blocking_errors(whole.means)
+        whole, mean = observed.keep(observed.counts == observed.counts.max()), observed.mean()  # the last slice may be shorter
+        assert mean is not None
+        errors, _ = blocking_errors(linearised(statistic, mean, whole.means))
     return errors if bool(torch.isfinite(errors).any()) else None

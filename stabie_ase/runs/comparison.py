@@ -152,11 +152,11 @@ def worse_stretch(start: StabilityResult, end: StabilityResult, target: Target) 
     Where nobody of the starting model is left, its error over all of its time stands for it. An error that is not finite has
     grown, unless the start's is not finite either.
     """
-    name, value, measure = target.observable.name, target.value, target.measure
-    start_error, start_spread = start.observed[name].distance(value, measure)
+    name = target.observable.name
+    start_error, start_spread = target.distance(start.observed[name])
     for part in range(TIME_STRETCHES):
         after, earlier = (result.observed[name].keep(result.stretch(part, TIME_STRETCHES)) for result in (end, start))
-        (error, spread), (before, spread_before) = (observed.distance(value, measure) for observed in (after, earlier))
+        (error, spread), (before, spread_before) = map(target.distance, (after, earlier))
         if before is None or spread_before is None:
             before, spread_before = start_error, start_spread
         if error is None or spread is None:

@@ -17,6 +17,7 @@ from stabie_ase.dynamics import Integrator, PotentialForces, Trajectory, initial
 from stabie_ase.dynamics.starts import start
 from stabie_ase.observables import Observable, Target
 from stabie_ase.observables.averages import SlicedMeans
+from stabie_ase.observables.energetics import Energetics
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import (
     VERDICT,
@@ -229,7 +230,9 @@ def run_stability_test(
     unstable = _with_times(failures, test.timestep_fs)
     if yardstick.distribution:
         failures = _judge_windows(trajectory, failures, yardstick.distribution, test)
-    observed = {t.observable.name: _sliced(trajectory, failures, t.observable, len(t.value), test) for t in yardstick.targets}
+    observed = {
+        o.name: _sliced(trajectory, failures, _sampler(o, potential), o.width, test) for o in (t.observable for t in yardstick.targets)
+    }
     whole = _whole_slices(failures, test)
     return StabilityResult(
         stability_statistics(failures, test.n_steps, integrator.timestep), failures.causes, unstable, observed, whole
@@ -240,18 +243,30 @@ def _with_times(failures: Failures, timestep_fs: float) -> list[Atoms]:
     return failures.to_atoms({k: {"time_ps": step * timestep_fs / 1000.0} for k, step in enumerate(failures.step.tolist())})
 
 
+def _sampler(observable: Observable, potential: Potential) -> Callable[[AtomsBatch, Tensor], Tensor]:
+    """A function of frames and their energies by a potential, shape (n_frames,) in eV, that gives an observable's samples."""
+
+    def sample(frames: AtomsBatch, energies: Tensor) -> Tensor:
+        needs = observable.needs
+        return observable.sample(frames, None, Energetics.by(potential, frames, energies, "stress" in needs) if needs else None)
+
+    return sample
+
+
 def _sliced(
-    trajectory: Trajectory, failures: Failures, function: Callable[[AtomsBatch], Tensor], width: int, test: StabilityTest
+    trajectory: Trajectory, failures: Failures, function: Callable[[AtomsBatch, Tensor], Tensor], width: int, test: StabilityTest
 ) -> SlicedMeans:
-    """Means of a function of frames, shape (n_frames, width), before each replica's failure."""
+    """Means of a function of frames and their energies, shape (n_frames, width), before each replica's failure."""
     n_replicas, n_slices = len(failures.step), test.n_slices
     before = trajectory.valid & (trajectory.steps[:, None] < _first(failures))
     frames, frame, replica = trajectory.keep(before).frames()
+    energies = trajectory.potential_energy[frame, replica]
     # The frame after the last step of a slice belongs to it.
     time_slice = (trajectory.steps[frame] - 1) * n_slices // test.n_steps
     means = SlicedMeans.none(n_replicas, n_slices, width)
     for part in torch.arange(len(frame), device=frame.device).split(FRAMES_AT_ONCE) if len(frame) else ():  # all may fail at once
-        means = means + SlicedMeans.collect(function(frames.select(part)), replica[part], time_slice[part], n_replicas, n_slices)
+        values = function(frames.select(part), energies[part])
+        means = means + SlicedMeans.collect(values, replica[part], time_slice[part], n_replicas, n_slices)
     return means
 
 
@@ -268,7 +283,7 @@ def _whole_slices(failures: Failures, test: StabilityTest) -> Tensor:
 
 def _judge_windows(trajectory: Trajectory, failures: Failures, criterion: DistanceShift, test: StabilityTest) -> Failures:
     """The failures, and those of replicas that outlived a window over which they were not like the reference."""
-    means = _sliced(trajectory, failures, criterion.cumulative, criterion.target.numel(), test)
+    means = _sliced(trajectory, failures, lambda frames, energies: criterion.cumulative(frames), criterion.target.numel(), test)
     whole = _whole_slices(failures, test)
     severity, worst = criterion.severity(torch.nan_to_num(means.means))
     off = whole & (means.counts > 0) & (severity > 1.0)

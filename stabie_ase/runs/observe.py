@@ -16,6 +16,7 @@ from stabie_ase.observables.dynamical import DYNAMICAL, Dynamical
 from stabie_ase.observables.errors import mean_errors
 from stabie_ase.observables.observed import Observed
 from stabie_ase.observables.series import TimeSeries, interval_of, times_fs
+from stabie_ase.observables.target import energetics_of
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.objects import Frames, texts_and_objects
 from stabie_ase.runs.options import ObserveOptions
@@ -202,11 +203,14 @@ def _mean(observable: Observable, replicas: Sequence[Replica], progress: Callabl
     longest, n = max(lengths), sum(lengths)
     size = math.ceil(longest / MAX_SLICES)
     shape = (len(replicas), math.ceil(longest / size))
-    means = SlicedMeans.none(*shape, len(observable.axis.values))
+    means = SlicedMeans.none(*shape, observable.width)
     for k, replica in enumerate(replicas):
         for first in range(0, len(replica.images), FRAMES_AT_ONCE):
-            batch = AtomsBatch.from_atoms(replica.images[first : first + FRAMES_AT_ONCE])
-            frame = first + torch.arange(batch.n_systems)
-            means = means + SlicedMeans.collect(observable(batch), torch.full_like(frame, k), frame // size, *shape)
+            images = replica.images[first : first + FRAMES_AT_ONCE]
+            frame = first + torch.arange(len(images))
+            values = observable.sample(AtomsBatch.from_atoms(images), None, energetics_of(observable, images))
+            means = means + SlicedMeans.collect(values, torch.full_like(frame, k), frame // size, *shape)
             progress((sum(lengths[:k]) + first) / n)
-    return Observed(observable.axis, means.sums.sum(dim=(0, 1)) / n, mean_errors(means), observable.label, n, len(replicas))
+    statistic = observable.statistic
+    value, errors = statistic(means.sums.sum(dim=(0, 1)) / n), mean_errors(means, statistic)
+    return Observed(observable.axis, value, errors, observable.label, n, len(replicas))

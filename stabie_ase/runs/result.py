@@ -38,7 +38,8 @@ def observed(trials: Sequence[Trial], results: Mapping[str, Mapping[str, Stabili
     for trial in trials:
         for target in trial.yardstick.targets:
             observable, axis = target.observable, target.observable.axis
-            means = {name: of_model[trial.name].observed[observable.name].mean() for name, of_model in results.items()}
+            raw = {name: of_model[trial.name].observed[observable.name].mean() for name, of_model in results.items()}
+            means = {name: None if mean is None else observable.statistic(mean) for name, mean in raw.items()}
             found[_at(trials, trial, observable.name)] = {
                 "axis": axis.values.tolist(),
                 "axis_label": axis.label,

@@ -19,10 +19,10 @@ def observable_errors(target: Target, result: StabilityResult, other: StabilityR
     Their keys in a summary begin with what it is called.
     """
     name, observed = f"{called}_error", result.observed[target.observable.name]
-    error, standard_error = observed.distance(target.value, target.measure)
+    error, standard_error = target.distance(observed)
     found = {name: error, f"{name}_standard_error": standard_error, f"{name}_floor": target.floor}
     if other is not None:
-        common, common_error = observed.keep(result.whole & other.whole).distance(target.value, target.measure)
+        common, common_error = target.distance(observed.keep(result.whole & other.whole))
         found |= {f"{name}_while_both_stable": common, f"{name}_while_both_stable_standard_error": common_error}
     return found
 

@@ -189,7 +189,7 @@ class TrainingLoop:
         learned = self.schedule.teaches(fraction)
         if learned:
             samples = [
-                (c, Samples.from_trajectory(trajectory, [target.observable for target in c.targets], c.grouping))
+                (c, Samples.from_trajectory(trajectory, [target.observable for target in c.targets], c.grouping, self.potential))
                 for c, (_, trajectory, _) in zip((pool.condition for pool in self.pools), windows)
             ]
             record |= {"n_samples": sum(len(s) for _, s in samples)} | self._apply(samples)

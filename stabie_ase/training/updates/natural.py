@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate_gradient, fluctuation_weights
+from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights, of_present
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
 from stabie_ase.observables import Target
+from stabie_ase.observables.averages import linearised
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.system.processes import sum_gradients
 from stabie_ase.training.condition import Condition
@@ -111,6 +112,7 @@ class NaturalGradient(UpdateRule):
         for target in targets:
             known = stable.values[target.observable.name].to(target.value)
             known = known if target.samples is None else torch.cat([target.samples, known])
+            known = linearised(target.observable.statistic, known.mean(dim=0), known)
             by_errors = target.components  # a curve that tells its errors
             components = fluctuation_weights(known, target.measure, floor).to(target.value) if by_errors is None else by_errors
             typical.append(float((components * known.var(dim=0, correction=0)).sum()) if len(known) else 0.0)
@@ -119,14 +121,17 @@ class NaturalGradient(UpdateRule):
         return weighted
 
     def _reweighted(self, estimator: Estimator, targets: list[Target], estimate: Estimate) -> tuple[Estimator, list[Target], Estimate]:
-        return estimator, targets, estimator.reweighted(estimate, targets, energy_change(self.work.potential, estimate.samples))
+        potential, observables = self.work.potential, [target.observable for target in targets]
+        change = energy_change(potential, estimate.samples)
+        estimate = replace(estimate, samples=of_present(potential, estimate.samples, observables))
+        return estimator, targets, estimator.reweighted(estimate, targets, change)
 
     def _update(self, estimates: list[Estimate]) -> None:
         """One step for the observables, and what energies and forces make of it."""
         work, config = self.work, self.work.config
         self.steps.optimizer.zero_grad()
         for estimate in estimates:
-            accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights, estimate.samples.parts)
+            accumulate(work.potential, estimate)
         sum_gradients(work.potential.parameters())
         sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for estimate in estimates)]
         direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)

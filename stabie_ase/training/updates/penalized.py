@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from stabie_ase.boltzmann import Estimator, accumulate_gradient
+from stabie_ase.boltzmann import Estimator, accumulate
 from stabie_ase.system.processes import sum_gradients
 from stabie_ase.system.spec import BadSpec, Spec, did_you_mean
 from stabie_ase.training.labels import minibatch
@@ -55,7 +55,7 @@ class PenalizedGradient(UpdateRule):
             if len(samples) < 2:
                 continue
             estimate = Estimator(condition.point, config.estimator.cross_fit)(samples, condition.targets)
-            accumulate_gradient(work.potential, estimate.samples.frames, estimate.weights, estimate.samples.parts)
+            accumulate(work.potential, estimate)
             loss += estimate.loss
         sum_gradients(work.potential.parameters())
         chosen = minibatch(len(work.labelled), config.labels.qm_batch_size, config.seed, self.updates)
