@@ -6,9 +6,11 @@ import torch
 from ase import Atoms, units
 from helpers import Vector, estimate, samples_of
 
-from stabie_ase.boltzmann import Estimator, StatePoint, accumulate_gradient, fluctuation_weights, group_energies
+from stabie_ase.boltzmann import Estimator, Samples, StatePoint, accumulate, accumulate_gradient, fluctuation_weights, group_energies
+from stabie_ase.boltzmann.projection import projection
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state
-from stabie_ase.observables import Target
+from stabie_ase.observables import PotentialEnergy, Target
+from stabie_ase.observables.energetics import Energetics
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.potentials.schnet import SchNetPotential
@@ -430,3 +432,30 @@ def test_fluctuation_weights_make_the_estimator_see_a_rare_event_through_the_noi
         return float(torch.corrcoef(torch.stack([scores, broken.double()]))[0, 1])
 
     assert correlation(fluctuation_weights(reference, equal, 1e-3)) > 0.9 > 0.5 > correlation(equal)
+
+
+@pytest.mark.parametrize("kind", ["x2", "potential-energy"])
+def test_the_error_of_a_gradient_along_a_direction(kind):
+    """It is by what the gradients of many sets of replicas differ, whose frames tell nothing that their first does not.
+
+    With four frames that are all alike the error of independent frames would be half of this one. The value is the gradient's
+    component itself, but for Bessel's correction; the second observable contains the force constant.
+    """
+    found, errors, potential, index = [], [], Harmonic(K), torch.arange(240)
+    observable = PotentialEnergy() if kind == "potential-energy" else Vector(1, "x2")
+    target = Target(observable, torch.tensor([0.02]).double())
+    for seed in range(150):
+        frames = exact_samples(60, seed=seed).select(index // 4)
+        known = Energetics.by(potential, frames)
+        values = {kind: observable.sample(frames, None, known) if observable.needs else x_squared(frames)}
+        samples = Samples(frames, Groups.systems(frames), values, known.energies, 0.0 * index, index % 4, index // 4, energetics=known)
+        found_here = Estimator(StatePoint(T))(samples, [target])
+        potential.zero_grad()
+        accumulate(potential, found_here)
+        along = projection(potential, found_here, [target], StatePoint(T), [torch.tensor(2.0).double()])
+        assert along.value == pytest.approx(2.0 * float(potential.k.grad), rel=0.01, abs=5e-5)
+        found.append(along.value)
+        errors.append(along.error)
+    # The spread of 150 numbers is known to 6 %, and the error of 60 replicas is a little small.
+    assert np.mean(errors) == pytest.approx(np.std(found, ddof=1), rel=0.2)
+    assert float(potential.k.detach()) == K

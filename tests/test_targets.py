@@ -156,6 +156,16 @@ def test_an_observable_is_matched_to_a_curve(files):
     assert ((target.value >= between[0] - 1e-6) & (target.value <= between[1] + 1e-6))[inside].all()
 
 
+def test_an_observable_is_matched_to_a_number(files):
+    """Its floor is the mean of |δ| of a Gaussian error δ; nothing is asked of the reference."""
+    known, bare = observables_from(["gyration,value=0.9,error=0.1", "potential-energy,value=-2"], Setting(tiny.frames(), 600.0))
+    assert known.describe() == "gyration (matched to 0.9 ± 0.1)" and bare.describe() == "potential-energy (matched to -2)"
+    exact, vague = targets_at([bare, known], tiny.reference(), 600.0)
+    assert exact.value.tolist() == [-2.0] and exact.floor is None and vague.floor == pytest.approx(0.1 * (2 / np.pi) ** 0.5)
+    draws = 0.9 + 0.1 * torch.randn((20_000, 1), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float((draws - vague.value).abs().mean()) == pytest.approx(vague.floor, rel=0.02)
+
+
 BAD = {
     "hr,target=none.xyz": "none.xyz: no such file",
     "hr,target=none.csv": "none.csv: no such file",
@@ -168,6 +178,11 @@ BAD = {
     "hr,column=g": "unknown option 'column'",
     "hr,tarhet=curve.csv": "did you mean 'target'",
     "hr,target=a.csv,target=b.csv": "gives target twice",
+    "gyration,value=1.0,target=curve.csv": "gives both a target and a value",
+    "gyration,value=heavy": "value='heavy', expected a number",
+    "gyration,value=nan": "a value of nan, expected a finite number",
+    "gyration,value=1.0,error=-1": "an error of -1; expected a standard error",
+    "hr,value=1.0": "components, and one value is given; name a file by target=FILE",
 }
 
 

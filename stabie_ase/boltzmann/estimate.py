@@ -71,8 +71,8 @@ class Estimator:
     samples were favoured. Where g is made of energies or stresses (`Observable.needs`), p_i Σ_k λ_k ∂g_k/∂U_i is added to w_i, and
     p_i Σ_k λ_k ∂g_k/∂σ_i is `Estimate.stress_weights`, with λ = ∂L/∂ḡ; the samples' values are then to be those of θ (`of_present`).
     Where a statistic s(ḡ) is compared, λ = ∂L/∂s ∂s/∂ḡ. β is written, never absorbed: the gradient may be added to another loss's.
-    Where a group is the whole system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy is
-    the paper's approximation.
+    Where a group is the whole system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy
+    is the paper's approximation.
 
     Parameters
     ----------
@@ -112,10 +112,10 @@ class Estimator:
         ValueError
             Fewer than two samples, in a half where there are halves.
         """
-        values = _in_a_row(samples, targets)
+        values = in_a_row(samples, targets)
         mean = self._mean(samples, values, energy_change)
         pairs = [(0, 1), (1, 0)] if self.cross_fit else [(None, None)]
-        residuals = [(own, _residual(self._mean(samples, values, energy_change, other), targets)) for own, other in pairs]
+        residuals = [(own, residual_of(self._mean(samples, values, energy_change, other), targets)) for own, other in pairs]
         means = {t.observable.name: t.observable.statistic(part) for t, part in zip(targets, _parts(mean, targets))}
         losses = {t.observable.name: float(t.weight * (t.metric * (means[t.observable.name] - t.value).square()).sum()) for t in targets}
         near = samples.averaged(self.half_width)
@@ -150,7 +150,7 @@ class Estimator:
             With other weights and another effective number of samples.
         """
         near, n = estimate.samples, len(estimate.residuals)
-        values, weights, effective, stress = _in_a_row(near, targets), torch.zeros(()), 0.0, None
+        values, weights, effective, stress = in_a_row(near, targets), torch.zeros(()), 0.0, None
         for half, residual in estimate.residuals:
             chosen = None if half is None else near.half(half)
             found, ess = response_weights(values, residual, self.point, energy_change, chosen, near.log_weights)
@@ -163,7 +163,7 @@ class Estimator:
         return Estimate(estimate.means, estimate.losses, near, weights, effective, estimate.residuals, stress)
 
 
-def _in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
+def in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
     """Values of all targets' observables, shape (n_groups, Σ width)."""
     values = [samples.values[target.observable.name].double() for target in targets]
     return values[0] if len(values) == 1 else torch.cat(values, dim=1)
@@ -174,16 +174,17 @@ def _parts(row: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
     return row.split([target.observable.width for target in targets])
 
 
-def _residual(mean: Tensor, targets: Sequence[Target]) -> Tensor:
-    """∂L/∂ḡ of L = Σ w Σ_k c_k (s_k(ḡ) - g_k^ref)², shape (Σ width,)."""
+def residual_of(mean: Tensor, targets: Sequence[Target]) -> Tensor:
+    """∂L/∂ḡ of L = Σ w Σ_k c_k (s_k(ḡ) - g_k^ref)², shape (Σ width,), differentiable in ḡ if that asks for a gradient."""
     parts = []
     for target, part in zip(targets, _parts(mean, targets)):
         with torch.enable_grad():
-            at = part.detach().requires_grad_()
+            at = part if part.requires_grad else part.detach().requires_grad_()
             compared = target.observable.statistic(at)
-        slope = 2.0 * target.weight * target.metric * (compared.detach() - target.value)
-        parts.append(torch.autograd.grad(compared, at, slope)[0])
-    return torch.cat(parts)
+            slope = 2.0 * target.weight * target.metric * (compared - target.value)
+            parts.append(torch.autograd.grad(compared, at, slope, create_graph=True)[0])
+    row = torch.cat(parts)
+    return row if mean.requires_grad else row.detach()
 
 
 def explicit_weights(

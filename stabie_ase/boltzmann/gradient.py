@@ -129,10 +129,16 @@ def with_group_energies(potential: Potential, samples: Samples) -> Samples:
     return replace(samples, group_energies=group_energies(potential, samples.frames, samples.groups))
 
 
+def energies_of(potential: Potential, samples: Samples) -> Tensor:
+    """U_θ of every group without a graph, float64, shape (n_groups,), in eV."""
+    if samples.parts is None:
+        return potential_energies(potential, samples.frames)
+    return group_energies(potential, samples.frames, samples.groups)
+
+
 def energy_change(potential: Potential, samples: Samples) -> Tensor:
     """U_θ - U_θ0 of every group without a graph, float64, shape (n_groups,), in eV; see `with_group_energies`."""
-    if samples.parts is None:
-        return potential_energies(potential, samples.frames) - samples.energies
-    if samples.group_energies is None:
+    known = samples.energies if samples.parts is None else samples.group_energies
+    if known is None:
         raise ValueError("the energies of groups of atoms by the potential that drove them are not known: with_group_energies gives them")
-    return group_energies(potential, samples.frames, samples.groups) - samples.group_energies
+    return energies_of(potential, samples) - known

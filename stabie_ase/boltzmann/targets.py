@@ -12,7 +12,7 @@ from stabie_ase.boltzmann.reweighting import PoorOverlap, temperature_weights
 from stabie_ase.boltzmann.samples import GroupsOf
 from stabie_ase.observables import Observable, Target
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.reference import Curve, Reference, TargetFrames
+from stabie_ase.structures.reference import Curve, Number, Reference, TargetFrames
 from stabie_ase.structures.reference.targets import composition
 from stabie_ase.structures.setting import same_temperature
 from stabie_ase.structures.topology import Groups
@@ -72,6 +72,8 @@ def targets_at(
         source = "; ".join(filter(None, [_name(data, data is reference) if note or data is not reference else "", note]))
         if isinstance(data, Curve):
             found.append(_of_curve(observable, data, reference))
+        elif isinstance(data, Number):
+            found.append(Target.from_number(observable, data))
         else:
             found.append(Target.from_frames(observable, data.frames, groups_of, weights, source, data.energies))
     return found

@@ -21,7 +21,7 @@ from stabie_ase.observables.rdf import RadialDistribution
 from stabie_ase.observables.target import Target
 from stabie_ase.observables.thermodynamic import HeatCapacity, PotentialEnergy, Pressure, Stress, Thermodynamic
 from stabie_ase.structures.kind import MOLECULAR_LIQUID
-from stabie_ase.structures.reference import Curve, TargetFrames, read_target
+from stabie_ase.structures.reference import Curve, Number, TargetFrames, read_target
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system import plugins, spec
 
@@ -44,8 +44,8 @@ OBSERVABLES = {
 }
 """By their names; those of other packages are entry points of the group "stabie_ase.observables"."""
 
-TARGET = "target"
-"""The option of a specification that names a file."""
+TARGET, VALUE = "target", "value"
+"""The options of a specification that name a file, and a number."""
 
 MAX_DEFAULT_ELEMENTS = 3
 """Elements, the most common ones, whose radial distributions are matched where nobody says which: six pairs."""
@@ -100,7 +100,8 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     text : str or sequence of str
         As "hr", "rdf:O-O,r_max=6" or "mine.py:Gyration"; several in a sequence, or separated by commas. Any of them
         takes `weight`, as in "rdf:O-O,weight=2", and `target`, a file of frames or of a curve to match it to in place of the
-        reference; a curve takes `column` and `error`, the names of its columns, and `above`, from where on it counts, in Å.
+        reference; a curve takes `column` and `error`, the names of its columns, and `above`, from where on it counts, in Å. An
+        observable of one component takes `value`, a number to match it to, with its `error`.
     setting : Setting
         The system, which decides what they are laid out for.
 
@@ -129,6 +130,8 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
         data, rest = _data(rest, setting)
         new = cls.from_spec(rest, setting)
         new = new if weight == 1.0 else new.weighted(weight)
+        if isinstance(data, Number) and len(new.axis.values) > 1:
+            raise spec.BadSpec(f"{new.name} has {len(new.axis.values)} components, and one value is given; name a file by {TARGET}=FILE")
         new = new if data is None else new.matched_to(data)
         for other in found:
             if new.name == other.name or new.subject == other.subject:
@@ -140,9 +143,15 @@ def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observ
     return found
 
 
-def _data(wanted: spec.Spec, setting: Setting) -> tuple[Curve | TargetFrames | None, spec.Spec]:
+def _data(wanted: spec.Spec, setting: Setting) -> tuple[Curve | Number | TargetFrames | None, spec.Spec]:
     """What an observable is to be matched to, if not to the reference, and the rest of the specification."""
     name, rest = wanted.take(TARGET, str, None)
+    value, rest = rest.take(VALUE, float, None)
+    if value is not None:
+        if name is not None:
+            raise spec.BadSpec(f"{str(wanted)!r} gives both a {TARGET} and a {VALUE}; give one of them")
+        error, rest = rest.take("error", float, None)
+        return Number(value, error), rest
     if name is None:
         return None, rest
     given = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stabie_ase.observables.energetics import Energetics
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.reference import Curve, TargetFrames
+from stabie_ase.structures.reference import Curve, Number, TargetFrames
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups
 from stabie_ase.system.spec import Spec
@@ -69,7 +69,7 @@ class Observable:
     axis : Axis
     weight : float
         Factor on its loss among those of all that are trained on.
-    data : Curve, TargetFrames or None
+    data : Curve, Number, TargetFrames or None
         What it is matched to; the reference if that is None.
     needs : frozenset of str
         Of "energy" and "stress", what a potential says of frames that it is made of, so that it depends on the parameters itself.
@@ -79,7 +79,7 @@ class Observable:
     label: str
     axis: Axis
     weight = 1.0
-    data: ClassVar[Curve | TargetFrames | None] = None
+    data: ClassVar[Curve | Number | TargetFrames | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
@@ -141,8 +141,8 @@ class Observable:
         """A copy with another weight; ValueError for one that is no positive finite number."""
         return self._with("weight", checked_weight(weight))
 
-    def matched_to(self, data: Curve | TargetFrames) -> Observable:
-        """A copy that is matched to a curve, or to other frames than the reference."""
+    def matched_to(self, data: Curve | Number | TargetFrames) -> Observable:
+        """A copy that is matched to a curve, a number, or other frames than the reference."""
         return self._with("data", data)
 
     def _with(self, name: str, value: object) -> Observable:

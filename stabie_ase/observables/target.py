@@ -15,7 +15,7 @@ from stabie_ase.observables.averages import SlicedMeans, linearised, noise_floor
 from stabie_ase.observables.base import Observable, plain_unit, unit_of
 from stabie_ase.observables.energetics import Energetics
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.reference import Curve
+from stabie_ase.structures.reference import Curve, Number
 from stabie_ase.structures.topology import Groups
 
 ERROR_FLOOR = 1e-2
@@ -160,6 +160,14 @@ class Target:
         floor = math.sqrt(2.0 / math.pi) * float((measure * error).sum())
         components = precision_weights(error.square(), measure, error_floor)
         return cls(observable, value, floor, 0, observable.weight, None, components, error, known, curve.source)
+
+    @classmethod
+    def from_number(cls, observable: Observable, number: Number) -> Target:
+        """A number for an observable of one component, in its unit; the floor is the mean distance of a truth with a Gaussian error."""
+        value, error = (None if x is None else torch.tensor([x], dtype=torch.float64) for x in (number.value, number.error))
+        floor = None if number.error is None else math.sqrt(2.0 / math.pi) * number.error
+        assert value is not None
+        return cls(observable, value, floor, 0, observable.weight, error=error, source=number.source)
 
     @property
     def measure(self) -> Tensor:

@@ -6,13 +6,14 @@ from stabie_ase.structures.reference.elements import interaction_energy, referen
 from stabie_ase.structures.reference.frames import UnusableReference, absolute, digest, files_of, read_frames, spread
 from stabie_ase.structures.reference.labels import common_temperature
 from stabie_ase.structures.reference.reading import MAX_FORCE, MIN_DISTANCE, Reference, read_reference, reference_of
-from stabie_ase.structures.reference.targets import TargetFrames, read_target
+from stabie_ase.structures.reference.targets import Number, TargetFrames, read_target
 
 __all__ = [
     "MAX_FORCE",
     "MIN_DISTANCE",
     "Curve",
     "Reference",
+    "Number",
     "TargetFrames",
     "UnusableReference",
     "absolute",

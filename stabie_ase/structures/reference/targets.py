@@ -53,6 +53,34 @@ class TargetFrames:
                 )
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number that an observable of one component is matched to, as an experiment tells a density.
+
+    Attributes
+    ----------
+    value : float
+        In the observable's unit.
+    error : float or None
+        Its standard error, where that is known.
+    """
+
+    value: float
+    error: float | None = None
+    temperature_K = None
+
+    def __post_init__(self):
+        if not np.isfinite(self.value):
+            raise UnusableReference(f"a value of {self.value:g}, expected a finite number")
+        if self.error is not None and not 0.0 <= self.error < np.inf:
+            raise UnusableReference(f"an error of {self.error:g}; expected a standard error, which is finite and not negative")
+
+    @property
+    def source(self) -> str:
+        """The number, with its error."""
+        return f"{self.value:g}" + ("" if self.error is None else f" ± {self.error:g}")
+
+
 def composition(atoms: Atoms) -> str:
     """The formula, of periodic frames that of the smallest unit."""
     formula = atoms.symbols.formula

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights, of_present
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
+from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import linearised
 from stabie_ase.structures.batch import AtomsBatch
@@ -40,6 +41,10 @@ Close to the bound a step is taken back whatever its length, and nothing moves a
 """
 
 
+Found = tuple[Estimator, list[Target], Estimate]
+"""What the samples of a condition have told."""
+
+
 class NaturalGradient(UpdateRule):
     """A step down the natural gradient of the estimator, steps on energies and forces, and back if errors have grown too far.
 
@@ -64,7 +69,8 @@ class NaturalGradient(UpdateRule):
             return info
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
-            self._update([estimate for _, _, estimate in estimates])
+            known = self._update(estimates)
+            info.figures = info.figures or known
             info.updates += 1
             info.growth = work.accuracy.measure(work.potential)
             if not info.growth.within(work.bounds):
@@ -79,7 +85,7 @@ class NaturalGradient(UpdateRule):
             estimates = [self._reweighted(*found) for found in estimates]
             if not _ess(estimates) >= config.estimator.min_ess_fraction or work.out_of_time():
                 break
-        info.figures = {
+        info.figures |= {
             "observable_loss": sum(estimate.loss for _, _, estimate in estimates),
             "ess_fraction": _ess(estimates),
             "balance": self.balance,
@@ -89,7 +95,7 @@ class NaturalGradient(UpdateRule):
         }
         return info
 
-    def _estimate(self, condition: Condition, samples: Samples) -> tuple[Estimator, list[Target], Estimate] | None:
+    def _estimate(self, condition: Condition, samples: Samples) -> Found | None:
         """The estimate of a window; None where too little of it is near."""
         config = self.work.config
         near = samples.within(config.estimator.near_factor)
@@ -120,24 +126,36 @@ class NaturalGradient(UpdateRule):
             weighted.append(replace(target, components=components * scale))
         return weighted
 
-    def _reweighted(self, estimator: Estimator, targets: list[Target], estimate: Estimate) -> tuple[Estimator, list[Target], Estimate]:
+    def _reweighted(self, estimator: Estimator, targets: list[Target], estimate: Estimate) -> Found:
         potential, observables = self.work.potential, [target.observable for target in targets]
         change = energy_change(potential, estimate.samples)
         estimate = replace(estimate, samples=of_present(potential, estimate.samples, observables))
         return estimator, targets, estimator.reweighted(estimate, targets, change)
 
-    def _update(self, estimates: list[Estimate]) -> None:
-        """One step for the observables, and what energies and forces make of it."""
+    def _update(self, estimates: list[Found]) -> dict[str, float]:
+        """One step for the observables, and what energies and forces make of it; how well its gradient is known."""
         work, config = self.work, self.work.config
         self.steps.optimizer.zero_grad()
-        for estimate in estimates:
+        for _, _, estimate in estimates:
             accumulate(work.potential, estimate)
         sum_gradients(work.potential.parameters())
-        sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for estimate in estimates)]
+        known = self._known(estimates)
+        sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for _, _, estimate in estimates)]
         direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)
         if math.isfinite(change) and change > 0:
             self._step(direction, self.balance * config.update.observable_weight * FIRST_STEP_FRACTION * work.accuracy.start_rmse / change)
         self.steps.run()
+        return known
+
+    def _known(self, estimates: list[Found]) -> dict[str, float]:
+        """The length of the gradient that the parameters hold, and its standard error."""
+        own = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.work.potential.parameters()]
+        length = sum(float(part.double().square().sum()) for part in own) ** 0.5
+        if not (math.isfinite(length) and length > 0):
+            return {}
+        own = [part / length for part in own]
+        found = [projection(self.work.potential, estimate, targets, at.point, own) for at, targets, estimate in estimates]
+        return {"gradient_norm": length, "gradient_norm_error": sum(part.error**2 for part in found) ** 0.5}
 
     def _some(self, pools: list[AtomsBatch]) -> list[AtomsBatch]:
         """A few frames of each pool that has any, other ones for each update."""
@@ -160,6 +178,6 @@ class NaturalGradient(UpdateRule):
         self.balance = state["balance"]
 
 
-def _ess(estimates: list[tuple[Estimator, list[Target], Estimate]]) -> float:
+def _ess(estimates: list[Found]) -> float:
     """The smallest effective fraction of the samples of any condition."""
     return min(estimate.effective_samples / len(estimate.samples) for _, _, estimate in estimates)

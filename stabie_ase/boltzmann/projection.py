@@ -1,0 +1,109 @@
+"""How well a gradient is known: its projection on a direction, with the standard error of that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stabie_ase.boltzmann.estimate import Estimate, in_a_row, residual_of
+from stabie_ase.boltzmann.gradient import energies_of, of_present
+from stabie_ase.boltzmann.samples import Samples
+from stabie_ase.boltzmann.state_point import StatePoint
+from stabie_ase.observables import Target
+from stabie_ase.potentials.base import Potential
+from stabie_ase.system.processes import total
+
+PROBE_FRACTION = 2e-4
+"""Length of a finite difference along a direction of the parameters, as a fraction of their norm."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A gradient's component along a direction, and the standard error of that, both in the loss per length of the direction."""
+
+    value: float
+    error: float
+
+    @property
+    def signal_to_noise(self) -> float:
+        """Their ratio, without a unit."""
+        return self.value / self.error if self.error > 0 else float("inf")
+
+
+def projection(
+    potential: Potential, estimate: Estimate, targets: Sequence[Target], point: StatePoint, direction: Sequence[Tensor]
+) -> Projection:
+    """d·∇_θ L and its standard error over replicas.
+
+    With u = d·∇_θ U and h = d·∇_θ g, by central differences, d·∇_θ L = λ·D with D = d·∂ḡ/∂θ = -β Cov(g, u) + ⟨h⟩ and λ = ∂L/∂ḡ. A
+    sample moves it by its influence (Hampel, J. Am. Stat. Assoc. 69, 383, 1974)
+
+        φ_i = λ·[-β ((g_i - ḡ) (u_i - ū) - Cov(g, u)) + h_i - ⟨h⟩] + (g_i - ḡ)·(∂λ/∂ḡ) D,
+
+    and as frames of one replica are correlated while replicas are not, the variance is R/(R - 1) Σ_r (Σ_{i∈r} φ_i / N)² over the R
+    replicas. On a gradient's own direction the value is its length, which noise alone makes positive.
+
+    Parameters
+    ----------
+    potential : Potential
+        As it is on return.
+    estimate : Estimate
+        Under the potential that has driven the dynamics.
+    targets : sequence of Target
+        Those of the estimate.
+    point : StatePoint
+    direction : sequence of Tensor
+        d, one a parameter.
+
+    Returns
+    -------
+    Projection
+        Without an error, not a number, of a single replica.
+    """
+    samples, beta = estimate.samples, point.beta
+    u, h = _derivatives(potential, samples, targets, direction)
+    p = torch.ones_like(u) if samples.log_weights is None else samples.log_weights.exp()
+    p = p / total(p.sum())
+    values = in_a_row(samples, targets)
+    mean, mean_u, mean_h = (total(p @ x) for x in (values, u, h))
+    centred, off = values - mean, u - mean_u
+    slope = -beta * total((p * off) @ centred) + mean_h
+    with torch.enable_grad():
+        at = mean.detach().requires_grad_()
+        along = residual_of(at, targets) @ slope
+    curvature = torch.autograd.grad(along, at)[0]
+    residual = torch.stack([residual for _, residual in estimate.residuals]).mean(dim=0)
+    influence = p * ((-beta * off[:, None] * centred + h - slope) @ residual + centred @ curvature)
+    replica = samples.replica[samples.groups.system]
+    sums = torch.zeros(int(replica.max()) + 1 if len(replica) else 0, dtype=torch.float64, device=u.device).index_add(0, replica, influence)
+    present = torch.bincount(replica, minlength=len(sums)) > 0
+    n = int(total(present.sum()))
+    squares = float(total(sums.square().sum()))
+    return Projection(float(residual @ slope), (squares * n / (n - 1)) ** 0.5 if n > 1 else float("nan"))
+
+
+def _derivatives(
+    potential: Potential, samples: Samples, targets: Sequence[Target], direction: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """d·∇_θ of the energy of each group, shape (n_groups,), and of its values, (n_groups, Σ width)."""
+    parameters = list(potential.parameters())
+    before = [p.detach().clone() for p in parameters]
+    norm, size = (sum(float(x.double().square().sum()) for x in xs) ** 0.5 for xs in (direction, before))
+    step = PROBE_FRACTION * (size or 1.0) / norm
+    sides, observables = [], [target.observable for target in targets]
+    try:
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                for p, base, part in zip(parameters, before, direction):
+                    p.copy_(base + (sign * step * part).to(p.dtype))
+            there = of_present(potential, samples, observables)
+            sides.append((energies_of(potential, samples), in_a_row(there, targets)))
+    finally:
+        with torch.no_grad():
+            for p, base in zip(parameters, before):
+                p.copy_(base)
+    (above, values_above), (below, values_below) = sides
+    return (above - below) / (2.0 * step), (values_above - values_below) / (2.0 * step)
