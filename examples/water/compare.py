@@ -1,0 +1,170 @@
+"""Hold water models against each other: how often they fail, and what their water is like before they do.
+
+    stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --output F/run
+    stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --update labels --output F/control
+    python examples/water/compare.py start=F/start.pt control=F/control/final.pt end=F/run/final.pt --ref F/water_test.xyz --dynamics \
+F/water_dynamics.traj
+
+Fresh replicas of each model start from the same frames with the same momenta. They go on until their radial distribution functions,
+over a window of 1 ps, are off by the published tolerance (Fu et al., arXiv 2210.07237); whatever other criterion finds fault with a
+frame before that is what "any criterion" counts. A velocity rescaling of 1 ps hardly disturbs diffusion. Radial distribution
+functions and the diffusion coefficient of oxygen, from displacements between --fit, are those of the frames before any failure;
+"floor" is the error that a perfect model would show. Errors in the table are standard errors over replicas, intervals hold 95 %.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from ase import units
+from ase.io import read
+from scipy.stats import chi2
+
+from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_reference, watched
+from stabie_ase.dynamics import StochasticVelocityRescaling, integrator_for
+from stabie_ase.dynamics.starts import start
+from stabie_ase.observables.averages import SlicedMeans
+from stabie_ase.observables.diffusion import SelfDiffusion
+from stabie_ase.observables.series import TimeSeries
+from stabie_ase.runs.replicas import criteria_of_frames
+from stabie_ase.stability.frames import first_failure
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.reference import spread
+from stabie_ase.system.allocator import keep_freed_memory
+from stabie_ase.training.labels import LabelledFrames, qm_errors
+
+PAIRS = "rdf:O-O,rdf:H-O,rdf:H-H"
+LOOK_FS, CHECK_FS, FRAMES_AT_ONCE = 10.0, 5.0, 50
+
+
+class Water(NamedTuple):
+    """What replicas of one model have been through."""
+
+    images: list
+    """Of each replica before any failure."""
+    by_rdf: tuple
+    by_any: tuple
+    """Failures and replica-ps."""
+
+
+def run(potential, args, setting, rdf, others) -> Water:
+    """Replicas until they fail by `rdf`, with what `others` say of their frames."""
+    if args.pressure is None:
+        integrator = StochasticVelocityRescaling(args.timestep * units.fs, 1000 * units.fs)
+    else:
+        integrator = integrator_for("npt", args.timestep, 0.005)
+    every, n_steps = round(LOOK_FS / args.timestep), round(1000 * args.time / args.timestep)
+    state = start(potential, setting.frames, args.replicas, args.temperature, integrator, args.seed, args.pressure or 0.0)
+    _, trajectory, failures = watched(
+        state, integrator, PotentialForces.driving(potential, integrator), n_steps, [rdf], check_every=round(CHECK_FS / args.timestep),
+        sample_every=every, record_momenta=True,
+    )  # fmt: skip
+    lived = torch.where(failures.failed, failures.step, n_steps).double() * args.timestep / 1000
+    images, times, failed = [], [], 0
+    for replica in range(args.replicas):
+        frames = images_of(trajectory, replica)
+        found = first_failure(frames, others, args.temperature) if frames else None
+        images.append(frames if found is None else frames[: found.frame])
+        times.append(float(lived[replica]) if found is None else min(float(lived[replica]), (found.frame + 1) * LOOK_FS / 1000))
+        failed += found is not None or bool(failures.failed[replica])
+    return Water(images, (int(failures.failed.sum()), float(lived.sum())), (failed, sum(times)))
+
+
+def images_of(trajectory, replica):
+    """The frames of one replica, with momenta and times."""
+    frames, step, which = trajectory.keep(torch.arange(trajectory.valid.shape[1]) == replica).frames()
+    momenta = trajectory.momenta.view(len(trajectory.steps), trajectory.valid.shape[1], -1, 3)[step, which].double().numpy()
+    images = frames.to_atoms() if len(step) else []
+    for k, atoms in enumerate(images):
+        atoms.set_momenta(momenta[k])
+        atoms.info["time_fs"] = float((step[k] + 1) * LOOK_FS)
+    return images
+
+
+def hazard(failures, ps):
+    """Failures per replica-ps and the exact interval of a Poisson number."""
+    low, high = (chi2.ppf(p, 2 * n) / 2 / ps if n else 0.0 for p, n in ((0.025, failures), (0.975, failures + 1)))
+    return failures / ps, [float(low), float(high)]
+
+
+def distance(target, water):
+    """Of an observable over all replicas from its target, and its standard error."""
+    n, means = len(water.images), SlicedMeans.none(len(water.images), 1, target.observable.width)
+    for k, images in enumerate(water.images):
+        for first in range(0, len(images), FRAMES_AT_ONCE):
+            values = target.observable(AtomsBatch.from_atoms(images[first : first + FRAMES_AT_ONCE]))
+            slices = torch.zeros(len(values), dtype=torch.int64)
+            means += SlicedMeans.collect(values, slices + k, slices, n, 1)
+    return target.distance(means)
+
+
+def diffusion(replicas, args):
+    """D of oxygen in 10⁻⁹ m²/s and its standard error; not a number where none lived long enough."""
+    long_enough = [TimeSeries.from_atoms(images) for images in replicas if len(images) * LOOK_FS > 1000 * args.fit[1]]
+    if not long_enough:
+        return float("nan"), float("nan")
+    found = SelfDiffusion(8, t_max=args.fit[1], fit_from=args.fit[0])(long_enough)
+    return float(found.value), float("nan") if found.error is None else float(found.error)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="NAME=MODEL")
+    parser.add_argument("--ref", help="frames with energies and forces, of which none was trained on")
+    parser.add_argument("--dynamics", help="dense frames of the reference, for its diffusion coefficient")
+    parser.add_argument("--replicas", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument("--time", type=float, default=5.0, help="ps of each (default: %(default)s)")
+    parser.add_argument("--timestep", type=float, default=1.0, help="in fs (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=300.0, help="in K (default: %(default)s)")
+    parser.add_argument("--pressure", type=float, help="in GPa; the volume is constant if not given")
+    parser.add_argument("--fit", type=float, nargs=2, default=(0.3, 1.0), help="ps between which displacements count (default: 0.3 1.0)")
+    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="json file of all figures")
+    parser.add_argument("--quick", action="store_true", help="a moment, on what pretrain.py --quick makes")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if args.quick:
+        from pretrain import trial
+
+        args.models, args.ref = [f"trial={trial()}"], "water_trial.xyz"
+        args.replicas, args.time, args.fit = 2, 0.1, (0.02, 0.05)
+    reference = read_reference(args.ref)
+    setting = Setting(reference.frames, args.temperature, args.temperature, args.timestep, CHECK_FS)
+    (rdf,) = criteria_from("rdf:3.0", setting)
+    others = criteria_of_frames(None, setting, by_reference=True)
+    targets = [Target.from_frames(o, reference.frames) for o in observables_from(PAIRS, setting)]
+    dense = read(args.dynamics, ":") if args.dynamics else []
+    found = {"floor": {target.observable.name: (target.floor, None) for target in targets}}
+    if dense:
+        of_reference = SelfDiffusion(8, t_max=args.fit[1], fit_from=args.fit[0])([TimeSeries.from_atoms(dense)])
+        found["floor"]["D"] = (float(of_reference.value), float("nan") if of_reference.error is None else float(of_reference.error))
+    held_out = LabelledFrames.from_reference(reference.subset(spread(len(reference), 100)))
+    tell("reference", found["floor"])
+    for name, path in (model.split("=", 1) for model in args.models):
+        potential = load_potential(path)
+        water = run(potential, args, setting, rdf, others)
+        row = {"rdf": hazard(*water.by_rdf), "any": hazard(*water.by_any), "ps": (water.by_rdf[1], water.by_any[1])}
+        row |= {target.observable.name: distance(target, water) for target in targets}
+        row |= {"D": diffusion(water.images, args), "force MAE (meV/Å)": (1000 * qm_errors(potential, held_out).force_mae_eV_per_A, None)}
+        found[name] = row
+        tell(name, row)
+        if args.output:
+            args.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def tell(name, row) -> None:
+    """One line; what no frame tells is left out."""
+    parts = []
+    for key, (value, error) in row.items():
+        if value is None:
+            continue
+        beside = "" if error is None else f" [{error[0]:.2g}, {error[1]:.2g}]" if isinstance(error, list) else f" ± {error:.2g}"
+        parts.append(f"{key} {value:.3g}{beside}" if key != "ps" else f"over {value:.3g} and {error:.3g} replica-ps")
+    print(f"{name}: {'; '.join(parts)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
