@@ -5,7 +5,8 @@ import random
 import re
 import shutil
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -616,18 +617,37 @@ def test_the_comparison_uses_starts_and_seeds_of_its_own(here, monkeypatch):
 @pytest.mark.parametrize(
     "asked, seconds, expected",
     [
-        (None, 5.0, 4.0),  # five seconds for a picosecond of a replica: time enough
-        (None, 1000.0, 0.037),  # 600 s / (8 replicas of 2 models, 1000 s a picosecond), in two digits
-        (None, 1e9, 0.005),  # one look at the criterion at least
-        (3.0, 1e9, 3.0),  # as asked
+        ((8, None), 5.0, (8, 4.0)),  # five seconds for a picosecond of a replica: time enough
+        ((8, None), 1000.0, (8, 0.037)),  # 600 s / (8 replicas of 2 models, 1000 s a picosecond), in two digits
+        ((8, None), 1e9, (8, 0.005)),  # one look at the criterion at least
+        ((8, 3.0), 1e9, (8, 3.0)),  # as asked
+        ((None, None), 1.0, (64, 4.0)),
+        ((None, None), 6.0, (12, 4.0)),  # 50 replica-ps of each model: fewer replicas before a shorter time
+        ((None, None), 50.0, (8, 0.75)),
+        ((None, 0.1), 50.0, (60, 0.1)),
     ],
 )
 def test_a_comparison_nobody_has_timed_takes_no_longer_than_the_loop(here, asked, seconds, expected):
-    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_time_ps=asked))
-    assert finetuning.check_ps == (asked or 4.0)  # no speed known yet
+    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_replicas=asked[0], check_time_ps=asked[1]))
+    assert finetuning.check_round == (asked[0] or 64, asked[1] or 4.0)  # no speed known yet
     counters = finetuning.training.pools[0].counters
     counters.md_steps, counters.md_seconds = 1000, seconds
-    assert finetuning.check_ps == pytest.approx(expected)
+    assert finetuning.check_round == pytest.approx(expected)
+
+
+def test_a_comparison_is_long_enough_for_criteria_of_windows(here, monkeypatch, caplog):
+    """However slow the dynamics are; who asks for a shorter one is told that such criteria find nothing."""
+    finetuning = Finetuning.begin("run", Inputs("model.pt", "ref.xyz"), tiny.config(check_replicas=None, check_time_ps=None))
+    counters = finetuning.training.pools[0].counters
+    counters.md_steps, counters.md_seconds = 1000, 1e6
+    (plan,) = finetuning.plans
+    judge = SimpleNamespace(name="slow", span_ps=1.0)
+    monkeypatch.setattr(finetuning, "plans", [replace(plan, yardstick=replace(plan.yardstick, criteria=[judge]))])
+    assert finetuning.check_round == (8, 1.0)
+    finetuning.plans[0].yardstick.warn_if_blind(1.0)
+    assert not caplog.messages
+    finetuning.plans[0].yardstick.warn_if_blind(0.5)
+    assert caplog.messages == ["replicas run 0.5 ps, and slow judges windows of 1 ps: it finds nothing"]
 
 
 @pytest.mark.parametrize("hazard, limits, told", [

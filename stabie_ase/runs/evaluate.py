@@ -124,6 +124,7 @@ class Evaluation:
         monitor.message(f"System: {setting.kind.describe()}")
         monitor.message(f"{test.replicas} replicas of {test.time_ps:g} ps at {test.temperature_K:g} K; unstable is any of")
         monitor.message("\n".join(f"  - {line}" for line in yardstick.describe()))
+        yardstick.warn_if_blind(test.time_ps)
         tell_targets(targets, monitor)
         return cls(potentials, reference, yardstick, test, monitor, {}, {}, config.scanned_fs)
 

@@ -32,6 +32,7 @@ from stabie_ase.stability import (
     watched,
     with_memory,
 )
+from stabie_ase.stability.criteria.base import span_ps
 from stabie_ase.stability.criteria.distribution import DistanceShift
 from stabie_ase.stability.survival import fewer_p_value
 from stabie_ase.structures.batch import AtomsBatch
@@ -145,6 +146,13 @@ class Yardstick:
         """With those whose names it does not have yet."""
         names = [criterion.name for criterion in self.criteria]
         return replace(self, criteria=[*self.criteria, *(criterion for criterion in criteria if criterion.name not in names)])
+
+    def warn_if_blind(self, time_ps: float) -> None:
+        """Warn of criteria that have judged nothing when replicas have run their time, in ps."""
+        for criterion in self.criteria:
+            needed = span_ps([criterion])
+            if needed > time_ps:
+                logger.warning("replicas run %.3g ps, and %s judges windows of %.3g ps: it finds nothing", time_ps, criterion.name, needed)
 
     def describe(self) -> list[str]:
         """All criteria, in words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ from stabie_ase.runs.progress import CheckProgress, LoopProgress
 from stabie_ase.runs.result import curves, observed, price, summaries_together
 from stabie_ase.runs.run import Live, Run, tell_targets
 from stabie_ase.stability import Criterion
+from stabie_ase.stability.criteria.base import span_ps
 from stabie_ase.stability.sequential import replica_ps_to_tell
 from stabie_ase.structures.reference import Reference
 from stabie_ase.training.labels import LabelledFrames, qm_errors
@@ -34,8 +36,8 @@ from stabie_ase.training.updates import rule_class
 
 logger = logging.getLogger(__name__)
 
-MAX_CHECK_PS = 4.0
-"""Time of each replica in a round of a final comparison that nobody has asked to be longer, in ps."""
+MAX_CHECK_PS, MAX_CHECK_REPLICAS, MIN_CHECK_REPLICAS = 4.0, 64, 8
+"""Time of each replica, in ps, and replicas of a round of a final comparison that nobody has asked to be larger, or smaller."""
 
 MAX_UNSTABLE_REFERENCE_FRACTION = 0.05
 """Fraction of the reference frames that criteria may call unstable before that is said."""
@@ -91,17 +93,29 @@ class Finetuning(Run):
         return 60.0 * (config.max_time_min if config.check.max_time_min is None else config.check.max_time_min)
 
     @property
-    def check_ps(self) -> float:
-        """Time in ps of each replica in a round of the final comparison: as given, or so that a round fits the budget."""
-        config = self.config
-        if config.check.time_ps is not None:
-            return config.check.time_ps
+    def check_round(self) -> tuple[int, float]:
+        """Replicas in a round of the final comparison, and the time in ps of each: as given, or so that a round fits the budget.
+
+        There are fewer replicas before their time is shorter, in which less is seen of what takes its time; it is never too short for
+        the criteria to be judged.
+        """
+        check = self.config.check
+        replicas, time = check.replicas or MAX_CHECK_REPLICAS, check.time_ps or MAX_CHECK_PS
         if not self.training.md_steps:
-            return MAX_CHECK_PS
+            return replicas, time
         models = max(2, 2 * len(self.training.candidates()) - 2)  # with the heat among several
-        runs = config.check.replicas * models * len(self._judged)
-        time = max(self.check_seconds * self._replica_ps_per_second / runs, config.dynamics.check_every_fs / 1000.0)
-        return min(MAX_CHECK_PS, float(f"{time:.2g}"))
+        affordable = self.check_seconds * self._replica_ps_per_second / (models * len(self._judged))
+        if check.replicas is None:
+            replicas = min(replicas, max(int(affordable / time), MIN_CHECK_REPLICAS))
+        if check.time_ps is None:
+            least = max(self.config.dynamics.check_every_fs / 1000.0, self._span_ps)
+            time = min(time, max(float(f"{affordable / replicas:.2g}"), least))
+        return replicas, time
+
+    @property
+    def _span_ps(self) -> float:
+        """Time that it takes until every criterion of the comparison can be judged."""
+        return max(span_ps(plan.yardstick.criteria) for plan in self._judged)
 
     @property
     def _replica_ps_per_second(self) -> float:
@@ -128,7 +142,7 @@ class Finetuning(Run):
     def _warn_if_too_short(self, hazard_per_ps: float) -> None:
         """The first phase has measured the starting model: whether the final comparison has time for enough failures."""
         config, rate = self.config, self._replica_ps_per_second
-        seen = min(0.5 * self.check_seconds * rate, config.check.rounds * config.check.replicas * self.check_ps)
+        seen = min(0.5 * self.check_seconds * rate, config.check.rounds * math.prod(self.check_round))
         needed = replica_ps_to_tell(hazard_per_ps)
         if needed > seen:
             logger.warning(
@@ -188,8 +202,11 @@ class Finetuning(Run):
         """Hold the candidates against the starting model from equal fresh starts; the winner stays in the potential."""
         config, training, trials = self.config, self.training, self._trials()
         test = trials[0].test
-        if config.check.time_ps is None and test.time_ps < MAX_CHECK_PS:
-            logger.info("replicas of the comparison run %.2g ps, so that a round fits its time; see --check-max-time", test.time_ps)
+        if (test.replicas, test.time_ps) != (config.check.replicas or MAX_CHECK_REPLICAS, config.check.time_ps or MAX_CHECK_PS):
+            size = (test.replicas, test.time_ps)
+            logger.info("the comparison has %d replicas of %.2g ps, so that a round fits its time; see --check-max-time", *size)
+        for plan in self._judged:
+            plan.yardstick.warn_if_blind(test.time_ps)
         candidates, told = training.candidates(), CheckProgress(test, config.check.rounds, self.check_seconds, monitor)
         outcome = Comparison(training.potential, trials, self.check_seconds, config.check.rounds, told.on_check).run(candidates)
         told.end()
@@ -219,14 +236,14 @@ class Finetuning(Run):
 
     def _trials(self) -> list[Trial]:
         """Comparisons that differ in nothing but what the state point makes different."""
-        config = self.config
+        config, (replicas, time) = self.config, self.check_round
         test = StabilityTest(
             temperature_K=self.plans[0].condition.point.temperature_K,
-            replicas=config.check.replicas,
-            time_ps=self.check_ps,
+            replicas=replicas,
+            time_ps=time,
             timestep_fs=config.dynamics.timestep_fs,
             friction_per_fs=config.dynamics.friction_per_fs or 0.01,
-            check_every_fs=min(config.dynamics.check_every_fs, 1000.0 * self.check_ps),
+            check_every_fs=min(config.dynamics.check_every_fs, 1000.0 * time),
             seed=config.seed + 1,
         )
         return [plan.trial(test) for plan in self._judged]

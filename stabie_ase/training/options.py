@@ -132,7 +132,9 @@ class LabelOptions:
 
     learning_rate: float = option(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
     qm_steps: int = option(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
-    qm_batch_size: int = option(32, "frames in the energy/force term of an update", 1, 1_000_000)
+    qm_batch_size: int | None = option(
+        None, "frames in a step on energies and forces; as many as have some 700 atoms, 2 to 32, if not given", 1, 1_000_000
+    )
     validation_fraction: float | None = option(
         None,
         "part of the reference kept out of the energy/force term to judge accuracy by, if not given a tenth or, of few frames, a fifth; "
@@ -169,10 +171,16 @@ class CheckOptions:
         "criteria of the final comparison with their tolerances (Å), 0.5 if not given; those that are not named count too",
         repeats=True,
     )
-    replicas: int = option(64, "fresh replicas of each model in one round of the final comparison", 2, 1_000_000)
+    replicas: int | None = option(
+        None,
+        "fresh replicas of each model in one round of the final comparison; 64 if not given, or down to 8 where a round took longer "
+        "than its budget",
+        2,
+        1_000_000,
+    )
     time_ps: float | None = option(
         None,
-        "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer than its budget",
+        "time of each replica in the final comparison; 4 ps if not given, or less where a round took longer still",
         1e-6,
         1e9,
     )

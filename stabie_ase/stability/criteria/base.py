@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -75,6 +75,11 @@ class Criterion(Protocol):
     def describe(self) -> str:
         """What makes a replica unstable, with its numbers, in words."""
         ...
+
+
+def span_ps(criteria: Sequence[Criterion]) -> float:
+    """The time in ps that replicas have to run until all criteria have judged something; zero where one frame is enough to all."""
+    return max((getattr(criterion, "span_ps", 0.0) for criterion in criteria), default=0.0)
 
 
 class OneFrame:

@@ -101,6 +101,11 @@ class RDFDeviation:
         check_tolerance(tolerance, "the tolerance of rdf")
         return cls(kinds, shells, bare.target, tolerance, block_steps, n_blocks, timestep_fs)
 
+    @property
+    def span_ps(self) -> float:
+        """The length of a window, in ps: before the first is full nothing is judged."""
+        return self.n_blocks * self.block_steps * self.timestep_fs / 1000.0
+
     def deviation(self, functions: Tensor) -> Tensor:
         """∫ |g - g_ref| dr of each pair of elements, shape (..., n_kinds), in Å, of g, shape (..., n_kinds, n_shells)."""
         return self.shells.width * (functions - self.target.to(functions.device)).abs().sum(dim=-1)

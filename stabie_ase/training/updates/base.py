@@ -18,6 +18,11 @@ Windows = Sequence[tuple[Condition, Samples]]
 """What one window of dynamics at each condition has told."""
 
 
+ATOMS_AT_ONCE, MIN_FRAMES_AT_ONCE, MAX_FRAMES_AT_ONCE = 700, 2, 32
+"""In a step on energies and forces: 32 frames of aspirin, with which its length and number were found. A frame of a liquid has as many
+forces as ten of these molecules, and takes as long."""
+
+
 @dataclass
 class Work:
     """What an update rule works with.
@@ -49,6 +54,13 @@ class Work:
     config: FinetuneOptions
     out_of_time: Callable[[], bool] = lambda: False
     on_label_step: Callable[[int], None] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Frames in a step on energies and forces."""
+        given, frames = self.config.labels.qm_batch_size, self.labelled
+        fitting = round(ATOMS_AT_ONCE * len(frames) / frames.batch.n_atoms)
+        return given or min(max(fitting, MIN_FRAMES_AT_ONCE), MAX_FRAMES_AT_ONCE)
 
     def accurate(self) -> bool:
         """Whether the potential is within the bounds as it is."""

@@ -32,7 +32,7 @@ class LabelSteps:
         """All steps of one run."""
         work, config = self.work, self.work.config
         for k in range(config.labels.qm_steps):
-            chosen = minibatch(len(work.labelled), config.labels.qm_batch_size, config.seed, self.runs * config.labels.qm_steps + k)
+            chosen = minibatch(len(work.labelled), work.batch_size, config.seed, self.runs * config.labels.qm_steps + k)
             self.optimizer.zero_grad()
             work.loss(work.potential, work.labelled.select(chosen)).backward()
             norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.update.gradient_clip)

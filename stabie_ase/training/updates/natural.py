@@ -159,8 +159,7 @@ class NaturalGradient(UpdateRule):
 
     def _some(self, pools: list[AtomsBatch]) -> list[AtomsBatch]:
         """A few frames of each pool that has any, other ones for each update."""
-        config = self.work.config
-        size, seed = config.labels.qm_batch_size, config.seed
+        size, seed = self.work.batch_size, self.work.config.seed
         return [pool.select(minibatch(pool.n_systems, size, seed, self.steps.runs)) for pool in pools if pool.n_systems]
 
     @torch.no_grad()

@@ -58,7 +58,7 @@ class PenalizedGradient(UpdateRule):
             accumulate(work.potential, estimate)
             loss += estimate.loss
         sum_gradients(work.potential.parameters())
-        chosen = minibatch(len(work.labelled), config.labels.qm_batch_size, config.seed, self.updates)
+        chosen = minibatch(len(work.labelled), work.batch_size, config.seed, self.updates)
         labels = work.loss(work.potential, work.labelled.select(chosen))
         (self.penalty * labels).backward()
         norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.update.gradient_clip)
