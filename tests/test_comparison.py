@@ -1,6 +1,7 @@
 """The final comparison: the sequential test keeps its error rate, the verdict says what was seen, the budget holds."""
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.runs.comparison import TIME_STRETCHES, Comparison, Outcome, Trial, verdict, worse_stretch
 from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick, failures_p_value
+from stabie_ase.runs.goals import Observables, Stability
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison, replica_ps_to_tell
 
@@ -213,20 +215,20 @@ def test_state_points_are_strata():
 # -- rounds and budget
 
 
-def compared(monkeypatch, failures, seconds=1e9, cost=0.0, most_rounds=10):
-    """The outcome, and which model ran with which seed, if a model fails so many times in every round."""
+def compared(monkeypatch, failures, seconds=1e9, cost=0.0, most_rounds=10, errors=None, goal=None):
+    """The outcome, and which model ran with which seed, if a model fails so many times in every round and is off by so much."""
     ran, clock = [], [0.0]
 
     def fake(potential, frames, yardstick, test, on_look):
         ran.append((potential.name, test.seed))
         clock[0] += cost
-        return result(failures[potential.name])
+        return result(failures[potential.name], [(errors or {}).get(potential.name, 0.1)] * TIME_STRETCHES)
 
     potential = SimpleNamespace(name=None)
     potential.load_state_dict = lambda weights: setattr(potential, "name", weights["name"])
     monkeypatch.setattr(comparison_module, "run_stability_test", fake)
     monkeypatch.setattr(comparison_module.time, "monotonic", lambda: clock[0])
-    comparison = Comparison(potential, TRIALS, seconds, most_rounds)
+    comparison = Comparison(potential, TRIALS, seconds, most_rounds, goal or Stability(TRIALS))
     return comparison.run({name: {"name": name} for name in failures}), ran
 
 
@@ -259,3 +261,59 @@ def test_the_better_candidate_is_found_by_replicas_that_count_for_nothing_else(m
 def test_a_start_without_candidates_is_measured_once(monkeypatch):
     found, ran = compared(monkeypatch, {"start": 3})
     assert found.chosen == "start" and ran == [("start", 7)] and found.end is found.start
+
+
+# -- observables as the goal
+
+
+NEARNESS = Observables(TRIALS)
+
+
+@pytest.mark.parametrize(
+    "start, end, gained, words",
+    [
+        (result(0), result(1, (0.05,) * 4), True, "nearer to their targets: hr 0.1"),
+        (result(0), result(0, (0.0999,) * 4), False, "No observable nearer"),
+        (result(0), result(0, (0.15,) * 4), False, "No observable nearer"),
+        (result(0), result(20, (0.05,) * 4), False, "failures became more frequent, 0 -> 0.156"),
+        (result(0), result(0, (np.nan,) * 4), False, "No observable nearer"),
+        (result(0, (np.nan,) * 4), result(0), False, "No observable nearer"),
+    ],
+)
+def test_a_run_for_observables_is_judged_by_them(start, end, gained, words):
+    found, message = NEARNESS.verdict(outcome(start, end), ["bonds"])
+    assert found is gained and words in message
+    assert (NEARNESS.p_value(outcome(start, end)) < 0.025) or not gained
+
+
+def test_nearer_on_the_whole_and_farther_by_one_is_no_gain():
+    other = Target(Vector(1, "rdf"), torch.zeros(1, dtype=torch.float64))
+    trials = [replace(TRIALS[0], yardstick=Yardstick([], [TARGET, other]))]
+
+    def both(hr, rdf):
+        found = result(0, (hr,) * TIME_STRETCHES)
+        return replace(found, observed=found.observed | {"rdf": result(1, (rdf,) * TIME_STRETCHES).observed["hr"]})
+
+    gained, message = Observables(trials).verdict(outcome(both(0.1, 0.1), both(0.01, 0.12)), [])
+    assert not gained and "but not by rdf" in message
+    assert Observables(trials).verdict(outcome(both(0.1, 0.1), both(0.05, 0.1)), [])[0]
+
+
+def test_a_chance_difference_of_observables_is_rarely_taken_for_a_gain():
+    """One in forty at most, at a distance from the target that is large against its error."""
+    rng, gains = np.random.default_rng(0), []
+    for _ in range(1000):
+        found = []
+        for _ in range(2):
+            cells = torch.as_tensor(0.1 + 0.05 * rng.normal(size=(16, 1, 1)))
+            found.append(replace(result(0, n=16), observed={"hr": SlicedMeans(cells, torch.ones((16, 1), dtype=torch.int64))}))
+        gains.append(NEARNESS.verdict(outcome(*found), [])[0])
+    assert np.mean(gains) < 0.025 + 3 * (0.025 / 1000) ** 0.5
+
+
+def test_rounds_and_the_heat_go_by_the_goal(monkeypatch):
+    errors = {"start": 0.1, "best": 0.03, "last": 0.05}
+    found, ran = compared(monkeypatch, dict.fromkeys(errors, 0), errors=errors, goal=NEARNESS)
+    assert found.chosen == "best" and found.rounds == 1
+    undecided, _ = compared(monkeypatch, {"start": 0, "last": 0}, errors={"start": 0.1, "last": 0.1}, goal=NEARNESS, most_rounds=3)
+    assert undecided.rounds == 3

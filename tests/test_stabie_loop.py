@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from scipy.stats import t as student_t
 from stabie_ase.boltzmann import Samples, StatePoint, fluctuation_weights
 from stabie_ase.boltzmann.samples import trajectory_averages
 from stabie_ase.dynamics import PotentialForces, initial_state
-from stabie_ase.observables import DistanceDistribution, Target
+from stabie_ase.observables import DistanceDistribution, Target, observables_from
+from stabie_ase.potentials.analytic import Morse
 from stabie_ase.stability import BondLengthDeviation, criteria_from, look
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
@@ -24,7 +26,7 @@ from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, force_errors_by_frame, minibatch
 from stabie_ase.training.loop import MIN_DOUBTFUL_UPDATES, TrainingLoop
-from stabie_ase.training.schedule import FINISHED, LEARNING, SIMULATION
+from stabie_ase.training.schedule import FINISHED, LEARNING, MATCHING, SIMULATION
 from stabie_ase.training.updates import natural
 from stabie_ase.training.updates.natural import FIRST_STEP_FRACTION, MAX_BALANCE, MIN_BALANCE
 
@@ -215,8 +217,8 @@ def learned(**changes):
     before, captured = weights(training), {}
     real = training.pools[0].learn
 
-    def spy():
-        found = real()
+    def spy(**settings):
+        found = real(**settings)
         captured["trajectory"] = found[1]
         return found
 
@@ -716,3 +718,44 @@ def test_the_published_recipe_runs_and_its_steps_shrink_from_phase_to_phase():
 def test_update_rules_that_are_none(update, message):
     with pytest.raises(ValueError, match=message):
         loop(update=update)
+
+
+# -- observables as the goal
+
+
+def test_matching_moves_a_stable_model_to_its_targets():
+    """Every replica teaches in each window and goes on from its end; without steps on labels only the observable can do that."""
+    potential, reference = Morse(depth=3.0, a=1.8, r0=1.55), tiny.reference()
+    config = tiny.config(goal="observables", qm_steps=0, max_updates=6, updates_per_window=1, observable_weight=0.3, criterion="bonds:0.6")
+    setting = Setting(reference.frames, tiny.TEMPERATURE)
+    observables, criteria = observables_from("bond-length", setting), criteria_from(config.criterion, setting)
+    training = TrainingLoop.from_reference(potential, reference, observables, criteria, config)
+    assert training.progress.phase == MATCHING and not training.finished
+    records, steps = [], []
+    while not training.finished:
+        record, unstable = training.step()
+        records.append(record)
+        steps.append(training.pools[0].replicas.step.clone())
+        assert not unstable
+    assert {record["phase"] for record in records} == {MATCHING} and [record["cycle"] for record in records] == list(range(6))
+    assert all(bool((b - a == 30).all()) for a, b in pairwise(steps))
+    losses = [record["observable_loss"] for record in records]
+    assert losses[-1] < 0.5 * losses[0] and abs(float(potential.r0.detach()) - tiny.BOND) < 0.04
+    assert set(training.candidates()) == {"start", "best", "last"} and training.best["loss"] == min(losses)
+
+
+def test_matching_is_resumed_to_the_same_bits():
+    def fresh(**changes):
+        config = tiny.config(goal="observables", max_updates=4, criterion="bonds:0.6", **changes)
+        setting = Setting(tiny.reference().frames, tiny.TEMPERATURE)
+        parts = observables_from("bond-length", setting), criteria_from(config.criterion, setting)
+        return TrainingLoop.from_reference(tiny.model(), tiny.reference(), *parts, config)
+
+    whole, begun, other = fresh(), fresh(), fresh()
+    begun.step()
+    other.restore(begun.state())
+    for training in (whole, other):
+        while not training.finished:
+            training.step()
+    assert all(torch.equal(a, b) for a, b in zip(whole.potential.parameters(), other.potential.parameters()))
+    assert other.best["loss"] == whole.best["loss"]

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ase import Atoms
 from torch import Tensor
@@ -18,6 +19,9 @@ from stabie_ase.runs.evaluation import StabilityResult, StabilityTest, Yardstick
 from stabie_ase.stability import Failures, StabilityStatistics
 from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison
 from stabie_ase.stability.survival import fewer_p_value
+
+if TYPE_CHECKING:
+    from stabie_ase.runs.goals import Goal
 
 Weights = Mapping[str, Tensor]
 
@@ -90,6 +94,8 @@ class Comparison:
     seconds : float
         Budget: no round is begun that would end beyond it.
     most_rounds : int
+    goal : Goal
+        Chooses among candidates, and knows when the answer is known (`runs.goals`).
     on_look : callable, optional
         `on_look(model, round, steps_done, state, failures)`, while the dynamics run.
     """
@@ -98,6 +104,7 @@ class Comparison:
     trials: Sequence[Trial]
     seconds: float
     most_rounds: int
+    goal: Goal
     on_look: Callable[[str, int, int, MDState, Failures], None] | None = None
 
     def run(self, candidates: Mapping[str, Weights]) -> Outcome:
@@ -114,21 +121,21 @@ class Comparison:
                 results[name].append(self._round(name, candidates, k))
             for trial in self.trials:
                 evidence.add(*(results[name][-1][trial.name].statistics for name in results))
+            start, end = (
+                {trial.name: StabilityResult.pool([r[trial.name] for r in results[name]]) for trial in self.trials} for name in results
+            )
             spent = time.monotonic() - began
-            if evidence.decided or spent * (k + 2) / (k + 1) > self.seconds:
+            if self.goal.decided(start, end, evidence) or spent * (k + 2) / (k + 1) > self.seconds:
                 break
-        start, end = (
-            {trial.name: StabilityResult.pool([r[trial.name] for r in results[name]]) for trial in self.trials} for name in results
-        )
         return Outcome(start, end, chosen, evidence, k + 1)
 
     def _choose(self, candidates: Mapping[str, Weights]) -> str:
-        """The candidate with the lowest hazard in a heat of one round; the heat counts for nothing else."""
+        """The candidate with the lowest score in a heat of one round; the heat counts for nothing else."""
         names = [name for name in candidates if name != "start"]
         if len(names) < 2:
             return names[0] if names else "start"
-        hazard = {name: together(self._round(name, candidates, HEAT_SEED_OFFSET))[0].hazard_per_ps for name in names}
-        return min(names, key=hazard.get)
+        score = {name: self.goal.score(self._round(name, candidates, HEAT_SEED_OFFSET)) for name in names}
+        return min(names, key=score.get)
 
     def _round(self, name: str, candidates: Mapping[str, Weights], k: int) -> dict[str, StabilityResult]:
         self.potential.load_state_dict(candidates[name])
@@ -189,7 +196,8 @@ def verdict(outcome: Outcome, trials: Sequence[Trial], listened: Iterable[str]) 
     """
     (a, _), (b, _), evidence = together(outcome.start), together(outcome.end), outcome.evidence
     if a.n_failed == 0:
-        return False, "The starting model did not fail once in the comparison; the starting model is kept."
+        why = "the starting model is kept. If its observables are off, --goal observables matches them"
+        return False, f"The starting model did not fail once in the comparison; {why}."
     rates = f"{a.hazard_per_ps:.3g} -> {b.hazard_per_ps:.3g} failures per replica-ps by any criterion (p = {evidence.p_value:.1g})"
     if not evidence.gained:
         why = (

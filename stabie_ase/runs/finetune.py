@@ -16,10 +16,11 @@ from ase import Atoms
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_inputs
-from stabie_ase.runs.comparison import Comparison, Outcome, Trial, together, verdict
+from stabie_ase.runs.comparison import Comparison, Outcome, Trial, together
 from stabie_ase.runs.conditions import Plan, frames_of, planned
 from stabie_ase.runs.evaluation import StabilityTest, failing_frames
 from stabie_ase.runs.finetune_directory import RunDirectory
+from stabie_ase.runs.goals import GOALS
 from stabie_ase.runs.inputs import Inputs, code_files
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.progress import CheckProgress, LoopProgress
@@ -208,9 +209,10 @@ class Finetuning(Run):
         for plan in self._judged:
             plan.yardstick.warn_if_blind(test.time_ps)
         candidates, told = training.candidates(), CheckProgress(test, config.check.rounds, self.check_seconds, monitor)
-        outcome = Comparison(training.potential, trials, self.check_seconds, config.check.rounds, told.on_check).run(candidates)
+        goal = GOALS[config.goal](trials)
+        outcome = Comparison(training.potential, trials, self.check_seconds, config.check.rounds, goal, told.on_check).run(candidates)
         told.end()
-        gained, message = verdict(outcome, trials, {criterion.name for plan in self.plans for criterion in plan.condition.criteria})
+        gained, message = goal.verdict(outcome, {criterion.name for plan in self.plans for criterion in plan.condition.criteria})
         if training.unchanged and training.progress.updates:
             message = f"The starting model is kept: all {training.progress.updates} updates were taken back; {WHY_TAKEN_BACK}"
         models = self._summaries(outcome, trials, candidates)
@@ -225,7 +227,7 @@ class Finetuning(Run):
             "frames": {"reference": self.reference.source, "held_out": self.held_out_source},
             "gained": gained,
             "message": message,
-            "p_value": outcome.evidence.p_value,
+            "p_value": goal.p_value(outcome),
             "test": asdict(test) | {"at": [trial.name for trial in trials], "criterion": _judges(trials), "rounds": outcome.rounds},
         }
 

@@ -29,7 +29,7 @@ from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import LabelledFrames, QMLoss
 from stabie_ase.training.options import FinetuneOptions
 from stabie_ase.training.pool import SEED_STRIDE, ReplicaPool, Window
-from stabie_ase.training.schedule import FINISHED, LEARNING, SIMULATION, Progress, Schedule
+from stabie_ase.training.schedule import FINISHED, LEARNING, MATCHING, OBSERVABLES, SIMULATION, Matching, Progress, Schedule
 from stabie_ase.training.updates import Work, rule_class
 
 logger = logging.getLogger(__name__)
@@ -89,10 +89,9 @@ class TrainingLoop:
             ReplicaPool(condition, potential, window, config.seed + SEED_STRIDE * k, round(phases.bank * condition.replicas))
             for k, condition in enumerate(conditions)
         ]
-        self.schedule = Schedule(
-            phases.upper_fraction, phases.lower_fraction, phases.max_simulation_windows, phases.max_learning_windows
-        )
-        self.progress = Progress()
+        limits = (phases.upper_fraction, phases.lower_fraction, phases.max_simulation_windows, phases.max_learning_windows)
+        self.schedule = Matching() if config.goal == OBSERVABLES else Schedule(*limits)
+        self.progress = Progress(self.schedule.first)
         self.start_weights = self._weights()
         self.best: dict[str, Any] = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
         self._began: float | None = None
@@ -178,12 +177,12 @@ class TrainingLoop:
         return record, unstable
 
     def _learn(self) -> tuple[dict[str, object], list[Atoms]]:
-        """One window of all replicas from the start of the phase, then updates on its samples."""
-        progress = self.progress
-        windows = [pool.learn() for pool in self.pools]
+        """One window of the lesson from the start of the phase, then updates on its samples."""
+        progress, matching = self.progress, self.progress.phase == MATCHING
+        windows = [pool.learn(everyone=matching) for pool in self.pools]
         progress.window += 1
         fraction = _fraction([failures.failed for _, _, failures in windows])
-        if progress.window == 1:
+        if progress.window == 1 and not matching:
             self._warn_if_few_failed_again(windows)
         record = self._record(unstable_fraction=fraction)
         learned = self.schedule.teaches(fraction)
@@ -192,13 +191,17 @@ class TrainingLoop:
                 (c, Samples.from_trajectory(trajectory, [target.observable for target in c.targets], c.grouping, self.potential))
                 for c, (_, trajectory, _) in zip((pool.condition for pool in self.pools), windows)
             ]
+            before = self._weights() if matching and self.work.accurate() else None
             record |= {"n_samples": sum(len(s) for _, s in samples)} | self._apply(samples)
-        if self.schedule.after(LEARNING, progress.window, fraction) == SIMULATION:
+            if before and record.get("observable_loss", math.inf) < self.best.get("loss", math.inf):
+                self.best |= {"loss": record["observable_loss"], "cycle": progress.cycle, "weights": before}
+        following = self.schedule.after(progress.phase, progress.window, fraction)
+        if following != LEARNING:
             for pool, (ends, _, failures) in zip(self.pools, windows):
                 pool.go_on_from(ends, failures)
             progress.cycle += 1
             self.rule.next_phase()
-            self._enter(SIMULATION)
+            self._enter(following)
         if learned:
             for pool in self.pools:
                 pool.renew_forces()
@@ -229,7 +232,7 @@ class TrainingLoop:
 
     def _enter(self, phase: str) -> None:
         self.progress.phase, self.progress.window = phase, 0
-        if phase == SIMULATION:
+        if phase != LEARNING:
             for pool in self.pools:
                 pool.forget_failures()
 

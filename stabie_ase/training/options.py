@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stabie_ase.system.options import BadOption, HasTimestep, check_options, in_a_row, option, rows, section
 from stabie_ase.training.recipes import RECIPES
+from stabie_ase.training.schedule import OBSERVABLES, STABILITY
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics import Integrator
@@ -219,6 +220,12 @@ class FinetuneOptions:
         "defaults of all other options, of which those that are given win: natural, this package's own, or paper, the published recipe, "
         "which is paper-liquid where the reference is periodic",
         presets=RECIPES,
+    )
+    goal: str = option(
+        STABILITY,
+        "what for: stability learns from replicas that fail; observables from all of them in every window, for a model that is stable and "
+        "not like its targets, such as an experiment, and is judged by these",
+        choices=(STABILITY, OBSERVABLES),
     )
     observable: str | None = option(
         None,

@@ -135,8 +135,14 @@ class ReplicaPool:
         times = ((began + failures.step) * timestep_fs / 1000.0).tolist()
         return failures.to_atoms({k: {"replica": int(going[k]), "time_ps": times[k], **where} for k in failed})
 
-    def _gather(self) -> Lesson:
-        """What a learning phase begins with: the replicas that failed, others from the bank up to half, and as many that did not fail."""
+    def _gather(self, everyone: bool) -> Lesson:
+        """What a learning phase begins with: the replicas that failed, others from the bank up to half, and as many that did not fail.
+
+        Or all replicas.
+        """
+        if everyone:
+            rows = torch.arange(len(self.failed), device=self.failed.device)
+            return Lesson(self.replicas, rows, rows[:0])
         failed = self.failed.nonzero()[:, 0]
         banked = self.bank.choose(self.condition.replicas // 2 - len(failed))
         n_sound = max(len(failed) + len(banked), MIN_SOUND_LEARNERS)
@@ -148,9 +154,9 @@ class ReplicaPool:
             state = self._with_forces(joined(state, self.bank.states.select(banked)))
         return Lesson(state, rows, banked)
 
-    def learn(self) -> tuple[MDState, Trajectory, Failures]:
-        """One window of the lesson, unstable replicas too; it stays where it was."""
-        lesson = self.lesson = self.lesson or self._gather()
+    def learn(self, everyone: bool = False) -> tuple[MDState, Trajectory, Failures]:
+        """One window of the lesson, of everyone if asked for, unstable replicas too; it stays where it was."""
+        lesson = self.lesson = self.lesson or self._gather(everyone)
         ends, trajectory, failures = self._run(lesson.state, stop_unstable=False)
         assert trajectory is not None
         self.bank.note(lesson.banked, failures.failed[len(lesson.rows) :])

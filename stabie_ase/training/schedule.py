@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SIMULATION, LEARNING, FINISHED = "simulation", "learning", "finished"
+SIMULATION, LEARNING, MATCHING, FINISHED = "simulation", "learning", "matching", "finished"
+
+STABILITY, OBSERVABLES = "stability", "observables"
+"""What a run can be for."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Schedule:
     lower_fraction: float
     max_simulation_windows: int
     max_learning_windows: int
+    first = SIMULATION
 
     def after(self, phase: str, window: int, unstable: float) -> str:
         """The phase of the next window.
@@ -49,6 +53,21 @@ class Schedule:
     def teaches(self, unstable: float) -> bool:
         """Whether the unstable fraction of a window of learning is enough to learn from."""
         return unstable > self.lower_fraction
+
+
+@dataclass(frozen=True)
+class Matching:
+    """All replicas teach in every window, whether they fail or not, and go on from its end: for a model whose observables are off."""
+
+    first = MATCHING
+
+    def after(self, phase: str, window: int, unstable: float) -> str:
+        """The same phase, until the budget is spent."""
+        return MATCHING
+
+    def teaches(self, unstable: float) -> bool:
+        """Always."""
+        return True
 
 
 @dataclass
