@@ -369,12 +369,13 @@ def force_error_becomes(training, fraction, monkeypatch):
 
 @pytest.mark.parametrize("fraction", [1.06, float("nan")])
 def test_an_update_beyond_the_bound_of_the_force_error_is_taken_back(monkeypatch, fraction):
+    """And tried again on the same samples, shorter each time."""
     training = loop(force_error_bound=0.05, updates_per_window=3)
     until_learning(training)
     before = weights(training)
     force_error_becomes(training, fraction, monkeypatch)
     training.step()
-    assert training.progress.updates == 1 and training.rule.balance == 0.5
+    assert training.progress.updates == training.progress.taken_back == 3 and training.rule.balance == 0.125
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
 
 

@@ -74,12 +74,15 @@ class NaturalGradient(UpdateRule):
             info.updates += 1
             info.growth = work.accuracy.measure(work.potential)
             if not info.growth.within(work.bounds):
-                # More than energies and forces can make good: take the step back, and go on with shorter ones.
+                # More than energies and forces can make good: take the step back, and try a shorter one on the same samples. Another
+                # window would be this one again, with the same weights from the same start.
                 work.potential.load_state_dict(before)
                 self.balance = max(0.5 * self.balance, MIN_BALANCE)
                 info.taken_back += 1
                 info.growth = work.accuracy.measure(work.potential)
-                break
+                if work.out_of_time():
+                    break
+                continue
             room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
             self.balance = min(1.2 * self.balance, MAX_BALANCE) if room else max(0.7 * self.balance, MIN_BALANCE)
             estimates = [self._reweighted(*found) for found in estimates]
