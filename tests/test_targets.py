@@ -229,6 +229,16 @@ def test_finetune_learns_and_judges_by_a_curve(here):
     assert str(here / "curve.csv") in config["digests"] and "matched to curve.csv" in config["observable"][0]
 
 
+def test_a_run_for_observables_alone(here):
+    """Every window teaches, and the verdict is of the observable; its report is written."""
+    write_curve(here / "curve.csv")
+    result, found = begun(here, "--observable", f"{HR},target=curve.csv", "--goal", "observables")
+    records = [json.loads(line) for line in (here / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {record["phase"] for record in records} == {"matching"} and all("observable_loss" in record for record in records)
+    assert "nearer to" in found["message"] and found["message"] in " ".join(result.output.split())
+    assert 0 <= found["p_value"] <= 1 and (here / "run" / "report.html").exists()
+
+
 def test_the_natural_gradient_counts_bins_by_the_errors_of_the_curve(here):
     """Its loss is that of the target as it is: fluctuations of the samples take no part in it."""
     write_curve(here / "curve.csv", factor=1.5)

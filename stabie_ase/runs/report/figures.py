@@ -26,10 +26,12 @@ FURTHER_STYLES = (
 PHASES = {
     "simulation": {"color": "#000000", "marker": "o", "markerfacecolor": "white"},
     "learning": {"color": "#0072B2", "marker": "s", "markerfacecolor": "#0072B2"},
+    "matching": {"color": "#0072B2", "marker": "s", "markerfacecolor": "#0072B2"},
 }
 SHADES = {
     "simulation": {"facecolor": "#EDEDED", "edgecolor": "none"},
     "learning": {"facecolor": "#DCEBF5", "edgecolor": "#B4CFE0", "hatch": "//"},
+    "matching": {"facecolor": "#DCEBF5", "edgecolor": "none"},
 }
 DISPLAY_NAMES = {"stabie": "StABIE"}
 

@@ -162,7 +162,7 @@ def _progress(run: RunFiles) -> str:
     updates = max((record.get("updates") or 0 for record in run.records), default=0)
     text = (
         f"{_count(phases.count('simulation'), 'simulation window')} and "
-        f"{_count(phases.count('learning'), 'learning window')}, {_count(updates, 'update')} of the weights, "
+        f"{_count(len(phases) - phases.count('simulation'), 'learning window')}, {_count(updates, 'update')} of the weights, "
         f"{number(last['md_replica_ps'])} ps of dynamics summed over the replicas"
     )
     seconds = last.get("seconds")
