@@ -236,9 +236,9 @@ def test_names_and_where_they_have_no_meaning():
         observables_from("heat-capacity", setting_of([ethanol], float("nan")))
     with pytest.raises(ValueError, match="does not tell"):
         PotentialEnergy()(AtomsBatch.from_atoms(ethanol))
-    with pytest.raises(ValueError, match="pressure needs the stresses of its frames, and 2 of 2 have none"):
+    with pytest.raises(ValueError, match="pressure needs the stress of its frames, and frame 0 has none"):
         Target.from_frames(Pressure(T), crystal, energies=np.zeros(2))
-    with pytest.raises(ValueError, match="potential-energy needs the energies"):
+    with pytest.raises(ValueError, match="potential-energy needs the energy"):
         Target.from_frames(PotentialEnergy(), crystal)
     grouping = choose_grouping(None, setting_of(crystal), [PotentialEnergy()], lennard_jones())
     assert grouping.name == "global" and "potential-energy is of whole systems" in grouping.reason

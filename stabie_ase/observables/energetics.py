@@ -93,9 +93,9 @@ class Energetics:
             Frames without.
         """
         told = [_result(atoms, "energy") for atoms in images] if energies is None else list(energies)
-        _check("energies", told)
+        _check("energy", told)
         known = [_result(atoms, "stress") for atoms in images] if stress else []
-        _check("stresses", known)
+        _check("stress", known)
         tensors = [np.asarray(s, dtype=float) for s in known]
         full = [s if s.shape == (3, 3) else voigt_6_to_full_3x3_stress(s) for s in tensors]
         tensor = torch.as_tensor(np.array(full)) if stress else None
@@ -114,7 +114,7 @@ def _result(atoms: Atoms, name: str):
 def _check(what: str, told: Sequence) -> None:
     lacking = [k for k, value in enumerate(told) if value is None]
     if lacking:
-        raise ValueError(f"needs the {what} of its frames, and {len(lacking)} of {len(told)} have none, as frame {lacking[0]}")
+        raise ValueError(f"needs the {what} of its frames, and frame {lacking[0]} has none")
 
 
 def _stress(potential: Potential, frames: AtomsBatch) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from stabie_ase.observables import OBSERVABLES, Observable, default_observable, observables_from
+from stabie_ase.observables import OBSERVABLES, TARGET, VALUE, Observable, default_observable, observables_from
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.observables.dynamical import DYNAMICAL, Dynamical
 from stabie_ase.observables.errors import mean_errors
@@ -154,8 +154,9 @@ def _quantities(objects: Sequence[Quantity], text: str | None, setting: Setting)
         text = default_observable(setting)
     wanted = parse(text or "")
     for spec in wanted:
-        if "weight" in spec.options:
-            raise BadSpec(f"{str(spec)!r} has a weight, which counts in training only; leave it out")
+        for name in ("weight", TARGET, VALUE):
+            if name in spec.options:
+                raise BadSpec(f"{str(spec)!r} has a {name}, which counts in training and evaluate only; leave it out")
     classes = [plugins.find(spec, "observable", "stabie_ase.observables", {**OBSERVABLES, **DYNAMICAL}) for spec in wanted]
     static = [str(spec) for spec, cls in zip(wanted, classes) if not issubclass(cls, Dynamical)]
     made = iter(observables_from(static, setting) if static else [])
