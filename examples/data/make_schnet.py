@@ -1,7 +1,10 @@
 #!/usr/bin/env python
 """Train a SchNet of a size of your choice on energies and forces; `stabie-ase pretrain` makes one of 3 interactions and 64 channels.
 
-    python examples/data/make_schnet.py --ref train.xyz --output model.pt --interactions 6 --device cuda --max-time 10
+    python examples/data/make_schnet.py --ref train.xyz --output model.pt --device cuda --max-time 10
+    python examples/data/make_schnet.py --ref water_train.xyz@:50 --interactions 3 --batch-size 2 --patience 8 --output water.pt
+
+Frames of a liquid hold many forces, so that few of them make a step; with a short patience the learning rate falls within the time.
 """
 
 import argparse
@@ -12,6 +15,7 @@ from torch import nn
 from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.reference import interaction_energy, read_reference, reference_energies
+from stabie_ase.system.allocator import keep_freed_memory
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
@@ -26,6 +30,7 @@ def parsed():
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--cutoff", type=float, default=5.0, metavar="Å")
     parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--patience", type=int, default=50, help="epochs without a better validation error before the learning rate falls")
     parser.add_argument("--epochs", type=int, default=5000, help="at most")
     parser.add_argument("--max-time", type=float, default=60.0, metavar="MIN")
     parser.add_argument("--device", default="cpu")
@@ -35,12 +40,15 @@ def parsed():
 
 def main():
     args = parsed()
+    torch.set_num_threads(1)  # systems this small gain nothing from more
+    keep_freed_memory()
     reference = read_reference(args.ref)
     torch.manual_seed(args.seed)
     energies = reference_energies(reference)
     potential = SchNetPotential.build(energies, args.channels, args.channels, args.interactions, cutoff=args.cutoff)
     nn.init.constant_(potential.network.lin2.bias, interaction_energy(reference, energies))
-    options = PretrainOptions(epochs=args.epochs, max_time_min=args.max_time, batch_size=args.batch_size, seed=args.seed)
+    times = {"epochs": args.epochs, "max_time_min": args.max_time, "patience": args.patience}
+    options = PretrainOptions(batch_size=args.batch_size, seed=args.seed, **times)
     training = Pretraining(potential.to(args.device), reference, options)
 
     def tell(record):

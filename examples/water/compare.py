@@ -1,8 +1,11 @@
-"""Hold water models against each other: how often they fail, and what their water is like before they do.
+r"""Hold water models against each other: how often they fail, and what their water is like before they do.
 
+    python examples/water/make_water.py --output F
+    python examples/data/make_schnet.py --ref F/water_train.xyz@:50 --interactions 3 --batch-size 2 --patience 8 --max-time 20 \
+--output F/start.pt
     stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --output F/run
-    stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --update labels --output F/control
-    python examples/water/compare.py start=F/start.pt control=F/control/final.pt end=F/run/final.pt --ref F/water_test.xyz --dynamics \
+    stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --update labels-only --output F/control
+    python examples/water/compare.py start=F/start.pt control=F/control/model.pt end=F/run/model.pt --ref F/water_test.xyz --dynamics \
 F/water_dynamics.traj
 
 Fresh replicas of each model start from the same frames with the same momenta. They go on until their radial distribution functions,
@@ -19,8 +22,11 @@ from typing import NamedTuple
 
 import torch
 from ase import units
-from ase.io import read
+from ase.io import read, write
+from make_water import labelled
 from scipy.stats import chi2
+from teacher import Water as TeacherWater
+from teacher import lattice
 
 from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_reference, watched
 from stabie_ase.dynamics import StochasticVelocityRescaling, integrator_for
@@ -28,10 +34,12 @@ from stabie_ase.dynamics.starts import start
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.observables.diffusion import SelfDiffusion
 from stabie_ase.observables.series import TimeSeries
+from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.runs.replicas import criteria_of_frames
 from stabie_ase.stability.frames import first_failure
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.reference import spread
+from stabie_ase.structures.reference import reference_energies, spread
 from stabie_ase.system.allocator import keep_freed_memory
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 
@@ -122,14 +130,12 @@ def main() -> None:
     parser.add_argument("--fit", type=float, nargs=2, default=(0.3, 1.0), help="ps between which displacements count (default: 0.3 1.0)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, help="json file of all figures")
-    parser.add_argument("--quick", action="store_true", help="a moment, on what pretrain.py --quick makes")
+    parser.add_argument("--quick", action="store_true", help="a moment, on frames and a model of its own")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     if args.quick:
-        from pretrain import trial
-
-        args.models, args.ref = [f"trial={trial()}"], "water_trial.xyz"
+        args.models, args.ref = trial()
         args.replicas, args.time, args.fit = 2, 0.1, (0.02, 0.05)
     reference = read_reference(args.ref)
     setting = Setting(reference.frames, args.temperature, args.temperature, args.timestep, CHECK_FS)
@@ -153,6 +159,17 @@ def main() -> None:
         tell(name, row)
         if args.output:
             args.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def trial():
+    """A model of no use, and ten lattices of 8 molecules, shaken and labelled."""
+    images = [lattice(8, seed) for seed in range(10)]
+    for seed, atoms in enumerate(images):
+        atoms.rattle(0.05, seed=seed)
+    write("water_trial.xyz", labelled(AtomsBatch.from_atoms(images), TeacherWater(), 300.0, "a trial"))
+    torch.manual_seed(0)
+    save_potential(SchNetPotential.build(reference_energies(read_reference("water_trial.xyz")), 8, 8), "water_trial.pt")
+    return ["trial=water_trial.pt"], "water_trial.xyz"
 
 
 def tell(name, row) -> None:
