@@ -201,3 +201,21 @@ def test_a_watch_among_other_observers():
     assert watch.failures.step.tolist() == [2, -1]
     assert recorder.trajectory.valid.sum(dim=0).tolist() == [1, 10]
     assert recorder.trajectory.columns["severity"][0, 0] > 1.0
+
+
+@pytest.mark.parametrize("momenta", [False, True])
+def test_a_trajectory_as_atoms(momenta):
+    """Replica by replica, with the energy of that frame; what is no valid frame is left out."""
+    forces, integrator = PotentialForces(Harmonic(k=1.0)), VelocityVerlet(2.0 * units.fs)
+    state = initial_state(wells(3, 2), forces, T, seed=1)
+    recorder = Recorder(state, 20, 10, momenta=momenta)
+    end = simulate(state, integrator, forces, 20, [recorder])
+    whole = recorder.trajectory
+    kept = whole.keep(torch.tensor([[True, True, True], [True, False, True]])).to_atoms(2.0)
+    assert [[atoms.info["time_fs"] for atoms in images] for images in kept] == [[20.0, 40.0], [20.0], [20.0, 40.0]]
+    for replica, expected in enumerate(end.batch.to_atoms()):
+        last = whole.to_atoms(2.0)[replica][-1]
+        np.testing.assert_array_equal(last.positions, expected.positions)
+        assert last.get_potential_energy() == float(end.potential_energy[replica]) and last.info["replica"] == replica
+        wanted = end.momenta.numpy()[2 * replica : 2 * replica + 2] if momenta else np.zeros((2, 3))
+        np.testing.assert_array_equal(last.get_momenta(), wanted)

@@ -71,24 +71,12 @@ def run(potential, args, setting, rdf, others) -> Water:
     )  # fmt: skip
     lived = torch.where(failures.failed, failures.step, n_steps).double() * args.timestep / 1000
     images, times, failed = [], [], 0
-    for replica in range(args.replicas):
-        frames = images_of(trajectory, replica)
+    for replica, frames in enumerate(trajectory.to_atoms(args.timestep)):
         found = first_failure(frames, others, args.temperature) if frames else None
         images.append(frames if found is None else frames[: found.frame])
         times.append(float(lived[replica]) if found is None else min(float(lived[replica]), (found.frame + 1) * LOOK_FS / 1000))
         failed += found is not None or bool(failures.failed[replica])
     return Water(images, (int(failures.failed.sum()), float(lived.sum())), (failed, sum(times)))
-
-
-def images_of(trajectory, replica):
-    """The frames of one replica, with momenta and times."""
-    frames, step, which = trajectory.keep(torch.arange(trajectory.valid.shape[1]) == replica).frames()
-    momenta = trajectory.momenta.view(len(trajectory.steps), trajectory.valid.shape[1], -1, 3)[step, which].double().numpy()
-    images = frames.to_atoms() if len(step) else []
-    for k, atoms in enumerate(images):
-        atoms.set_momenta(momenta[k])
-        atoms.info["time_fs"] = float((step[k] + 1) * LOOK_FS)
-    return images
 
 
 def hazard(failures, ps):

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from torch import Tensor
 
 from stabie_ase.dynamics.state import MDState
@@ -90,6 +92,31 @@ class Trajectory:
         atoms = self.batch.atom_index(replica) + torch.repeat_interleave(frame * self.batch.n_atoms, picked.counts)
         positions = self.positions.reshape(-1, 3).index_select(0, atoms.to(self.positions.device))
         return picked.replace(positions=positions, cells=self.cells[frame, replica]), frame, replica
+
+
+    def to_atoms(self, timestep_fs: float) -> list[list[Atoms]]:
+        """Each replica's valid frames, in the order of time.
+
+        Parameters
+        ----------
+        timestep_fs : float
+            Of the dynamics, in fs.
+
+        Returns
+        -------
+        list of list of Atoms
+            With energies, momenta if there are any, and in `info` their `replica` and `time_fs`.
+        """
+        frames, frame, replica = self.frames()
+        found: list[list[Atoms]] = [[] for _ in range(self.batch.n_systems)]
+        for k, atoms in enumerate(frames.to_atoms() if len(frame) else []):
+            f, r = int(frame[k]), int(replica[k])
+            if self.momenta is not None:
+                atoms.set_momenta(self.momenta[f, self.batch.system == r].double().cpu().numpy())
+            atoms.calc = SinglePointCalculator(atoms, energy=float(self.potential_energy[f, r]))
+            atoms.info.update(replica=r, time_fs=float(self.steps[f]) * timestep_fs)
+            found[r].append(atoms)
+        return found
 
 
 MAX_BYTES_IN_MEMORY = 2**30
