@@ -11,12 +11,14 @@ from ase import units
 from ase.io import write
 
 import stabie_ase
-from stabie_ase.boltzmann import WHOLE, Samples
+from stabie_ase.boltzmann import WHOLE, Samples, accumulate_gradient
 from stabie_ase.observables import DistanceDistribution
 from stabie_ase.runs.monitor import Monitor
 from stabie_ase.stability import criteria_from
+from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.setting import Setting
+from stabie_ase.structures.topology import Groups
 from stabie_ase.system.options import from_dict, in_a_row, row_of
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.loop import TrainingLoop
@@ -206,7 +208,8 @@ def test_force_calls_are_those_of_the_dynamics_and_the_frames_of_the_updates():
     record, _ = training.step()
     frames = record["n_samples"] + 8 + len(training.accuracy.frames)  # one gradient of each, and the errors on held-out frames
     assert training.md_steps == calls + 12 * 30
-    assert record["force_calls"] == training.md_steps + frames
+    renewed = 12 + len(training.pools[0].lesson.rows)  # forces of the new weights, of the replicas and of the lesson
+    assert record["force_calls"] == training.md_steps + frames + renewed
     other = published()
     other.restore(copy.deepcopy(training.state()))
     assert other.force_calls == record["force_calls"]
@@ -218,3 +221,12 @@ def test_force_calls_of_energies_and_forces_alone():
     records = [training.step()[0] for _ in range(2)]
     each = 3 * 8 + len(training.accuracy.frames)
     assert [record["force_calls"] for record in records] == [each, 2 * each]
+
+
+def test_force_calls_of_groups_are_frames():
+    """Energies of atoms are evaluations of their frame."""
+    potential, frames, counted = tiny.model(), AtomsBatch.from_atoms(tiny.frames()[:5]), []
+    potential.register_forward_hook(lambda potential, given, energies: counted.append(given[0].n_systems))
+    groups = Groups(torch.arange(20), torch.arange(20) // 2, torch.arange(5).repeat_interleave(2))
+    accumulate_gradient(potential, frames, torch.ones(10).double(), groups, chunk_size=2)
+    assert counted == [2, 2, 1]

@@ -56,7 +56,7 @@ def accumulate_gradient(
             energy = potential(part, neighbors)
             weighted = (weights[systems] * energy).sum()
         else:
-            atomic = potential.atomic_energies(part.to(dtype=potential.dtype), neighbors).double()
+            atomic = potential(part, neighbors, of_atoms=True)
             energy = part.sum_over_atoms(atomic)
             weighted = (of_atoms[frames.atom_index(systems)] * atomic).sum()
         # Some families ask for position gradients whenever they are called; here they would only cost time.
@@ -117,7 +117,7 @@ def group_energies(potential: Potential, frames: AtomsBatch, groups: Groups, chu
     with torch.no_grad():
         for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
             part = frames.select(systems)
-            parts.append(potential.atomic_energies(part.to(dtype=potential.dtype), neighbor_list(part, potential.cutoff)).double())
+            parts.append(potential(part, neighbor_list(part, potential.cutoff), of_atoms=True))
     atomic = torch.cat(parts)
     return atomic.new_zeros(groups.n_groups).index_add(0, groups.group, atomic[groups.atoms])
 

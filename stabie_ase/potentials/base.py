@@ -138,13 +138,34 @@ class Potential(nn.Module):
         tensors = (t for t in chain(self.parameters(), self.buffers()) if t.is_floating_point())
         return next(tensors, torch.zeros((), dtype=torch.float64))
 
-    def forward(self, batch: AtomsBatch, neighbors: NeighborList) -> Tensor:
-        """Energies, shape (n_systems,), float64, in eV, with the graph of parameters and positions; ValueError for unknown elements."""
+    def forward(self, batch: AtomsBatch, neighbors: NeighborList, of_atoms: bool = False) -> Tensor:
+        """Energies with the graph of parameters and positions.
+
+        Parameters
+        ----------
+        batch : AtomsBatch
+        neighbors : NeighborList
+        of_atoms : bool
+            Of the atoms, not of the systems.
+
+        Returns
+        -------
+        Tensor of float64, shape (n_systems,) or (n_atoms,)
+            In eV.
+
+        Raises
+        ------
+        ValueError
+            Unknown elements.
+        """
         if batch.numbers is not self._checked:  # they stay the same tensor while atoms only move
             self.check_numbers(batch.numbers.unique().tolist())
             leave_inference_mode(self)
             self._checked = batch.numbers
-        energies = self.energies(batch.to(dtype=self.dtype), neighbors).double()
+        rounded = batch.to(dtype=self.dtype)
+        if of_atoms:
+            return self.atomic_energies(rounded, neighbors).double()
+        energies = self.energies(rounded, neighbors).double()
         # Not a number where a lattice is not finite any more, whatever its empty list makes of the atoms.
         return energies + 0.0 * batch.lattice.detach().sum(dim=(1, 2)) if neighbors.periodic else energies
 

@@ -204,7 +204,8 @@ class TrainingLoop:
             self._enter(following)
         if learned:
             for pool in self.pools:
-                pool.renew_forces()
+                progress.update_calls += pool.renew_forces()
+            record["force_calls"] = self.force_calls
         return record, []
 
     def _warn_if_few_failed_again(self, windows: list) -> None:

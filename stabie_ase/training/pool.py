@@ -190,11 +190,13 @@ class ReplicaPool:
         self.failed = torch.zeros_like(self.failed)
         self.counters.failures = self.counters.stable_steps = 0
 
-    def renew_forces(self) -> None:
-        """The replicas carry forces: those of the potential's new weights from here on."""
+    def renew_forces(self) -> int:
+        """The replicas carry forces: those of the potential's new weights from here on; returns how many frames that took."""
         self.replicas = self._with_forces(self.replicas)
-        if self.lesson is not None:
-            self.lesson = replace(self.lesson, state=self._with_forces(self.lesson.state))
+        if self.lesson is None:
+            return self.replicas.n_systems
+        self.lesson = replace(self.lesson, state=self._with_forces(self.lesson.state))
+        return self.replicas.n_systems + self.lesson.state.n_systems
 
     def _with_forces(self, state: MDState) -> MDState:
         return update_forces(state, PotentialForces.driving(self.potential, self.condition.integrator))

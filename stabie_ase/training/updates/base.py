@@ -122,7 +122,7 @@ class UpdateRule:
     def apply_counted_(self, windows: Windows) -> UpdateInfo:
         """The same, its force calls counted by the potential's own: what a rule costs, whatever it does."""
         frames: list[int] = []
-        counting = self.work.potential.register_forward_hook(lambda potential, arguments, energies: frames.append(len(energies)))
+        counting = self.work.potential.register_forward_hook(lambda potential, given, energies: frames.append(given[0].n_systems))
         try:
             return replace(self.apply_(windows), force_calls=sum(frames))
         finally:
