@@ -220,7 +220,8 @@ def test_force_calls_of_energies_and_forces_alone():
     training = TrainingLoop.from_reference(tiny.model(), tiny.reference(), [DistanceDistribution(6.0)], [], config)
     records = [training.step()[0] for _ in range(2)]
     each = 3 * 8 + len(training.accuracy.frames)
-    assert [record["force_calls"] for record in records] == [each, 2 * each]
+    tried = each + len(training.accuracy.frames)  # what the learning rate does to the model, beside what it is like
+    assert [record["force_calls"] for record in records] == [tried + each, tried + 2 * each]
 
 
 def test_force_calls_of_groups_are_frames():

@@ -265,6 +265,7 @@ def test_without_the_observable_an_update_is_an_adam_step_on_energies_and_forces
 
 def test_the_learning_rate_of_an_update_falls_to_zero():
     training, rates = loop(qm_steps=8, update="labels-only"), []
+    training.rule.steps.calibrate()
     real = training.rule.steps.optimizer.step
     training.rule.steps.optimizer.step = lambda: (rates.append(training.rule.steps.optimizer.param_groups[0]["lr"]), real())
     training.step()
@@ -760,3 +761,24 @@ def test_matching_is_resumed_to_the_same_bits():
             training.step()
     assert all(torch.equal(a, b) for a, b in zip(whole.potential.parameters(), other.potential.parameters()))
     assert other.best["loss"] == whole.best["loss"]
+
+
+# -- the learning rate of steps on energies and forces
+
+
+@pytest.mark.parametrize("rate, smaller", [(1e-5, False), (0.3, True)])
+def test_a_learning_rate_that_spoils_the_model_by_itself_is_made_smaller_once(rate, smaller, caplog):
+    """By thirds; weights and optimizer are as before, and what was found goes along with a saved state."""
+    training = loop(learning_rate=rate, qm_steps=5)
+    steps, before = training.rule.steps, weights(training)
+    with caplog.at_level(logging.INFO):
+        steps.calibrate()
+    assert all(torch.equal(x, before[name]) for name, x in weights(training).items()) and not steps.optimizer.state_dict()["state"]
+    assert (steps.rate < rate) is smaller and ("larger ones alone spoil" in caplog.text) is smaller
+    assert round(np.log(rate / steps.rate) / np.log(3), 6) in range(6)
+    other = loop(learning_rate=rate, qm_steps=5)
+    other.restore(training.state())
+    assert other.rule.steps.rate == steps.rate
+    error = training.accuracy.start_mae
+    steps.run()
+    assert not smaller or training.accuracy.measure(training.potential).force_mae <= 1.01 * error

@@ -17,6 +17,7 @@ class LabelsOnly(UpdateRule):
 
     def apply_(self, windows: Windows) -> UpdateInfo:
         """One update; windows play no part."""
+        self.steps.calibrate()
         self.steps.run()
         growth = self.work.accuracy.measure(self.work.potential)
         return UpdateInfo(1, 0, growth, {"force_mae_eV_per_A": growth.force_mae})

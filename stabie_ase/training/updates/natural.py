@@ -67,6 +67,7 @@ class NaturalGradient(UpdateRule):
         estimates = [found for found in (self._estimate(*window) for window in windows) if found is not None]
         if not estimates:
             return info
+        self.steps.calibrate()
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
             known = self._update(estimates)
