@@ -96,7 +96,7 @@ def test_replicas_that_did_not_learn_stay_where_they_are():
     pool, before = training.pools[0], training.pools[0].replicas
     rows = []
     learn = pool.learn
-    pool.learn = lambda: (learn(), rows.append(pool.lesson.rows))[0]
+    pool.learn = lambda **settings: (learn(**settings), rows.append(pool.lesson.rows))[0]
     training.step()
     others = torch.ones(40, dtype=torch.bool).index_fill(0, rows[0], False).nonzero()[:, 0]
     assert len(others) > 8
