@@ -44,7 +44,7 @@ from stabie_ase.system.allocator import keep_freed_memory
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 
 PAIRS = "rdf:O-O,rdf:H-O,rdf:H-H"
-LOOK_FS, CHECK_FS, FRAMES_AT_ONCE = 10.0, 5.0, 50
+LOOK_FS, CHECK_FS = 10.0, 5.0
 
 
 class Water(NamedTuple):
@@ -89,8 +89,8 @@ def distance(target, water):
     """Of an observable over all replicas from its target, and its standard error."""
     n, means = len(water.images), SlicedMeans.none(len(water.images), 1, target.observable.width)
     for k, images in enumerate(water.images):
-        for first in range(0, len(images), FRAMES_AT_ONCE):
-            values = target.observable(AtomsBatch.from_atoms(images[first : first + FRAMES_AT_ONCE]))
+        if images:
+            values = target.observable.sample(AtomsBatch.from_atoms(images))
             slices = torch.zeros(len(values), dtype=torch.int64)
             means += SlicedMeans.collect(values, slices + k, slices, n, 1)
     return target.distance(means)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,21 @@ from stabie_ase.system.processes import total
 
 PROBE_FRACTION = 2e-4
 """Length of a finite difference along a direction of the parameters, as a fraction of their norm."""
+
+
+@contextmanager
+def displaced(parameters: Sequence[Tensor], direction: Sequence[Tensor], length: float) -> Iterator[None]:
+    """Within this block parameters are so much further along a direction of their shapes; afterwards they are, to the bit, as before."""
+    before = [p.detach().clone() for p in parameters]
+    try:
+        with torch.no_grad():
+            for p, base, part in zip(parameters, before, direction):
+                p.copy_(base + (length * part).to(p.dtype))
+        yield
+    finally:
+        with torch.no_grad():
+            for p, base in zip(parameters, before):
+                p.copy_(base)
 
 
 @dataclass(frozen=True)
@@ -90,20 +106,12 @@ def _derivatives(
 ) -> tuple[Tensor, Tensor]:
     """d·∇_θ of the energy of each group, shape (n_groups,), and of its values, (n_groups, Σ width)."""
     parameters = list(potential.parameters())
-    before = [p.detach().clone() for p in parameters]
-    norm, size = (sum(float(x.double().square().sum()) for x in xs) ** 0.5 for xs in (direction, before))
+    norm, size = (sum(float(x.detach().double().square().sum()) for x in xs) ** 0.5 for xs in (direction, parameters))
     step = PROBE_FRACTION * (size or 1.0) / norm
     sides, observables = [], [target.observable for target in targets]
-    try:
-        for sign in (1.0, -1.0):
-            with torch.no_grad():
-                for p, base, part in zip(parameters, before, direction):
-                    p.copy_(base + (sign * step * part).to(p.dtype))
+    for length in (step, -step):
+        with displaced(parameters, direction, length):
             there = of_present(potential, samples, observables)
             sides.append((energies_of(potential, samples), in_a_row(there, targets)))
-    finally:
-        with torch.no_grad():
-            for p, base in zip(parameters, before):
-                p.copy_(base)
     (above, values_above), (below, values_below) = sides
     return (above - below) / (2.0 * step), (values_above - values_below) / (2.0 * step)

@@ -15,6 +15,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.reference.labels import calculated
 
 FRAMES_AT_ONCE = 64
 """Whose stress is worked out together."""
@@ -92,9 +93,9 @@ class Energetics:
         ValueError
             Frames without.
         """
-        told = [_result(atoms, "energy") for atoms in images] if energies is None else list(energies)
+        told = [calculated(atoms, "energy") for atoms in images] if energies is None else list(energies)
         _check("energy", told)
-        known = [_result(atoms, "stress") for atoms in images] if stress else []
+        known = [calculated(atoms, "stress") for atoms in images] if stress else []
         _check("stress", known)
         tensors = [np.asarray(s, dtype=float) for s in known]
         full = [s if s.shape == (3, 3) else voigt_6_to_full_3x3_stress(s) for s in tensors]
@@ -105,10 +106,6 @@ class Energetics:
         """Some of the frames by index, shape (n,)."""
         rows = {name: x[index] for name, x in vars(self).items() if x is not None}
         return replace(self, **rows)
-
-
-def _result(atoms: Atoms, name: str):
-    return None if atoms.calc is None else atoms.calc.results.get(name)
 
 
 def _check(what: str, told: Sequence) -> None:

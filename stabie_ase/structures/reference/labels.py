@@ -31,16 +31,16 @@ SAME_UNITS = {"ev", "ev/ang", "ev/a", "ev/å", "ev/angstrom", "ang", "a", "å", 
 
 def energy_of(atoms: Atoms, key: str) -> float | None:
     """ASE moves the results of a calculation into a calculator; other keys stay in info and arrays."""
-    return atoms.info[key] if key in atoms.info else _calculated(atoms, key)
+    return atoms.info[key] if key in atoms.info else calculated(atoms, key)
 
 
 def forces_of(atoms: Atoms, key: str) -> np.ndarray | None:
     """Forces as they were calculated, in the unit of the file, whatever the constraints; None if there are none."""
-    return atoms.arrays[key] if key in atoms.arrays else _calculated(atoms, key)
+    return atoms.arrays[key] if key in atoms.arrays else calculated(atoms, key)
 
 
-def _calculated(atoms: Atoms, name: str):
-    """From the results as they are: asked properly, a calculator forgets them where a position is not a number."""
+def calculated(atoms: Atoms, name: str):
+    """What ASE has read by that name, or None. From the results: a calculator that is asked forgets them where a position is no number."""
     return None if atoms.calc is None else atoms.calc.results.get(name)
 
 

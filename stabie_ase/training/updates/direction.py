@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stabie_ase.boltzmann.projection import PROBE_FRACTION, displaced
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.labels import LabelledFrames, QMLoss
-
-PROBE_FRACTION = 2e-4
-"""Length of the finite differences, as a fraction of the norm of the weights."""
 
 
 def natural_direction(
@@ -80,26 +78,21 @@ class _Metric:
     def __init__(self, potential: Potential, frames: Sequence[AtomsBatch], loss: QMLoss):
         self.potential, self.loss = potential, loss
         self.parameters = list(potential.parameters())
-        self.base = [p.detach().clone() for p in self.parameters]
         self.now = [_predicted(potential, part) for part in frames]
-        self.probe = PROBE_FRACTION * (float(_flat(self.base).norm()) or 1.0)
+        self.probe = PROBE_FRACTION * (float(_flat(self.parameters).norm()) or 1.0)
 
     def __call__(self, v: Tensor) -> Tensor:
         epsilon = self.probe / float(v.norm())
         try:
-            with torch.no_grad():
-                for p, base, part in zip(self.parameters, self.base, _unflat(v, self.parameters)):
-                    p.copy_(base + (epsilon * part).to(p.dtype))
+            with displaced(self.parameters, _unflat(v, self.parameters), epsilon):
+                for p in self.parameters:
+                    p.grad = None
+                for frames in self.now:
+                    (self.loss(self.potential, frames) / len(self.now)).backward()
+                return _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]) / epsilon
+        finally:
             for p in self.parameters:
                 p.grad = None
-            for frames in self.now:
-                (self.loss(self.potential, frames) / len(self.now)).backward()
-            return _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]) / epsilon
-        finally:
-            with torch.no_grad():
-                for p, base in zip(self.parameters, self.base):
-                    p.copy_(base)
-                    p.grad = None
 
 
 def _predicted(potential: Potential, batch: AtomsBatch) -> LabelledFrames:
