@@ -20,7 +20,7 @@ from stabie_ase.structures.topology import Groups
 
 
 def accumulate_gradient(
-    potential: Potential, frames: AtomsBatch, weights: Tensor, groups: Groups | None = None, chunk_size: int = 64
+    potential: Potential, frames: AtomsBatch, weights: Tensor, groups: Groups | None = None, chunk_size: int | None = None
 ) -> Tensor:
     """Add ∇_θ Σ_j w_j U_θ(γ_j) to the parameters' `.grad`, chunk by chunk; returns U_θ of every frame.
 
@@ -35,8 +35,8 @@ def accumulate_gradient(
     weights : Tensor, shape (n_systems,) or (n_groups,)
     groups : Groups, optional
         Each frame is one if none are given.
-    chunk_size : int
-        Frames in one backward pass.
+    chunk_size : int, optional
+        Frames in one backward pass, see `AtomsBatch.chunks`.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def accumulate_gradient(
     """
     energies, parameters = [], [p for p in potential.parameters() if p.requires_grad]
     of_atoms = None if groups is None else groups.spread(weights.double(), frames)
-    for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
+    for systems in frames.chunks(chunk_size):
         part = frames.select(systems)
         neighbors = neighbor_list(part, potential.cutoff)
         if of_atoms is None:
@@ -65,7 +65,7 @@ def accumulate_gradient(
     return torch.cat(energies)
 
 
-def accumulate_stress_gradient(potential: Potential, frames: AtomsBatch, weights: Tensor, chunk_size: int = 16) -> None:
+def accumulate_stress_gradient(potential: Potential, frames: AtomsBatch, weights: Tensor, chunk_size: int | None = None) -> None:
     """Add ∇_θ Σ_i s_i·σ_θ(Γ_i) to the parameters' `.grad`, chunk by chunk, by a second derivative of the energy.
 
     Parameters
@@ -74,8 +74,8 @@ def accumulate_stress_gradient(potential: Potential, frames: AtomsBatch, weights
     frames : AtomsBatch
     weights : Tensor, shape (n_systems, 3, 3)
         s.
-    chunk_size : int
-        Frames in one backward pass.
+    chunk_size : int, optional
+        Frames in one backward pass, see `AtomsBatch.chunks`.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def accumulate_stress_gradient(potential: Potential, frames: AtomsBatch, weights
         Stress where it is not defined.
     """
     parameters = [p for p in potential.parameters() if p.requires_grad]
-    for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
+    for systems in frames.chunks(chunk_size):
         part = frames.select(systems)
         stress = potential.compute(part, neighbor_list(part, potential.cutoff), stress=True, create_graph=True).stress
         assert stress is not None
@@ -111,11 +111,11 @@ def of_present(potential: Potential, samples: Samples, observables: Sequence[Obs
     return replace(samples, values=values, energetics=now)
 
 
-def group_energies(potential: Potential, frames: AtomsBatch, groups: Groups, chunk_size: int = 64) -> Tensor:
+def group_energies(potential: Potential, frames: AtomsBatch, groups: Groups, chunk_size: int | None = None) -> Tensor:
     """U_θ(γ_j) of every group without a graph, float64, shape (n_groups,), in eV; see `accumulate_gradient`."""
     parts = []
     with torch.no_grad():
-        for systems in torch.arange(frames.n_systems, device=frames.device).split(chunk_size):
+        for systems in frames.chunks(chunk_size):
             part = frames.select(systems)
             parts.append(potential(part, neighbor_list(part, potential.cutoff), of_atoms=True))
     atomic = torch.cat(parts)

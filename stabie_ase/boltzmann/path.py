@@ -290,7 +290,7 @@ def _force_weights(paths: Paths, of_steps: Tensor, explicit: Tensor) -> Tensor:
     return (weights - 0.5 * h * explicit) * paths.start.mobile[:, None]
 
 
-def accumulate_path_gradient(potential: Potential, paths: Paths, estimate: PathEstimate, chunk_size: int = 64) -> None:
+def accumulate_path_gradient(potential: Potential, paths: Paths, estimate: PathEstimate, chunk_size: int | None = None) -> None:
     """Add the gradient of an estimate's loss to the parameters' `.grad`, chunk by chunk: memory is that of one chunk.
 
     Parameters
@@ -300,14 +300,14 @@ def accumulate_path_gradient(potential: Potential, paths: Paths, estimate: PathE
     paths : Paths
     estimate : PathEstimate
         Of these paths.
-    chunk_size : int
-        Frames in one backward pass.
+    chunk_size : int, optional
+        Frames in one backward pass, see `AtomsBatch.chunks`.
     """
     accumulate_gradient(potential, paths.start.batch, estimate.energy_weights, chunk_size=chunk_size)
     parameters = [p for p in potential.parameters() if p.requires_grad]
     step, replica = paths.sum_over_atoms(estimate.force_weights.abs().sum(dim=2)).nonzero(as_tuple=True)
     weights = estimate.force_weights.view(-1, 3)
-    for chosen in torch.arange(len(step), device=step.device).split(chunk_size):
+    for chosen in torch.arange(len(step), device=step.device).split(chunk_size or paths.start.batch.systems_at_once):
         frames, rows = paths.frames(step[chosen], replica[chosen])
         forces = potential.compute(frames, neighbor_list(frames, potential.cutoff), create_graph=True).forces
         (weights[rows] * forces.double()).sum().backward(inputs=parameters)

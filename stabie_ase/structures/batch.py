@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import Any, TypeVar
@@ -13,6 +13,10 @@ from ase import Atoms
 from torch import Tensor
 
 Record = TypeVar("Record")
+
+ATOMS_AT_ONCE, MOST_ATOMS_AT_ONCE = {"cpu": 1024}, 4096
+"""Whose energies and gradients are worked out together, by the type of the device, and elsewhere: what a network makes of them should
+stay in a CPU's cache. The gradient of 64 frames of 64 water molecules by a SchNet of 64 channels takes 4.6 s at once, 1.5 s by twos."""
 
 
 def per_atom() -> Any:
@@ -241,6 +245,15 @@ class AtomsBatch:
             system=torch.repeat_interleave(torch.arange(n, device=self.device), self.counts[systems]),
             n_systems=n,
         )
+
+    @property
+    def systems_at_once(self) -> int:
+        """As many as have some `ATOMS_AT_ONCE` atoms."""
+        return max(1, ATOMS_AT_ONCE.get(self.device.type, MOST_ATOMS_AT_ONCE) * self.n_systems // max(self.n_atoms, 1))
+
+    def chunks(self, size: int | None = None) -> Iterator[Tensor]:
+        """Indices of all systems, `size` at a time, or `systems_at_once`."""
+        yield from torch.arange(self.n_systems, device=self.device).split(size or self.systems_at_once)
 
     def repeat(self, n: int) -> AtomsBatch:
         """The whole batch, n times over."""

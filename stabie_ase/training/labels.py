@@ -41,9 +41,9 @@ class LabelledFrames:
         """Some of the frames by index, shape (n,)."""
         return LabelledFrames(self.batch.select(systems), self.energies[systems], self.forces[self.batch.atom_index(systems)])
 
-    def chunks(self, size: int) -> Iterator[LabelledFrames]:
-        """All frames, `size` at a time."""
-        for systems in torch.arange(len(self), device=self.batch.device).split(size):
+    def chunks(self, size: int | None = None) -> Iterator[LabelledFrames]:
+        """All frames, `size` at a time (`AtomsBatch.chunks`)."""
+        for systems in self.batch.chunks(size):
             yield self.select(systems)
 
 
@@ -84,7 +84,7 @@ class QMErrors:
     force_rmse_eV_per_A: float
 
 
-def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> QMErrors:
+def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int | None = None) -> QMErrors:
     """Errors of a potential on labelled frames."""
     energy, force = _deviations(potential, frames, chunk_size)
     return QMErrors(
@@ -95,15 +95,15 @@ def qm_errors(potential: Potential, frames: LabelledFrames, chunk_size: int = 64
     )
 
 
-def errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> tuple[Tensor, Tensor]:
+def errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Absolute errors of each frame.
 
     Parameters
     ----------
     potential : Potential
     frames : LabelledFrames
-    chunk_size : int
-        Frames that are worked out at once.
+    chunk_size : int, optional
+        Frames that are worked out at once, see `AtomsBatch.chunks`.
 
     Returns
     -------
@@ -116,12 +116,12 @@ def errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: in
     return (energy - energy.mean()).abs(), frames.batch.sum_over_atoms(force.abs().mean(dim=1)) / frames.batch.counts
 
 
-def force_errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> Tensor:
+def force_errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int | None = None) -> Tensor:
     """Mean absolute error of the force components of each frame, float64, shape (n_frames,), in eV/Å."""
     return errors_by_frame(potential, frames, chunk_size)[1]
 
 
-def predictions(potential: Potential, frames: LabelledFrames, chunk_size: int = 64) -> tuple[Tensor, Tensor]:
+def predictions(potential: Potential, frames: LabelledFrames, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:
     """What a potential says of the frames: energies, shape (n_frames,), in eV, and forces, shape (n_atoms, 3), in eV/Å, float64."""
     energies, forces = [], []
     with potential.frozen():
@@ -132,7 +132,7 @@ def predictions(potential: Potential, frames: LabelledFrames, chunk_size: int = 
     return torch.cat(energies), torch.cat(forces)
 
 
-def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int) -> tuple[Tensor, Tensor]:
+def _deviations(potential: Potential, frames: LabelledFrames, chunk_size: int | None) -> tuple[Tensor, Tensor]:
     """Predictions minus labels: energies, shape (n_frames,), and forces, shape (n_atoms, 3)."""
     energies, forces = predictions(potential, frames, chunk_size)
     return energies - frames.energies, forces - frames.forces

@@ -68,14 +68,17 @@ class NaturalGradient(UpdateRule):
         if not estimates:
             return info
         self.steps.calibrate()
+        found = None
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
-            known = self._update(estimates)
-            info.figures = info.figures or known
+            if found is None:
+                found = self._direction(estimates, info)
+            self._step(*found)
+            self.steps.run()
             info.updates += 1
             info.growth = work.accuracy.measure(work.potential)
             if not info.growth.within(work.bounds):
-                # More than energies and forces can make good: take the step back, and try a shorter one on the same samples. Another
+                # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
                 # window would be this one again, with the same weights from the same start.
                 work.potential.load_state_dict(before)
                 self.balance = max(0.5 * self.balance, MIN_BALANCE)
@@ -86,7 +89,7 @@ class NaturalGradient(UpdateRule):
                 continue
             room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
             self.balance = min(1.2 * self.balance, MAX_BALANCE) if room else max(0.7 * self.balance, MIN_BALANCE)
-            estimates = [self._reweighted(*found) for found in estimates]
+            estimates, found = [self._reweighted(*known) for known in estimates], None
             if not _ess(estimates) >= config.estimator.min_ess_fraction or work.out_of_time():
                 break
         info.figures |= {
@@ -136,20 +139,16 @@ class NaturalGradient(UpdateRule):
         estimate = replace(estimate, samples=of_present(potential, estimate.samples, observables))
         return estimator, targets, estimator.reweighted(estimate, targets, change)
 
-    def _update(self, estimates: list[Found]) -> dict[str, float]:
-        """One step for the observables, and what energies and forces make of it; how well its gradient is known."""
+    def _direction(self, estimates: list[Found], info: UpdateInfo) -> tuple[list[Tensor], float]:
+        """Where to go for the observables, and how far that changes forces; of a window's first, how well its gradient is known."""
         work, config = self.work, self.work.config
         self.steps.optimizer.zero_grad()
         for _, _, estimate in estimates:
             accumulate(work.potential, estimate)
         sum_gradients(work.potential.parameters())
-        known = self._known(estimates)
+        info.figures = info.figures or self._known(estimates)
         sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for _, _, estimate in estimates)]
-        direction, change = natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)
-        if math.isfinite(change) and change > 0:
-            self._step(direction, self.balance * config.update.observable_weight * FIRST_STEP_FRACTION * work.accuracy.start_rmse / change)
-        self.steps.run()
-        return known
+        return natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)
 
     def _known(self, estimates: list[Found]) -> dict[str, float]:
         """The length of the gradient that the parameters hold, and its standard error."""
@@ -167,8 +166,13 @@ class NaturalGradient(UpdateRule):
         return [pool.select(minibatch(pool.n_systems, size, seed, self.steps.runs)) for pool in pools if pool.n_systems]
 
     @torch.no_grad()
-    def _step(self, direction: list[Tensor], length: float) -> None:
-        for p, part in zip(self.work.potential.parameters(), direction):
+    def _step(self, direction: list[Tensor], change: float) -> None:
+        """A step that changes forces by as much as the balance says, if the direction changes them at all."""
+        if not (math.isfinite(change) and change > 0):
+            return
+        work = self.work
+        length = self.balance * work.config.update.observable_weight * FIRST_STEP_FRACTION * work.accuracy.start_rmse / change
+        for p, part in zip(work.potential.parameters(), direction):
             p.sub_((length * part).to(p.dtype))
 
     def state(self) -> dict:
