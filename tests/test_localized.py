@@ -372,7 +372,7 @@ def test_updates_know_where_groups_came_from():
         training.step()
     (condition, window), rule = samples[0][0], loop("molecules").rule
     estimator, targets, estimate = rule._estimate(condition, window)
-    assert estimator.half_width == training.config.half_width > 0
+    assert estimator.half_width == training.config.half_width(whole=False) == 0 and estimator.within
     potential = rule.work.potential
     torch.testing.assert_close(
         estimate.samples.group_energies, group_energies(potential, estimate.samples.frames, estimate.samples.groups)

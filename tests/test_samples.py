@@ -7,8 +7,8 @@ import torch
 from helpers import samples_of
 
 from stabie_ase.boltzmann import Estimator, Samples, StatePoint
-from stabie_ase.boltzmann.estimate import response_weights, weighted_mean
 from stabie_ase.boltzmann.samples import trajectory_averages
+from stabie_ase.boltzmann.weights import response_weights, weighted_mean
 from stabie_ase.dynamics import Trajectory
 from stabie_ase.observables import BondLengths, DistanceDistribution, Target
 from stabie_ase.structures.topology import Groups, Topology

@@ -302,12 +302,14 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
     residual = 2.0 * loss_weights * (values.mean(dim=0) - target.value)
     near = (severity <= config.estimator.near_factor).nonzero()[:, 0]
     assert len(stable) < len(near) < len(values)
-    averages = trajectory_averages(values, frame, replica, config.half_width)[near]
-    scores = (averages - averages.mean(dim=0)) @ residual
+    averages = trajectory_averages(values, frame, replica, config.half_width(True))[near]
+    mine = replica[near] == replica[near][:, None]  # samples are compared with those of their own trajectory
+    sizes = mine.sum(dim=1)
+    scores = (averages - mine.double() @ averages / sizes[:, None]) @ residual * sizes / (sizes - 1)
     beta = 1.0 / (tiny.units.kB * config.dynamics.temperature_K)
     energies = potential(frames, neighbor_list(frames, potential.cutoff))
     torch.testing.assert_close(energies.detach(), trajectory.potential_energy[frame, replica], rtol=1e-5, atol=1e-4)
-    (-beta / (len(near) - 1) * (scores * energies[near]).sum()).backward()
+    (-beta / len(near) * (scores * energies[near]).sum()).backward()
     used = [(name, p) for name, p in potential.named_parameters() if p.grad is not None]
     after = weights(training)
     step, gradient = (
@@ -434,7 +436,8 @@ def test_steps_have_a_longest_and_a_shortest_length(monkeypatch):
 
 def test_a_window_without_frames_is_survived(caplog):
     """All replicas break before the first frame is kept: nothing to learn from, but no reason to stop for good."""
-    training = loop(replicas=2, sample_every_fs=30.0, escape_factor=1.0, criterion="bonds:0.1", lower_fraction=0.0)
+    seldom = {"sample_every_fs": 30.0, "within_trajectories": False}
+    training = loop(replicas=2, escape_factor=1.0, criterion="bonds:0.1", lower_fraction=0.0, **seldom)
     training.pools[0].replicas = training.pools[0].replicas.replace(momenta=3.0 * training.pools[0].replicas.momenta)
     until_learning(training)
     before = weights(training)

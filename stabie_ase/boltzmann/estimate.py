@@ -16,9 +16,10 @@ from torch import Tensor
 
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
+from stabie_ase.boltzmann.weights import response_weights, weighted_mean
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import precision_weights
-from stabie_ase.system.processes import softmax, total
+from stabie_ase.system.processes import total
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Estimator:
     samples were favoured. Where g is made of energies or stresses (`Observable.needs`), p_i Σ_k λ_k ∂g_k/∂U_i is added to w_i, and
     p_i Σ_k λ_k ∂g_k/∂σ_i is `Estimate.stress_weights`, with λ = ∂L/∂ḡ; the samples' values are then to be those of θ (`of_present`).
     Where a statistic s(ḡ) is compared, λ = ∂L/∂s ∂s/∂ḡ. β is written, never absorbed: the gradient may be added to another loss's.
+    With `within` each sample is compared with its own trajectory (`Samples.trajectory`) alone: Cov is the mean of the covariances within
+    trajectories, and p_i is normalised within each, which counts by how many samples it has. Windows are short, and which of the slow
+    states a trajectory is in was set by its start, not by the parameters; between a few starts that differ in everything ∂U/∂θ is noise.
+    Of long trajectories both are the same but for 1/N_eff of each.
+
     Where a group is the whole system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy
     is the paper's approximation.
 
@@ -85,12 +91,15 @@ class Estimator:
         Frames to either side over which a g is averaged along its own trajectory where it stands in the covariance.
     near : float
         Frames of a higher severity say what is off, and their energies are not changed.
+    within : bool
+        Covariances within trajectories instead of that of all samples.
     """
 
     point: StatePoint
     cross_fit: bool = False
     half_width: int = 0
     near: float = math.inf
+    within: bool = False
 
     def __call__(self, samples: Samples, targets: Sequence[Target], energy_change: Tensor | None = None) -> Estimate:
         """Means, losses and weights.
@@ -130,7 +139,11 @@ class Estimator:
         chosen = samples.half(half)
         if energy_change is None and samples.log_weights is None:
             return total(values[chosen].sum(dim=0)) / total(chosen.sum())
-        return weighted_mean(values, self.point, energy_change, chosen, samples.log_weights)[0]
+        return weighted_mean(values, self.point, energy_change, chosen, samples.log_weights, self.strata(samples))[0]
+
+    def strata(self, samples: Samples) -> Tensor | None:
+        """What samples are compared with the mean of, shape (n_groups,); None where that is all of them."""
+        return samples.trajectory if self.within else None
 
     def reweighted(self, estimate: Estimate, targets: Sequence[Target], energy_change: Tensor | None) -> Estimate:
         """The same residuals with the covariance under other parameters.
@@ -151,12 +164,13 @@ class Estimator:
         """
         near, n = estimate.samples, len(estimate.residuals)
         values, weights, effective, stress = in_a_row(near, targets), torch.zeros(()), 0.0, None
+        strata = self.strata(near)
         for half, residual in estimate.residuals:
             chosen = None if half is None else near.half(half)
-            found, ess = response_weights(values, residual, self.point, energy_change, chosen, near.log_weights)
+            found, ess = response_weights(values, residual, self.point, energy_change, chosen, near.log_weights, strata)
             weights, effective = weights + found / n, effective + ess
             if any(target.observable.needs for target in targets):
-                p = weighted_mean(values, self.point, energy_change, chosen, near.log_weights)[1]
+                p = weighted_mean(values, self.point, energy_change, chosen, near.log_weights, strata)[1]
                 explicit = explicit_weights(near, targets, residual, p / n)
                 weights = weights + explicit[0]
                 stress = explicit[1] if stress is None or explicit[1] is None else stress + explicit[1]
@@ -221,98 +235,6 @@ def explicit_weights(
     found = torch.autograd.grad(total_, wanted, allow_unused=True)
     weights = [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(wanted, found)]
     return weights[0], weights[1] if stress is not None else None
-
-
-def response_weights(
-    values: Tensor,
-    residual: Tensor,
-    point: StatePoint,
-    energy_change: Tensor | None = None,
-    chosen: Tensor | None = None,
-    log_weights: Tensor | None = None,
-) -> tuple[Tensor, float]:
-    """Weights w_i of samples with Σ_i w_i ∇_θ U_θ(γ_i) = Σ_k λ_k ∂ḡ_k/∂θ for a residual λ.
-
-    Parameters
-    ----------
-    values : Tensor, shape (n_samples, d)
-        g of every sample.
-    residual : Tensor, shape (d,)
-        λ = ∂L/∂ḡ.
-    point : StatePoint
-    energy_change : Tensor, shape (n_samples,), optional
-        U_θ - U_θ0 in eV.
-    chosen : Tensor of bool, shape (n_samples,), optional
-        Samples that count; the weights of the others are zero.
-    log_weights : Tensor, shape (n_samples,), optional
-        Of samples that do not count alike (`Samples.log_weights`).
-
-    Returns
-    -------
-    weights : Tensor of float64, shape (n_samples,)
-    effective_samples : float
-        Kish's effective sample size of the chosen.
-
-    Raises
-    ------
-    ValueError
-        Fewer than two samples.
-    """
-    values, residual = values.double(), residual.double()
-    mean, p, ess = weighted_mean(values, point, energy_change, chosen, log_weights)
-    # Strata tell their mean far better than so many independent samples: corrected like those, the covariance would be too large.
-    bessel = ess / (ess - 1.0) if log_weights is None and ess > 1.0 + 1e-9 else 1.0
-    return -point.beta * bessel * p * (values @ residual - mean @ residual), ess  # no copy of the values
-
-
-def weighted_mean(
-    values: Tensor,
-    point: StatePoint,
-    energy_change: Tensor | None = None,
-    chosen: Tensor | None = None,
-    log_weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor, float]:
-    """Mean over the chosen samples, p_i ∝ v_i exp(-β [U_θ - U_θ0]) each.
-
-    Parameters
-    ----------
-    values : Tensor, shape (n_samples, d)
-        Averaged over the samples.
-    point : StatePoint
-        Gives β.
-    energy_change : Tensor, shape (n_samples,), optional
-        U_θ - U_θ0 in eV; equal probabilities without it.
-    chosen : Tensor of bool, shape (n_samples,), optional
-        Samples that count; all by default.
-    log_weights : Tensor, shape (n_samples,), optional
-        ln v_i, up to a constant; zero by default.
-
-    Returns
-    -------
-    mean : Tensor, shape (d,)
-    probabilities : Tensor, shape (n_samples,)
-        Normalised; zero of those that do not count.
-    effective_samples : float
-        Kish's, 1 / Σ p_i².
-
-    Of several processes all samples count, and the probabilities are those of this one's (`system.processes`).
-
-    Raises
-    ------
-    ValueError
-        Fewer than two samples.
-    """
-    n = int(total(torch.as_tensor(len(values)) if chosen is None else chosen.sum()))
-    if n < 2:
-        raise ValueError(f"a covariance needs two samples or more, got {n}")
-    # Volumes do not change with the parameters: P V cancels.
-    log_p = values.new_zeros(len(values)) if energy_change is None else -point.beta * energy_change.double()
-    if log_weights is not None:
-        log_p = log_p + log_weights
-    if chosen is not None:
-        log_p = torch.where(chosen, log_p, -torch.inf)
-    p = softmax(log_p)
-    return total(p @ values), p, float(1.0 / total(p.square().sum()))
 
 
 def fluctuation_weights(values: Tensor, weights: Tensor, floor: float) -> Tensor:

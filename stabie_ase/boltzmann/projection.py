@@ -13,6 +13,7 @@ from stabie_ase.boltzmann.estimate import Estimate, in_a_row, residual_of
 from stabie_ase.boltzmann.gradient import energies_of, of_present
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
+from stabie_ase.boltzmann.weights import bessel_of, stratum_means
 from stabie_ase.observables import Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.system.processes import total
@@ -50,7 +51,8 @@ class Projection:
 
 
 def projection(
-    potential: Potential, estimate: Estimate, targets: Sequence[Target], point: StatePoint, direction: Sequence[Tensor]
+    potential: Potential, estimate: Estimate, targets: Sequence[Target], point: StatePoint, direction: Sequence[Tensor],
+    strata: Tensor | None = None,
 ) -> Projection:
     """d·∇_θ L and its standard error over replicas.
 
@@ -73,6 +75,8 @@ def projection(
     point : StatePoint
     direction : sequence of Tensor
         d, one a parameter.
+    strata : Tensor of int64, shape (n_groups,), optional
+        Within which samples were compared (`Estimator.strata`): ḡ and ū next to β, and Cov, are then those of the stratum.
 
     Returns
     -------
@@ -86,13 +90,17 @@ def projection(
     values = in_a_row(samples, targets)
     mean, mean_u, mean_h = (total(p @ x) for x in (values, u, h))
     centred, off = values - mean, u - mean_u
-    slope = -beta * total((p * off) @ centred) + mean_h
+    compared = centred
+    if strata is not None:
+        compared = values - stratum_means(values, p, strata)
+        off = (u - stratum_means(u[:, None], p, strata)[:, 0]) * bessel_of(p, strata)
+    slope = -beta * total((p * off) @ compared) + mean_h
     with torch.enable_grad():
         at = mean.detach().requires_grad_()
         along = residual_of(at, targets) @ slope
     curvature = torch.autograd.grad(along, at)[0]
     residual = torch.stack([residual for _, residual in estimate.residuals]).mean(dim=0)
-    influence = p * ((-beta * off[:, None] * centred + h - slope) @ residual + centred @ curvature)
+    influence = p * ((-beta * off[:, None] * compared + h - slope) @ residual + centred @ curvature)
     replica = samples.replica[samples.groups.system]
     sums = torch.zeros(int(replica.max()) + 1 if len(replica) else 0, dtype=torch.float64, device=u.device).index_add(0, replica, influence)
     present = torch.bincount(replica, minlength=len(sums)) > 0

@@ -196,14 +196,20 @@ class Samples:
         """
         if half_width == 0 or not len(self):
             return self
-        n = self._groups_a_frame()
-        group = torch.arange(len(self), device=self.replica.device) % n
-        frame, replica = self.frame[self.groups.system], self.replica[self.groups.system] * n + group
-        averages = {name: trajectory_averages(x, frame, replica, half_width) for name, x in self.values.items()}
+        if not self._groups_a_frame():
+            raise ValueError("values are averaged along trajectories of groups that keep their atoms; those of these frames differ")
+        frame = self.frame[self.groups.system]
+        averages = {name: trajectory_averages(x, frame, self.trajectory, half_width) for name, x in self.values.items()}
         return replace(self, values=averages)
 
+    @property
+    def trajectory(self) -> Tensor:
+        """Which trajectory each group is of, shape (n_groups,): its own, or the replica where groups do not keep their atoms."""
+        n, replica = self._groups_a_frame(), self.replica[self.groups.system]
+        return replica * n + torch.arange(len(self), device=replica.device) % n if n else replica
+
     def _groups_a_frame(self) -> int:
-        """How many, where they are of the same atoms in every frame."""
+        """How many, where they are of the same atoms in every frame; else 0."""
         n_frames, groups = self.frames.n_systems, self.groups
         members = torch.stack([self.frames.index_in_system[groups.atoms], groups.group])
         same = len(self) % n_frames == 0 == members.shape[1] % n_frames
@@ -211,9 +217,7 @@ class Samples:
             members = members.view(2, n_frames, -1)
             members[1] -= members[1, :, :1].clone()
             same = bool((members == members[:, :1]).all()) and bool((groups.system.bincount() == len(self) // n_frames).all())
-        if not same:
-            raise ValueError("values are averaged along trajectories of groups that keep their atoms; those of these frames differ")
-        return len(self) // n_frames
+        return len(self) // n_frames if same else 0
 
 
 def _energetics(

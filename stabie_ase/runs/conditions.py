@@ -116,6 +116,11 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
     setting = Setting(known.frames, dynamics.temperature_K, known.temperature_K, *times)
     found, observables, criteria = live.resolved(found, setting, TRAINING)
     grouping = choose_grouping(config.estimator.groups, setting, observables, potential)
+    if config.estimator.average_fs and not grouping.lasting:
+        raise BadOption(
+            f"average_fs is {config.estimator.average_fs:g}, expected none with the estimator {grouping.name}: neighbours come and go, so "
+            "that a group has no trajectory of its own; leave --average out"
+        )
     at = partial(targets_at, observables, known, dynamics.temperature_K, config.reweight, config.reweight)
     targets = at()
     usual = default_criteria(setting, VERDICT, windows=setting.one_temperature)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights, of_present
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
+from stabie_ase.boltzmann.grouping import WHOLE
 from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import linearised
@@ -109,8 +110,8 @@ class NaturalGradient(UpdateRule):
         if min(int(near.half(k).sum()) for k in ((0, 1) if config.estimator.cross_fit else (None,))) < 2:
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return None
-        half_width = config.half_width if condition.grouping.lasting else 0  # neighbours come and go
-        estimator = Estimator(condition.point, config.estimator.cross_fit, half_width, config.estimator.near_factor)
+        own, half_width = config.estimator, config.half_width(condition.grouping.of is WHOLE.of)
+        estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, own.within_trajectories)
         targets = self._weighted(condition.targets, near.within(1.0))
         estimate = estimator(samples, targets)
         return estimator, targets, replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
@@ -157,7 +158,10 @@ class NaturalGradient(UpdateRule):
         if not (math.isfinite(length) and length > 0):
             return {}
         own = [part / length for part in own]
-        found = [projection(self.work.potential, estimate, targets, at.point, own) for at, targets, estimate in estimates]
+        found = [
+            projection(self.work.potential, estimate, targets, at.point, own, at.strata(estimate.samples))
+            for at, targets, estimate in estimates
+        ]
         return {"gradient_norm": length, "gradient_norm_error": sum(part.error**2 for part in found) ** 0.5}
 
     def _some(self, pools: list[AtomsBatch]) -> list[AtomsBatch]:
