@@ -286,9 +286,11 @@ def test_without_the_observable_no_dynamics_are_run():
     assert training.candidates().keys() <= {"start", "last"}
 
 
-def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
-    """The change of the weights against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample."""
-    training, before, trajectory = learned(qm_steps=0, observable_weight=1e-3, natural_iterations=0, near_factor=1.5)
+@pytest.mark.parametrize("within", [False, True])
+def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator(within):
+    """The change of the weights against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample, of all or within trajectories."""
+    changes = {"observable_weight": 1e-3, "natural_iterations": 0, "near_factor": 1.5, "within_trajectories": within}
+    training, before, trajectory = learned(qm_steps=0, **changes)
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
     frames, frame, replica = trajectory.frames()
@@ -303,7 +305,7 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator():
     near = (severity <= config.estimator.near_factor).nonzero()[:, 0]
     assert len(stable) < len(near) < len(values)
     averages = trajectory_averages(values, frame, replica, config.half_width(True))[near]
-    mine = replica[near] == replica[near][:, None]  # samples are compared with those of their own trajectory
+    mine = (replica[near] == replica[near][:, None]) | (not within)
     sizes = mine.sum(dim=1)
     scores = (averages - mine.double() @ averages / sizes[:, None]) @ residual * sizes / (sizes - 1)
     beta = 1.0 / (tiny.units.kB * config.dynamics.temperature_K)
@@ -436,8 +438,7 @@ def test_steps_have_a_longest_and_a_shortest_length(monkeypatch):
 
 def test_a_window_without_frames_is_survived(caplog):
     """All replicas break before the first frame is kept: nothing to learn from, but no reason to stop for good."""
-    seldom = {"sample_every_fs": 30.0, "within_trajectories": False}
-    training = loop(replicas=2, escape_factor=1.0, criterion="bonds:0.1", lower_fraction=0.0, **seldom)
+    training = loop(replicas=2, sample_every_fs=30.0, escape_factor=1.0, criterion="bonds:0.1", lower_fraction=0.0)
     training.pools[0].replicas = training.pools[0].replicas.replace(momenta=3.0 * training.pools[0].replicas.momenta)
     until_learning(training)
     before = weights(training)

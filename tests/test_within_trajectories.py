@@ -13,8 +13,6 @@ from stabie_ase.observables import Target
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.topology import Groups, Topology
-from stabie_ase.system.options import BadOption, from_dict
-from stabie_ase.training.options import FinetuneOptions
 
 T = 300.0
 KT = units.kB * T
@@ -89,15 +87,6 @@ def test_of_a_single_trajectory_both_are_the_same():
 def test_frames_that_are_alone_in_their_trajectory_change_nothing():
     found = WITHIN(samples_of(torch.randn((6, 2)).double()), vector([5.0, 5.0]))
     assert found.loss > 1.0 and not found.weights.any()
-
-
-@pytest.mark.parametrize("given", [{"sample_every_fs": 60.0}, {"average_fs": 120.0}])
-def test_windows_in_which_there_is_nothing_to_compare_are_refused(given):
-    window = {"window_fs": 100.0}
-    with pytest.raises(BadOption, match="expected two samples or more in a window .* --no-within-trajectories"):
-        from_dict(FinetuneOptions, window | given)
-    for other in ({"within_trajectories": False}, {"recipe": "paper"}):
-        from_dict(FinetuneOptions, window | given | other)
 
 
 def test_molecules_have_trajectories_of_their_own():

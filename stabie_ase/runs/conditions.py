@@ -8,7 +8,7 @@ from functools import partial
 
 from ase import Atoms
 
-from stabie_ase.boltzmann import WHOLE, choose_grouping, targets_at
+from stabie_ase.boltzmann import WHOLE, Grouping, choose_grouping, targets_at
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_stress
 from stabie_ase.runs.comparison import Trial
@@ -116,11 +116,7 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
     setting = Setting(known.frames, dynamics.temperature_K, known.temperature_K, *times)
     found, observables, criteria = live.resolved(found, setting, TRAINING)
     grouping = choose_grouping(config.estimator.groups, setting, observables, potential)
-    if config.estimator.average_fs and not grouping.lasting:
-        raise BadOption(
-            f"average_fs is {config.estimator.average_fs:g}, expected none with the estimator {grouping.name}: neighbours come and go, so "
-            "that a group has no trajectory of its own; leave --average out"
-        )
+    _check_times(config, grouping)
     at = partial(targets_at, observables, known, dynamics.temperature_K, config.reweight, config.reweight)
     targets = at()
     usual = default_criteria(setting, VERDICT, windows=setting.one_temperature)
@@ -130,6 +126,21 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
     of_groups = targets if grouping.of is WHOLE.of else at(groups_of=grouping)
     condition = Condition.of(known.frames, of_groups, criteria, dynamics, potential.device, grouping)
     return Plan(_name(found), condition, yardstick, found, setting.kind)
+
+
+def _check_times(config: FinetuneOptions, grouping: Grouping) -> None:
+    """Whether windows are long enough for what is done within them."""
+    window, sample, average = config.phases.window_fs, config.dynamics.sample_every_fs, config.estimator.average_fs or 0.0
+    if average and not grouping.lasting:
+        raise BadOption(
+            f"average_fs is {average:g}, expected none with the estimator {grouping.name}: neighbours come and go, so that a group has no "
+            "trajectory of its own; leave --average out"
+        )
+    if config.update.rule == "natural" and config.within(grouping.of is WHOLE.of) and not max(2.0 * sample, average) <= window:
+        raise BadOption(
+            f"sample_every_fs is {sample:g} and average_fs {average:g}, expected two samples or more in a window ({window:g} fs), which "
+            "are compared with each other, and averages over a part of it; --no-within-trajectories compares those of all windows"
+        )
 
 
 def _known(own: ConditionOptions, reference: Reference, potential: Potential) -> tuple[Reference | TargetFrames, str]:

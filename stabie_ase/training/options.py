@@ -112,8 +112,10 @@ class EstimatorOptions:
         1e9,
     )
     cross_fit: bool = option(False, "unbiased estimator from two halves of the replicas, at the price of variance")
-    within_trajectories: bool = option(
-        True, "samples are compared with others of their own trajectory, which is too short to forget its start; else with all"
+    within_trajectories: bool | None = option(
+        None,
+        "samples are compared with others of their own trajectory, which is too short to forget its start, not with all; if not given of "
+        "groups of atoms, not of whole systems",
     )
     min_ess_fraction: float = option(0.5, "effective fraction of the samples below which a new window is run", 0.0, 1.0)
 
@@ -282,12 +284,6 @@ class FinetuneOptions:
                 raise BadOption(
                     f"{name} is {value:g}, expected a time from one step ({dt:g} fs) to one window ({self.phases.window_fs:g} fs)"
                 )
-        window, sample, average = self.phases.window_fs, self.dynamics.sample_every_fs, self.estimator.average_fs or 0.0
-        if self.update.rule == "natural" and self.estimator.within_trajectories and not max(2.0 * sample, average) <= window:
-            raise BadOption(
-                f"sample_every_fs is {sample:g} and average_fs {average:g}, expected two samples or more in a window ({window:g} fs), "
-                "which are compared with each other, and averages over a part of it; --no-within-trajectories compares those of all windows"
-            )
 
     def of_the_recipe(self) -> str:
         """What the recipe has changed, and what was given in place of its values, in words; nothing for one that changes nothing."""
@@ -301,6 +297,11 @@ class FinetuneOptions:
         given = self.estimator.average_fs
         time = (AVERAGE_PART * self.phases.window_fs if whole else 0.0) if given is None else given
         return round(0.5 * time / self.dynamics.sample_every_fs)
+
+    def within(self, whole: bool) -> bool:
+        """Whether samples are compared within their trajectories, of whole systems or of groups of their atoms."""
+        given = self.estimator.within_trajectories
+        return not whole if given is None else given
 
 
 @dataclass(frozen=True)

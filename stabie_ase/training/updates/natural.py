@@ -110,8 +110,8 @@ class NaturalGradient(UpdateRule):
         if min(int(near.half(k).sum()) for k in ((0, 1) if config.estimator.cross_fit else (None,))) < 2:
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return None
-        own, half_width = config.estimator, config.half_width(condition.grouping.of is WHOLE.of)
-        estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, own.within_trajectories)
+        own, whole = config.estimator, condition.grouping.of is WHOLE.of
+        estimator = Estimator(condition.point, own.cross_fit, config.half_width(whole), own.near_factor, config.within(whole))
         targets = self._weighted(condition.targets, near.within(1.0))
         estimate = estimator(samples, targets)
         return estimator, targets, replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
