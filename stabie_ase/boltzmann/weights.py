@@ -50,10 +50,11 @@ def response_weights(
     values, residual = values.double(), residual.double()
     if strata is not None:
         _, p, ess = weighted_mean(values[:, :0], point, energy_change, chosen, log_weights, strata)
-        projected = values @ residual
-        return -point.beta * bessel_of(p, strata) * p * (projected - stratum_means(projected[:, None], p, strata)[:, 0]), ess
+        projected, correction = values @ residual, bessel_of(p, strata)
+        correction = correction if log_weights is None else correction.clamp(max=1.0)
+        return -point.beta * correction * p * (projected - stratum_means(projected[:, None], p, strata)[:, 0]), ess
     mean, p, ess = weighted_mean(values, point, energy_change, chosen, log_weights)
-    # Strata tell their mean far better than so many independent samples: corrected like those, the covariance would be too large.
+    # Favoured samples tell their mean far better than so many independent ones: corrected like those, the covariance would be too large.
     bessel = ess / (ess - 1.0) if log_weights is None and ess > 1.0 + 1e-9 else 1.0
     return -point.beta * bessel * p * (values @ residual - mean @ residual), ess  # no copy of the values
 
