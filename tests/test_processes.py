@@ -1,18 +1,22 @@
 """Several processes with samples of their own come to what one has from all of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from ase import Atoms
-from helpers import estimate
+from helpers import Vector, estimate, samples_of
 from torch import multiprocessing
 
-from stabie_ase.boltzmann import accumulate_gradient
+from stabie_ase.boltzmann import Estimator, StatePoint, accumulate_gradient
+from stabie_ase.observables import Target
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.system import processes
 
 T = 300.0
 ENERGY_CHANGE = (None, "reweighted")
+WITHIN = Estimator(StatePoint(T), within=True)
 
 
 def everything():
@@ -31,13 +35,24 @@ def estimated(values, change):
     return found.mean, found.sample_weights, torch.tensor(found.effective_samples, dtype=torch.float64), gradient
 
 
+REPLICA = torch.tensor([0] * 10 + [1] * 10 + [2] * 11 + [3] * 9)
+
+
+def estimated_within(values, change, replica):
+    """Within trajectories, of samples that do not count alike: the heaviest are all in the second process."""
+    samples = replace(samples_of(values, replica), log_weights=values[:, 1] + 3.0 * (replica == 3))
+    found = WITHIN(samples, [Target(Vector(3), torch.zeros(3).double())], change)
+    return found.means["vector"], found.weights, torch.tensor(found.effective_samples, dtype=torch.float64)
+
+
 def work(rank, folder, n):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=n)
     values, change = everything()
     mine = torch.tensor_split(torch.arange(len(values)), [31])[rank]
     assert (processes.size(), processes.rank()) == (n, rank)
     found = {kind: estimated(values[mine], change[mine] if kind else None) for kind in ENERGY_CHANGE}
-    torch.save({"found": found, "dealt": list(processes.dealt(7))}, f"{folder}/{rank}.pt")
+    within = {kind: estimated_within(values[mine], change[mine] if kind else None, REPLICA[mine]) for kind in ENERGY_CHANGE}
+    torch.save({"found": found, "within": within, "dealt": list(processes.dealt(7))}, f"{folder}/{rank}.pt")
 
 
 def test_two_processes_estimate_what_one_does(tmp_path):
@@ -52,6 +67,11 @@ def test_two_processes_estimate_what_one_does(tmp_path):
             torch.testing.assert_close(part["found"][kind][2], ess, rtol=1e-12, atol=0)
             torch.testing.assert_close(part["found"][kind][3], gradient, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(torch.cat([part["found"][kind][1] for part in parts]), weights, rtol=1e-10, atol=1e-14)
+        mean, weights, ess = estimated_within(values, change if kind else None, REPLICA)
+        for part in parts:
+            torch.testing.assert_close(part["within"][kind][0], mean, rtol=1e-12, atol=1e-14)
+            torch.testing.assert_close(part["within"][kind][2], ess, rtol=1e-12, atol=0)
+        torch.testing.assert_close(torch.cat([part["within"][kind][1] for part in parts]), weights, rtol=1e-10, atol=1e-14)
     assert parts[0]["dealt"] + parts[1]["dealt"] == list(range(7))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stabie_ase.boltzmann.samples import Samples
 from stabie_ase.boltzmann.state_point import StatePoint
-from stabie_ase.boltzmann.weights import response_weights, weighted_mean
+from stabie_ase.boltzmann.weights import probabilities, response_weights, weighted_mean
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import precision_weights
 from stabie_ase.system.processes import total
@@ -170,7 +170,7 @@ class Estimator:
             found, ess = response_weights(values, residual, self.point, energy_change, chosen, near.log_weights, strata)
             weights, effective = weights + found / n, effective + ess
             if any(target.observable.needs for target in targets):
-                p = weighted_mean(values, self.point, energy_change, chosen, near.log_weights, strata)[1]
+                p = probabilities(values, self.point, energy_change, chosen, near.log_weights, strata)
                 explicit = explicit_weights(near, targets, residual, p / n)
                 weights = weights + explicit[0]
                 stress = explicit[1] if stress is None or explicit[1] is None else stress + explicit[1]

@@ -93,7 +93,7 @@ def projection(
     compared = centred
     if strata is not None:
         compared = values - stratum_means(values, p, strata)
-        off = (u - stratum_means(u[:, None], p, strata)[:, 0]) * bessel_of(p, strata)
+        off = (u - stratum_means(u, p, strata)) * bessel_of(p, strata)
     slope = -beta * total((p * off) @ compared) + mean_h
     with torch.enable_grad():
         at = mean.detach().requires_grad_()

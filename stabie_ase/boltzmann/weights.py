@@ -48,15 +48,16 @@ def response_weights(
         Fewer than two samples.
     """
     values, residual = values.double(), residual.double()
-    if strata is not None:
-        _, p, ess = weighted_mean(values[:, :0], point, energy_change, chosen, log_weights, strata)
-        projected, correction = values @ residual, bessel_of(p, strata)
-        correction = correction if log_weights is None else correction.clamp(max=1.0)
-        return -point.beta * correction * p * (projected - stratum_means(projected[:, None], p, strata)[:, 0]), ess
-    mean, p, ess = weighted_mean(values, point, energy_change, chosen, log_weights)
-    # Favoured samples tell their mean far better than so many independent ones: corrected like those, the covariance would be too large.
-    bessel = ess / (ess - 1.0) if log_weights is None and ess > 1.0 + 1e-9 else 1.0
-    return -point.beta * bessel * p * (values @ residual - mean @ residual), ess  # no copy of the values
+    p = probabilities(values, point, energy_change, chosen, log_weights, strata)
+    ess, projected = effective_number(p), values @ residual  # no copy of the values
+    if strata is None:
+        mean, bessel = total(p @ values) @ residual, values.new_tensor(ess / (ess - 1.0) if ess > 1.0 + 1e-9 else 1.0)
+    else:
+        mean, bessel = stratum_means(projected, p, strata), bessel_of(p, strata)
+    if log_weights is not None:
+        # Favoured samples tell their mean far better than so many independent ones: so corrected, the covariance would be too large.
+        bessel = bessel.clamp(max=1.0)
+    return -point.beta * bessel * p * (projected - mean), ess
 
 
 def weighted_mean(
@@ -99,42 +100,57 @@ def weighted_mean(
     ValueError
         Fewer than two samples.
     """
+    p = probabilities(values, point, energy_change, chosen, log_weights, strata)
+    return total(p @ values), p, effective_number(p)
+
+
+def probabilities(
+    values: Tensor,
+    point: StatePoint,
+    energy_change: Tensor | None = None,
+    chosen: Tensor | None = None,
+    log_weights: Tensor | None = None,
+    strata: Tensor | None = None,
+) -> Tensor:
+    """p of as many samples as there are values, shape (n_samples,), as `weighted_mean` has them."""
     n = int(total(torch.as_tensor(len(values)) if chosen is None else chosen.sum()))
     if n < 2:
         raise ValueError(f"a covariance needs two samples or more, got {n}")
-    # Volumes do not change with the parameters: P V cancels.
-    log_p = values.new_zeros(len(values)) if energy_change is None else -point.beta * energy_change.double()
-    if log_weights is not None:
-        log_p = log_p + log_weights
+    counted = values.new_zeros(len(values)) if log_weights is None else log_weights.to(values)
     if chosen is not None:
-        log_p = torch.where(chosen, log_p, -torch.inf)
-    p = softmax(log_p) if strata is None else within_strata(log_p, strata, log_weights, chosen)
-    return total(p @ values), p, float(1.0 / total(p.square().sum()))
-
-
-def within_strata(log_p: Tensor, strata: Tensor, log_weights: Tensor | None, chosen: Tensor | None) -> Tensor:
-    """Probabilities that are normalised within strata, each of which has the share of its samples, or of their weights."""
-    share = torch.ones_like(log_p) if log_weights is None else (log_weights - log_weights.max()).exp()
-    share = share if chosen is None else share * chosen
-    n = int(strata.max()) + 1 if len(strata) else 0
-    highest = log_p.new_full((n,), -torch.inf).scatter_reduce(0, strata, log_p, "amax")
+        counted = torch.where(chosen, counted, -torch.inf)
+    # Volumes do not change with the parameters: P V cancels.
+    log_p = counted if energy_change is None else counted - point.beta * energy_change.double()
+    if strata is None:
+        return softmax(log_p)
+    highest = log_p.new_full((_number(strata),), -torch.inf).scatter_reduce(0, strata, log_p, "amax")
     p = (log_p - highest.clamp(min=torch.finfo(log_p.dtype).min)[strata]).exp()
-    sums, shares = (p.new_zeros(n).index_add(0, strata, x) for x in (p, share))
-    p = p * (shares / sums.clamp(min=torch.finfo(p.dtype).tiny))[strata]
-    return p / total(share.sum())
+    tiny = torch.finfo(p.dtype).tiny
+    return p * stratum_sums(softmax(counted), strata) / stratum_sums(p, strata).clamp(min=tiny)
+
+
+def effective_number(probabilities: Tensor) -> float:
+    """Kish's, 1 / Σ p_i², of probabilities over all processes, shape (n_samples,)."""
+    return float(1.0 / total(probabilities.square().sum()))
+
+
+def stratum_sums(x: Tensor, strata: Tensor) -> Tensor:
+    """The sum over its stratum for each sample, in the shape of x, (n_samples, ...)."""
+    return x.new_zeros((_number(strata), *x.shape[1:])).index_add(0, strata, x)[strata]
 
 
 def stratum_means(values: Tensor, probabilities: Tensor, strata: Tensor) -> Tensor:
-    """Σ_j p_j x_j / Σ_j p_j over the stratum of each sample, shape (n_samples, d)."""
-    n = int(strata.max()) + 1 if len(strata) else 0
-    sums = values.new_zeros((n, values.shape[1])).index_add(0, strata, probabilities[:, None] * values)
-    shares = probabilities.new_zeros(n).index_add(0, strata, probabilities)
-    return (sums / shares.clamp(min=torch.finfo(shares.dtype).tiny)[:, None])[strata]
+    """Σ_j p_j x_j / Σ_j p_j over the stratum of each sample, in the shape of the values, (n_samples, ...)."""
+    p = probabilities.view(-1, *(1 for _ in values.shape[1:]))
+    return stratum_sums(p * values, strata) / stratum_sums(p, strata).clamp(min=torch.finfo(p.dtype).tiny)
 
 
 def bessel_of(probabilities: Tensor, strata: Tensor) -> Tensor:
     """N/(N - 1) with Kish's N of the stratum of each sample, shape (n_samples,); 0 where one is alone, which has no covariance."""
-    n = int(strata.max()) + 1 if len(strata) else 0
-    sums, squares = (probabilities.new_zeros(n).index_add(0, strata, x) for x in (probabilities, probabilities.square()))
-    effective = sums.square() / squares.clamp(min=torch.finfo(sums.dtype).tiny)
-    return torch.where(effective > 1.0 + 1e-9, effective / (effective - 1.0), 0.0)[strata]
+    squares = stratum_sums(probabilities.square(), strata).clamp(min=torch.finfo(probabilities.dtype).tiny)
+    effective = stratum_sums(probabilities, strata).square() / squares
+    return torch.where(effective > 1.0 + 1e-9, effective / (effective - 1.0), 0.0)
+
+
+def _number(strata: Tensor) -> int:
+    return int(strata.max()) + 1 if len(strata) else 0
