@@ -49,6 +49,11 @@ class Grouping:
     lasting: bool = True
     reason: str = "as asked for"
 
+    @property
+    def whole(self) -> bool:
+        """Whether each frame is one sample."""
+        return self.of == WHOLE.of
+
     def __call__(self, batch: AtomsBatch) -> Groups:
         """The groups of some frames."""
         return self.of(batch)

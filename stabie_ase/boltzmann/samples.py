@@ -198,8 +198,8 @@ class Samples:
             return self
         if not self._groups_a_frame():
             raise ValueError("values are averaged along trajectories of groups that keep their atoms; those of these frames differ")
-        frame = self.frame[self.groups.system]
-        averages = {name: trajectory_averages(x, frame, self.trajectory, half_width) for name, x in self.values.items()}
+        frame, trajectory = self.frame[self.groups.system], self.trajectory
+        averages = {name: trajectory_averages(x, frame, trajectory, half_width) for name, x in self.values.items()}
         return replace(self, values=averages)
 
     @property

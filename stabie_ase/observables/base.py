@@ -134,11 +134,10 @@ class Observable:
         ValueError
             It has no meaning for these frames or groups.
         """
-        n = max(1, ATOMS_AT_ONCE * frames.n_systems // max(frames.n_atoms, 1))
+        n = frames.systems_of(ATOMS_AT_ONCE)
         if frames.n_systems <= n:
             return self(frames, groups)
-        parts = torch.arange(frames.n_systems, device=frames.device).split(n)
-        return torch.cat([self(frames.select(p), None if groups is None else groups.of_systems(p, frames)) for p in parts])
+        return torch.cat([self(frames.select(p), None if groups is None else groups.of_systems(p, frames)) for p in frames.chunks(n)])
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> Observable:

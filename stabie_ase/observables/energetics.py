@@ -17,9 +17,6 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference.labels import calculated
 
-FRAMES_AT_ONCE = 64
-"""Whose stress is worked out together."""
-
 
 @dataclass(frozen=True)
 class Energetics:
@@ -118,7 +115,7 @@ def _stress(potential: Potential, frames: AtomsBatch) -> Tensor:
     """Without a graph, float64, shape (n_systems, 3, 3), in eV/Å³."""
     found = []
     with potential.frozen():
-        for systems in torch.arange(frames.n_systems, device=frames.device).split(FRAMES_AT_ONCE):
+        for systems in frames.chunks():
             part = frames.select(systems)
             stress = potential.compute(part, neighbor_list(part, potential.cutoff), stress=True).stress
             assert stress is not None

@@ -8,7 +8,7 @@ from functools import partial
 
 from ase import Atoms
 
-from stabie_ase.boltzmann import WHOLE, Grouping, choose_grouping, targets_at
+from stabie_ase.boltzmann import Grouping, choose_grouping, targets_at
 from stabie_ase.potentials.base import Potential
 from stabie_ase.runs.checks import check_stress
 from stabie_ase.runs.comparison import Trial
@@ -123,7 +123,7 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
     judges = criteria_from(config.check.criterion or "", setting, usual)
     # What only the user knows to look for counts in the verdict as it does in training.
     yardstick = Yardstick.of(judges, setting, targets).with_criteria(criteria)
-    of_groups = targets if grouping.of is WHOLE.of else at(groups_of=grouping)
+    of_groups = targets if grouping.whole else at(groups_of=grouping)
     condition = Condition.of(known.frames, of_groups, criteria, dynamics, potential.device, grouping)
     return Plan(_name(found), condition, yardstick, found, setting.kind)
 
@@ -136,7 +136,7 @@ def _check_times(config: FinetuneOptions, grouping: Grouping) -> None:
             f"average_fs is {average:g}, expected none with the estimator {grouping.name}: neighbours come and go, so that a group has no "
             "trajectory of its own; leave --average out"
         )
-    if config.update.rule == "natural" and config.within(grouping.of is WHOLE.of) and not max(2.0 * sample, average) <= window:
+    if config.update.rule == "natural" and config.within(grouping.whole) and not max(2.0 * sample, average) <= window:
         raise BadOption(
             f"sample_every_fs is {sample:g} and average_fs {average:g}, expected two samples or more in a window ({window:g} fs), which "
             "are compared with each other, and averages over a part of it; --no-within-trajectories compares those of all windows"

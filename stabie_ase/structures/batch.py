@@ -246,10 +246,14 @@ class AtomsBatch:
             n_systems=n,
         )
 
+    def systems_of(self, n_atoms: int) -> int:
+        """As many systems as have some `n_atoms` atoms together, or one that has more."""
+        return max(1, n_atoms * self.n_systems // max(self.n_atoms, 1))
+
     @property
     def systems_at_once(self) -> int:
         """As many as have some `ATOMS_AT_ONCE` atoms."""
-        return max(1, ATOMS_AT_ONCE.get(self.device.type, MOST_ATOMS_AT_ONCE) * self.n_systems // max(self.n_atoms, 1))
+        return self.systems_of(ATOMS_AT_ONCE.get(self.device.type, MOST_ATOMS_AT_ONCE))
 
     def chunks(self, size: int | None = None) -> Iterator[Tensor]:
         """Indices of all systems, `size` at a time, or `systems_at_once`."""

@@ -91,7 +91,7 @@ class RDFDeviation:
         block_steps, n_blocks, timestep_fs = _blocks(spec, given.get("window_fs"), setting)
         kinds = given.get("pairs") or _all_pairs(batch)
         _check_pairs(kinds, batch, spec)
-        parts = [batch.select(part) for part in torch.arange(batch.n_systems).split(FRAMES_AT_ONCE)]
+        parts = [batch.select(part) for part in batch.chunks(FRAMES_AT_ONCE)]
         samples = torch.cat([radial_distributions(part, kinds, shells) for part in parts])
         bare = cls(kinds, shells, samples.mean(dim=0), math.inf, block_steps, n_blocks, timestep_fs)
         tolerance = given.get("tolerance")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights, of_present
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
-from stabie_ase.boltzmann.grouping import WHOLE
 from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import linearised
@@ -110,7 +109,7 @@ class NaturalGradient(UpdateRule):
         if min(int(near.half(k).sum()) for k in ((0, 1) if config.estimator.cross_fit else (None,))) < 2:
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return None
-        own, whole = config.estimator, condition.grouping.of is WHOLE.of
+        own, whole = config.estimator, condition.grouping.whole
         estimator = Estimator(condition.point, own.cross_fit, config.half_width(whole), own.near_factor, config.within(whole))
         targets = self._weighted(condition.targets, near.within(1.0))
         estimate = estimator(samples, targets)
