@@ -1,5 +1,6 @@
 """h(r): normalisation, limits, invariances, and what it refuses."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from ase.geometry import find_mic
 from matscipy.neighbours import neighbour_list
 from scipy.stats import norm
 
-from stabie_ase.observables import BondLengths, DistanceDistribution, RadialDistribution, Target, observables_from
+from stabie_ase.observables import BondLengths, DistanceDistribution, RadialDistribution, Target, default_observable, observables_from
 from stabie_ase.observables.averages import noise_floor
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.geometry import in_parts, nearest_images
@@ -145,10 +146,34 @@ def in_a_box(frames):
     return frames
 
 
+def test_h_of_r_of_a_liquid_is_that_of_its_molecules_wherever_they_cross_the_cell():
+    """The mean over the molecules as if each were alone, whatever lies between them."""
+    box, alone = Atoms(cell=[9.0, 9.0, 9.0], pbc=True), []
+    for k, at in enumerate([(0.1, 0.2, 8.9), (4.5, 4.4, 0.1), (1.0, 5.0, 5.0), (6.0, 8.8, 4.0)]):
+        water = molecule("H2O")
+        water.set_distance(0, 1, 0.9 + 0.05 * k)
+        water.rotate(40.0 * k, (1, k, 2))
+        water.translate(np.array(at) - water.positions[0])
+        alone.append(water)
+        box += water
+    box.wrap()
+    setting = Setting([box], 300.0)
+    assert default_observable(setting).startswith("hr,")
+    found = observables_from("hr", setting)[0]
+    assert found.r_max == 4.0 and found(AtomsBatch.from_atoms([box])).shape == (1, 200)
+    by_hand = replace(found, molecule=None)(AtomsBatch.from_atoms(alone))
+    frames = AtomsBatch.from_atoms([box, box])
+    own = found(frames, Groups.molecules(frames, setting.topology))
+    torch.testing.assert_close(own, by_hand.repeat(2, 1))
+    torch.testing.assert_close(found(frames), by_hand.mean(dim=0).expand(2, -1))
+    with pytest.raises(ValueError, match="molecules of two atoms or more"):
+        DistanceDistribution.from_reference([box], molecule=torch.arange(12))
+
+
 @pytest.mark.parametrize(
     "frames, message",
     [
-        (in_a_box(molecules(2)), "isolated molecules, but the reference is periodic"),
+        (in_a_box(molecules(2)), "the reference is periodic and no liquid of molecules"),
         (molecules(1, 4) + molecules(1, 5), "one molecule of two atoms or more"),
         ([Atoms("CO", [[0, 0, 0], [0, 0, 1]]), Atoms("OC", [[0, 0, 0], [0, 0, 1]])], "in one atom order"),
         ([Atoms("H")], "two atoms or more"),

@@ -80,7 +80,7 @@ def default_observable(setting: Setting) -> str:
     """The observables that suit a system, as `observables_from` reads them.
 
     h(r) of a molecule; of a liquid or solid the radial distribution of each two elements, up to `MAX_DEFAULT_ELEMENTS` of them, and of
-    one of molecules their bond lengths as well; of what is not periodic in all directions bond lengths alone.
+    one of molecules h(r) within them as well; of what is not periodic in all directions bond lengths alone.
     """
     if not any(atoms.pbc.any() for atoms in setting.frames):
         return "hr"
@@ -89,7 +89,7 @@ def default_observable(setting: Setting) -> str:
     pairs = [f"rdf:{a}-{b}" for a, b in combinations_with_replacement(sorted(common), 2) if a != b or counts[a] > 1]
     if not all(atoms.pbc.all() for atoms in setting.frames):
         return "bond-length"
-    return ",".join(["bond-length", *pairs] if setting.kind.name == MOLECULAR_LIQUID else pairs)
+    return ",".join(["hr", *pairs] if setting.kind.name == MOLECULAR_LIQUID else pairs)
 
 
 def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observable]:

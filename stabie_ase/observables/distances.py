@@ -14,6 +14,7 @@ from torch import Tensor
 from stabie_ase.observables.base import Axis, Observable
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.geometry import in_parts, pair_distances
+from stabie_ase.structures.kind import MOLECULAR_LIQUID
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
@@ -24,10 +25,12 @@ class DistanceDistribution(Observable):
 
     h(r) = 1/(N(N-1)) Σ_{i≠j} δ(r - r_ij) (Raja et al., arXiv 2402.13984), every distance smeared by a normalised
     Gaussian; a bin holds the mean of the smeared density over its width. A distance beyond the last bin is missing
-    from the integral.
+    from the integral. Of a liquid of molecules it is the distribution of the distances within molecules, by the nearest image.
 
     Parameters
     ----------
+    molecule : Tensor of int64, shape (n_atoms,), or None
+        Of each atom of a liquid of molecules; None of one molecule.
     r_max : float
         End of the grid in Å.
     bin_width : float
@@ -39,6 +42,7 @@ class DistanceDistribution(Observable):
     r_max: float
     bin_width: float = 0.02
     smearing: float = 0.02
+    molecule: Tensor | None = None
     name, label = "hr", "h(r) (1/Å)"
 
     def __post_init__(self):
@@ -49,7 +53,9 @@ class DistanceDistribution(Observable):
             )
 
     @classmethod
-    def from_reference(cls, frames: Sequence[Atoms], margin: float = 2.0, **settings) -> DistanceDistribution:
+    def from_reference(
+        cls, frames: Sequence[Atoms], margin: float = 2.0, molecule: Tensor | None = None, **settings
+    ) -> DistanceDistribution:
         """A grid that reaches beyond the longest distance of the reference.
 
         Parameters
@@ -58,6 +64,8 @@ class DistanceDistribution(Observable):
             The reference.
         margin : float
             How far the grid goes beyond, in Å.
+        molecule : Tensor of int64, shape (n_atoms,), optional
+            Of each atom, if the reference is a liquid of molecules.
         **settings
             The other fields of the class.
 
@@ -68,22 +76,23 @@ class DistanceDistribution(Observable):
         Raises
         ------
         ValueError
-            Periodic frames or several compositions: h(r) has no meaning there.
+            Periodic frames without molecules, or several compositions: h(r) has no meaning there.
         """
         batch = AtomsBatch.from_atoms(frames)
-        if batch.pbc.any():
-            raise ValueError("h(r) is for isolated molecules, but the reference is periodic")
+        if molecule is None and batch.pbc.any():
+            raise ValueError("h(r) is for molecules, alone or in a liquid, but the reference is periodic and no liquid of molecules")
         if not batch.same_composition or batch.sizes[0] < 2:
             raise ValueError("h(r) needs reference frames of one molecule of two atoms or more, in one atom order")
-        pairs = _all_pairs(batch)
+        pairs = _all_pairs(batch) if molecule is None else _pairs_within(molecule)
         longest = max(float(pair_distances(part, pairs).max()) for part in in_parts(batch, pairs.shape[1]))
-        return cls(r_max=math.ceil(longest + margin), **settings)
+        return cls(r_max=math.ceil(longest + margin), molecule=molecule, **settings)
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> DistanceDistribution:
         """`hr`, with `r_max`, `bin_width` and `smearing` in Å."""
         given = spec.read({"r_max": float, "bin_width": float, "smearing": float})
-        laid_out = cls.from_reference(setting.frames)  # refuses what has no h(r)
+        molecule = setting.topology.molecule if setting.kind.name == MOLECULAR_LIQUID else None
+        laid_out = cls.from_reference(setting.frames, molecule=molecule)  # refuses what has no h(r)
         return replace(laid_out, **given)
 
     @property
@@ -102,10 +111,11 @@ class DistanceDistribution(Observable):
         return torch.full((self.n_bins,), self.bin_width, dtype=torch.float64)
 
     def values(self, batch: AtomsBatch) -> Tensor:
-        """h(r) of every frame of one molecule, float64, shape (n_systems, n_bins), in 1/Å."""
+        """h(r) of every molecule, or of all those of each frame of a liquid together, float64, shape (n_systems, n_bins), in 1/Å."""
         if len(set(batch.sizes)) > 1:
             raise ValueError(f"h(r) is for frames of one molecule, got systems of {sorted(set(batch.sizes))} atoms")
-        pairs = _all_pairs(batch)
+        whole = self.molecule is not None and len(self.molecule) == batch.sizes[0]
+        pairs = _pairs_within(self.molecule) if whole else _all_pairs(batch)
         parts = in_parts(batch, pairs.shape[1], 2**21 // (2 * self._reach + 1))
         return torch.cat([self._histogram(pair_distances(part, pairs)) for part in parts])
 
@@ -132,3 +142,11 @@ def _all_pairs(batch: AtomsBatch) -> Tensor:
     """All pairs i < j of a system, shape (2, N (N - 1) / 2)."""
     n = batch.n_atoms // batch.n_systems
     return torch.triu_indices(n, n, offset=1, device=batch.device)
+
+
+def _pairs_within(molecule: Tensor) -> Tensor:
+    """All pairs i < j of atoms of one molecule, shape (2, n_pairs)."""
+    same = torch.triu(molecule[:, None] == molecule, diagonal=1)
+    if not bool(same.any()):
+        raise ValueError("h(r) needs molecules of two atoms or more")
+    return same.nonzero().T
