@@ -363,6 +363,20 @@ def test_training_on_groups(estimator, update):
     assert torch.equal(*ends) and not torch.equal(ends[0], torch.tensor([1.0, 1.2, 1.5]).double())
 
 
+def test_a_liquid_that_fails_needs_no_sound_replicas_beside_it():
+    """Most of its molecules are sound; of whole systems as many that did not fail take part."""
+    learners = {}
+    for estimator in ("molecules", "global"):
+        training = loop(estimator)
+        while training.pools[0].lesson is None:
+            failed = training.pools[0].failed.clone()
+            training.step()
+        rows = training.pools[0].lesson.rows
+        learners[estimator] = (len(rows), int(failed[rows].sum()), int(failed.sum()))
+    n, taught, n_failed = learners["molecules"]
+    assert 0 < n == taught == n_failed < 6 == learners["global"][0]
+
+
 def test_updates_know_where_groups_came_from():
     """Each later update of a window is weighted by how far its groups' energies are from those that drove the dynamics."""
     training = loop("molecules")

@@ -23,7 +23,8 @@ SEED_STRIDE = 7_919
 """Added to the seed from one pool to the next, so that no two share random streams."""
 
 MIN_SOUND_LEARNERS = 8
-"""Replicas that have not failed and take part in learning: what is stable has to be known beside what is not."""
+"""Replicas that have not failed and take part in learning: what is stable has to be known beside what is not. None where samples are
+groups of atoms: most of those of a system that fails are sound."""
 
 
 @dataclass
@@ -136,7 +137,8 @@ class ReplicaPool:
         return failures.to_atoms({k: {"replica": int(going[k]), "time_ps": times[k], **where} for k in failed})
 
     def _gather(self, everyone: bool) -> Lesson:
-        """What a learning phase begins with: the replicas that failed, others from the bank up to half, and as many that did not fail.
+        """What a learning phase begins with: the replicas that failed, others from the bank up to half, and of whole systems as many that
+        did not fail.
 
         Or all replicas.
         """
@@ -145,7 +147,7 @@ class ReplicaPool:
             return Lesson(self.replicas, rows, rows[:0])
         failed = self.failed.nonzero()[:, 0]
         banked = self.bank.choose(self.condition.replicas // 2 - len(failed))
-        n_sound = max(len(failed) + len(banked), MIN_SOUND_LEARNERS)
+        n_sound = max(len(failed) + len(banked), MIN_SOUND_LEARNERS) if self.condition.grouping.whole else 0
         chance = uniforms(self.replicas.key, self.replicas.step, LEARNERS).masked_fill(self.failed, math.inf)
         sound = chance.argsort()[: min(n_sound, len(chance) - len(failed))]
         rows = torch.cat([failed, sound]).sort().values
