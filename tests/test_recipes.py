@@ -29,6 +29,7 @@ MOLECULES = {
     "thermostat": "nose-hoover", "timestep_fs": 0.5, "replicas": 128, "window_fs": 2000 * 0.5, "sample_every_fs": 100 * 0.5,
     "upper_fraction": 0.75, "lower_fraction": 0.0, "random_resets": 0.05, "criterion": "bonds:0.25", "observable": "hr",
     "gradient_clip": 1.0, "average_fs": 0.0, "within_trajectories": False, "fluctuation_floor": 1e6, "near_factor": 1e6,
+    "winsorized": False,
 }  # fmt: skip
 LIQUIDS = {
     **MOLECULES, "timestep_fs": 1.0, "replicas": 8, "sample_every_fs": 100 * 1.0, "random_resets": 0.0,

@@ -93,6 +93,9 @@ class Estimator:
         Frames of a higher severity say what is off, and their energies are not changed.
     within : bool
         Covariances within trajectories instead of that of all samples.
+    winsorized : bool
+        A sample is no farther off than the median unstable frame, see `winsorized`; not where samples are cross-fitted. What explodes is
+        orders of magnitude farther off than a bond that is too long: the gradient of the mean is that of the explosions alone.
     """
 
     point: StatePoint
@@ -100,6 +103,11 @@ class Estimator:
     half_width: int = 0
     near: float = math.inf
     within: bool = False
+    winsorized: bool = False
+
+    def __post_init__(self):
+        if self.cross_fit and self.winsorized:
+            raise ValueError("samples are cross-fitted, so that a gradient has no bias, or winsorized, which is one; choose one of them")
 
     def __call__(self, samples: Samples, targets: Sequence[Target], energy_change: Tensor | None = None) -> Estimate:
         """Means, losses and weights.
@@ -132,6 +140,8 @@ class Estimator:
         if self.near < math.inf:
             change = None if change is None else change[(samples.severity <= self.near)[samples.groups.system]]
             near = near.within(self.near)
+        if self.winsorized:
+            near = winsorized(near, targets, residuals[0][1])
         return self.reweighted(Estimate(means, losses, near, mean.new_zeros(0), math.nan, residuals), targets, change)
 
     def _mean(self, samples: Samples, values: Tensor, energy_change: Tensor | None, half: int | None = None) -> Tensor:
@@ -185,7 +195,48 @@ def in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
 
 def _parts(row: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
     """What belongs to each target, shape (width,)."""
-    return row.split([target.observable.width for target in targets])
+    return row.split(_widths(targets))
+
+
+def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) -> Samples:
+    """Samples of which none is farther off than the median unstable frame.
+
+    How far off a sample is tells ψ_i = λ·(g_i - m), to first order what it adds to the loss; m is the mean of those samples of stable
+    frames whose λ·g_i is between the quartiles, as averaging has some of them explode already. A frame is as far off as the worst of
+    its groups; of a sample beyond the median of the unstable frames, where that is positive, g_i - m is scaled down to it (Winsor's way
+    with outliers; Tukey, Ann. Math. Stat. 33, 1, 1962).
+
+    Parameters
+    ----------
+    samples : Samples
+    targets : sequence of Target
+    residual : Tensor, shape (Σ width,)
+        λ = ∂L/∂ḡ.
+
+    Returns
+    -------
+    Samples
+        The same ones without frames of both kinds.
+    """
+    values, unstable = in_a_row(samples, targets), samples.severity > 1.0
+    sound = values[~unstable[samples.groups.system]]
+    if not len(sound) or not bool(unstable.any()):
+        return samples
+    along = sound @ residual
+    low, high = along.kthvalue(1 + len(along) // 4).values, along.kthvalue(len(along) - len(along) // 4).values
+    off = values - sound[(along >= low) & (along <= high)].mean(dim=0)
+    psi = off @ residual
+    worst = psi.new_full((samples.frames.n_systems,), -math.inf).scatter_reduce(0, samples.groups.system, psi, "amax")
+    limit = float(worst[unstable].median())
+    if not limit > 0.0:
+        return samples
+    bounded = values - off * (1.0 - limit / psi.clamp(min=limit))[:, None]
+    names, parts = [target.observable.name for target in targets], bounded.split(_widths(targets), dim=1)
+    return replace(samples, values=dict(zip(names, parts)))
+
+
+def _widths(targets: Sequence[Target]) -> list[int]:
+    return [target.observable.width for target in targets]
 
 
 def residual_of(mean: Tensor, targets: Sequence[Target]) -> Tensor:

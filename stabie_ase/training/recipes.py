@@ -15,6 +15,7 @@ PUBLISHED: dict[str, Any] = {
     "near_factor": 1e6,
     "average_fs": 0.0,
     "within_trajectories": False,
+    "winsorized": False,
     "fluctuation_floor": 1e6,
 }
 """Of Raja et al. (arXiv 2402.13984) for all systems: a learning phase goes on until no replica fails, all frames and bins count alike.

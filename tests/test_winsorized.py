@@ -1,0 +1,64 @@
+"""Samples of which none is farther off than the median unstable frame."""
+
+import pytest
+import torch
+from helpers import Vector, samples_of
+
+from stabie_ase.boltzmann import Estimator, StatePoint
+from stabie_ase.boltzmann.estimate import winsorized
+from stabie_ase.observables import Target
+from stabie_ase.system.options import BadOption
+from stabie_ase.training.options import EstimatorOptions
+
+POINT = StatePoint(300.0)
+RESIDUAL = torch.tensor([2.0, 0.0], dtype=torch.float64)
+
+
+def window(unstable, sound=(-2.0, -1.0, 0.0, 1.0, 2.0)):
+    """Sound frames whose first component has an interquartile mean of zero, then unstable ones; the second component is three times it."""
+    x = torch.tensor([*sound, *unstable], dtype=torch.float64)
+    severity = torch.tensor([0.5] * len(sound) + [1.5] * len(unstable), dtype=torch.float64)
+    return samples_of(torch.stack([x, 3.0 * x], dim=1), torch.arange(len(x)), severity=severity)
+
+
+def bounded(samples, residual=RESIDUAL):
+    return winsorized(samples, [Target(Vector(2), torch.zeros(2).double())], residual).values["vector"]
+
+
+def test_what_is_beyond_the_median_unstable_frame_is_scaled_down_to_it():
+    """The whole vector, along the line to the middle of the sound frames; what is off to the other side stays."""
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 1.5, 1.5, -50.0, 1.5, 1.5, 1.5], dtype=torch.float64)
+    torch.testing.assert_close(bounded(window([1.5, -50.0, 1.5, 4.0, 1e6])), torch.stack([x, 3.0 * x], dim=1))
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [window([]), window([3.0, 4.0, 1e6], sound=()), window([-3.0, -4.0, -1e6])],
+    ids=["no unstable ones", "no sound ones", "off to the other side"],
+)
+def test_otherwise_nothing_changes(samples):
+    assert torch.equal(bounded(samples), samples.values["vector"])
+
+
+def test_sound_frames_that_are_about_to_explode_do_not_move_the_middle():
+    """Averages along trajectories have some of them explode already: the mean of all would be beyond what is merely broken."""
+    samples = window([3.0, 3.0, 1e6], sound=(-2.0, -1.0, 0.0, 0.0, 1.0, 1e6))
+    assert float(bounded(samples)[:, 0].max()) == pytest.approx(3.0)
+
+
+def test_an_explosion_does_not_hide_what_breaks():
+    """Weights of energies that are raised: of three frames that are off alike but for an explosion, or of the explosion alone."""
+    x = torch.cat([torch.linspace(-1.0, 1.0, 40), torch.tensor([3.0, 3.0, 1e5])]).double()
+    severity = torch.tensor([0.5] * 40 + [1.5] * 3, dtype=torch.float64)
+    samples, target = samples_of(x[:, None], torch.arange(43), severity=severity), [Target(Vector(1), torch.zeros(1).double())]
+    plain, robust = (Estimator(POINT, winsorized=on)(samples, target).weights for on in (False, True))
+    assert (plain[:42] > 0).all() and plain[42] < 0
+    assert (robust[40:] < 0).all() and robust[40] == pytest.approx(float(robust[42]), rel=1e-6)
+    assert Estimator(POINT, winsorized=True)(samples, target).losses == Estimator(POINT)(samples, target).losses
+
+
+def test_it_is_a_bias_that_cross_fitting_is_there_to_avoid():
+    with pytest.raises(ValueError, match="choose one of them"):
+        Estimator(POINT, cross_fit=True, winsorized=True)
+    with pytest.raises(BadOption, match="cross-fitted, so that a gradient has no bias, or winsorized"):
+        EstimatorOptions(cross_fit=True, winsorized=True)
