@@ -8,7 +8,7 @@ from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.labels import LabelledFrames, QMLoss
-from stabie_ase.training.updates.direction import natural_direction
+from stabie_ase.training.updates.direction import SQUARES_FLOOR, natural_direction
 
 LOSS = QMLoss()
 
@@ -73,6 +73,54 @@ def test_enough_iterations_solve_the_linear_system():
     torch.testing.assert_close(torch.cat(direction[:2]), exact, rtol=1e-5, atol=1e-8)
     assert (direction[2] == 0).all()
     assert change == pytest.approx(float((0.5 * exact @ h @ exact).sqrt()), rel=1e-5)
+
+
+def test_squares_of_gradients_change_the_way_to_the_solution_and_not_the_solution():
+    """The damping, a fraction of the first direction's curvature, follows the way."""
+    potential, frames = Linear(), systems()
+    h = dense_metric(potential, frames)[:6, :6]
+    squares = [torch.linspace(1e-3, 2.0, 4), torch.tensor([0.3, 0.0]), torch.zeros(2)]
+    scale = torch.cat(squares[:2]).double() / 2.0 + SQUARES_FLOOR
+    set_gradient(potential)
+    potential.idle.grad = None
+    g = torch.cat([potential.theta.grad, potential.phi.grad])
+    p = g / scale
+    exact = torch.linalg.solve(h + 0.1 * float(p @ h @ p / (p @ p)) * torch.eye(6), g)
+    direction, _ = natural_direction(potential, frames, LOSS, iterations=20, damping=0.1, squares=squares)
+    torch.testing.assert_close(torch.cat(direction[:2]), exact, rtol=1e-4, atol=1e-6)
+    assert (direction[2] == 0).all()
+
+
+def test_squares_of_gradients_save_iterations():
+    """Of a metric whose diagonal spans orders of magnitude one iteration with its diagonal does what several do without."""
+    gained = {}
+    for known in (False, True):
+        potential, frames = schnet(torch.float64), systems()
+        squares = None
+        if known:
+            squares = [torch.zeros_like(p) for p in potential.parameters()]
+            for part in frames:
+                rng = torch.Generator().manual_seed(5)
+                off = predicted(potential, part)
+                off.forces.add_(0.1 * torch.randn(off.forces.shape, generator=rng, dtype=torch.float64))
+                for p in potential.parameters():
+                    p.grad = None
+                LOSS(potential, off).backward()
+                for square, p in zip(squares, potential.parameters()):
+                    square.add_(torch.zeros_like(p) if p.grad is None else p.grad.square())
+        set_gradient(potential, seed=1)
+        g = [p.grad.double().clone() for p in potential.parameters()]
+        direction, change = natural_direction(potential, frames, LOSS, 4, squares=squares)
+        gained[known] = sum(float((a * b).sum()) for a, b in zip(g, direction)) / change
+    assert gained[True] > 1.5 * gained[False]
+
+
+def test_frames_that_took_no_part_tell_the_change():
+    potential, frames = Linear(), systems()
+    set_gradient(potential)
+    direction, change = natural_direction(potential, frames[:1], LOSS, iterations=3, unseen=frames[1:])
+    d, h = torch.cat(direction), dense_metric(potential, frames[1:])
+    assert change == pytest.approx(float((0.5 * d @ h @ d).sqrt()), rel=1e-5)
 
 
 def test_no_iterations_leave_the_gradient():

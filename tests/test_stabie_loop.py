@@ -258,7 +258,7 @@ def test_without_the_observable_an_update_is_an_adam_step_on_energies_and_forces
     torch.optim.Adam(by_hand.parameters(), lr=rate, betas=(0.9, 0.99)).step()
     moved = 0.0
     for name, x in by_hand.state_dict().items():
-        torch.testing.assert_close(training.potential.state_dict()[name], x, rtol=0, atol=1e-9)
+        torch.testing.assert_close(training.potential.state_dict()[name], x, rtol=0, atol=1e-8)
         moved = max(moved, float((x - before[name]).abs().max()))
     assert moved == pytest.approx(rate, rel=1e-2)
 
@@ -289,7 +289,7 @@ def test_without_the_observable_no_dynamics_are_run():
 @pytest.mark.parametrize("within", [False, True])
 def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator(within):
     """The change of the weights against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample, of all or within trajectories."""
-    changes = {"observable_weight": 1e-3, "natural_iterations": 0, "near_factor": 1.5, "within_trajectories": within}
+    changes = {"observable_weight": 1e-3, "natural_iterations": 0, "near_factor": 1.5, "within_trajectories": within, "winsorized": False}
     training, before, trajectory = learned(qm_steps=0, **changes)
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
@@ -322,7 +322,7 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator(with
 
 
 def test_a_step_changes_the_forces_by_a_share_of_their_error():
-    """Over labelled and stable frames, as the loss of energies and forces counts it."""
+    """Over labelled and stable frames that took no part in the direction, as the loss of energies and forces counts it."""
     training, before, trajectory = learned(qm_steps=0, observable_weight=0.02, natural_iterations=5)
     potential, config = tiny.model(), training.config
     potential.load_state_dict(before)
@@ -330,7 +330,7 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
     stable = (severities(training, frames) <= 1.0).nonzero()[:, 0]
     changes = []
     for batch, n in ((training.work.labelled.batch, len(training.work.labelled)), (frames.select(stable), len(stable))):
-        batch = batch.select(minibatch(n, config.labels.qm_batch_size, config.seed, 0))
+        batch = batch.select(minibatch(n, config.labels.qm_batch_size, config.seed, 1))
         old = potential.compute(batch, neighbor_list(batch, potential.cutoff))
         changes.append(training.work.loss(training.potential, LabelledFrames(batch, old.energies, old.forces.double())).item())
     assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * FIRST_STEP_FRACTION * training.accuracy.start_rmse, rel=0.05)
@@ -622,9 +622,9 @@ def test_the_gradient_of_two_conditions_is_the_sum_of_both(monkeypatch):
     until_learning(training)
     real = natural.natural_direction
 
-    def spy(potential, *arguments):
+    def spy(potential, *arguments, **named):
         added.append(torch.cat([p.grad.flatten().double() for p in potential.parameters()]))
-        return real(potential, *arguments)
+        return real(potential, *arguments, **named)
 
     monkeypatch.setattr(natural, "natural_direction", spy)
     windows = []
@@ -772,12 +772,12 @@ def test_matching_is_resumed_to_the_same_bits():
 
 @pytest.mark.parametrize("rate, smaller", [(1e-5, False), (0.3, True)])
 def test_a_learning_rate_that_spoils_the_model_by_itself_is_made_smaller_once(rate, smaller, caplog):
-    """By thirds; weights and optimizer are as before, and what was found goes along with a saved state."""
+    """By thirds; weights are as before, and what was found goes along with a saved state."""
     training = loop(learning_rate=rate, qm_steps=5)
     steps, before = training.rule.steps, weights(training)
     with caplog.at_level(logging.INFO):
         steps.calibrate()
-    assert all(torch.equal(x, before[name]) for name, x in weights(training).items()) and not steps.optimizer.state_dict()["state"]
+    assert all(torch.equal(x, before[name]) for name, x in weights(training).items())
     assert (steps.rate < rate) is smaller and ("larger ones alone spoil" in caplog.text) is smaller
     assert round(np.log(rate / steps.rate) / np.log(3), 6) in range(6)
     other = loop(learning_rate=rate, qm_steps=5)

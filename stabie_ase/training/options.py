@@ -56,7 +56,7 @@ class PhaseOptions:
     max_simulation_windows: int = option(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
     max_learning_windows: int = option(3, "windows after which a learning phase ends anyway", 1, 1_000_000)
     random_resets: float = option(
-        0.05, "fraction of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
+        1.0, "fraction of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )
     bank: float = option(
         0.0,
@@ -117,10 +117,17 @@ class EstimatorOptions:
         "samples are compared with others of their own trajectory, which is too short to forget its start, not with all; if not given of "
         "groups of atoms, not of whole systems",
     )
+    winsorized: bool | None = option(
+        None,
+        "no sample is farther off than the median unstable frame, so that what explodes does not hide what breaks; if not given unless "
+        "--cross-fit is",
+    )
     min_ess_fraction: float = option(0.5, "effective fraction of the samples below which a new window is run", 0.0, 1.0)
 
     def __post_init__(self):
         check_options(self)
+        if self.winsorized and self.cross_fit:
+            raise BadOption("samples are cross-fitted, so that a gradient has no bias, or winsorized, which is one; choose one of them")
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class UpdateOptions:
     )
     observable_weight: float = option(1.0, "factor on the length of the natural gradient's steps for the observables", 1e-9, 1e9)
     natural_iterations: int = option(
-        16, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
+        64, "conjugate gradients that shape a step for the observable so that forces change least; 0: plain gradient", 0, 10_000
     )
     updates_per_window: int = option(3, "updates at most on the samples of one window", 1, 1_000_000)
     gradient_clip: float = option(1.0, "largest norm of a gradient", 1e-12, 1e12)
@@ -249,8 +256,8 @@ class FinetuneOptions:
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, bond-length-moments:O-H, "
         "angle:H-O-H, dihedral:C-C-C-C, gyration, rdf:O-O, adf:O-O-O, coordination:O-O, min-distance, density, or FILE.py:CLASS; options "
         "follow, as in rdf:O-O,r_max=6,weight=2 or rdf:O-O,target=FILE for frames or a curve (csv, json, txt; column=NAME, error=NAME, "
-        "above=R) to match in place of the reference; if not given hr of a molecule, of a liquid or solid rdf of each two "
-        "elements, and bond-length where it is of molecules",
+        "above=R) to match in place of the reference; if not given hr of molecules, and of a liquid or solid rdf of each "
+        "two elements",
         repeats=True,
     )
     criterion: str | None = option(
@@ -302,6 +309,12 @@ class FinetuneOptions:
         """Whether samples are compared within their trajectories, of whole systems or of groups of their atoms."""
         given = self.estimator.within_trajectories
         return not whole if given is None else given
+
+    @property
+    def winsorized(self) -> bool:
+        """Whether samples are winsorized."""
+        given = self.estimator.winsorized
+        return not self.estimator.cross_fit if given is None else given
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,18 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.training.labels import LabelledFrames, QMLoss
 
+SQUARES_FLOOR = 1e-5
+"""Added to the mean squares of gradients, as a part of the largest, where they precondition conjugate gradients."""
+
 
 def natural_direction(
-    potential: Potential, frames: Sequence[AtomsBatch], loss: QMLoss, iterations: int, damping: float = 1e-3
+    potential: Potential,
+    frames: Sequence[AtomsBatch],
+    loss: QMLoss,
+    iterations: int,
+    damping: float = 1e-3,
+    squares: Sequence[Tensor] | None = None,
+    unseen: Sequence[AtomsBatch] | None = None,
 ) -> tuple[list[Tensor], float]:
     """The natural gradient d = (H + λ)⁻¹ g of the gradient g that the parameters hold.
 
@@ -25,8 +34,9 @@ def natural_direction(
 
         H v = ∇L(θ + ε v)/ε,    L the loss against the potential's own predictions at θ.
 
-    Solved by conjugate gradients from zero: a few iterations take out the stiff directions, those in which a step of the
-    plain gradient spoils forces that the energy/force steps then have to repair, and its gain with them.
+    Solved by conjugate gradients from zero. The first iterations take out the stiff directions, those in which a step of the
+    plain gradient spoils forces that the energy/force steps then have to repair, and its gain with them; each further one finds
+    more of what changes unstable frames and not the sound ones.
 
     Parameters
     ----------
@@ -38,7 +48,12 @@ def natural_direction(
     iterations : int
         Of conjugate gradients; with none d = g.
     damping : float
-        λ as a fraction of gᵀHg/gᵀg.
+        λ as a fraction of pᵀHp/pᵀp, p the first direction.
+    squares : sequence of Tensor, optional
+        Mean squares of gradients of the loss, one a parameter: about as the diagonal of H, by which conjugate gradients are
+        preconditioned (Martens, ICML 2010, section 4.7).
+    unseen : sequence of AtomsBatch, optional
+        Frames that tell the change in place of `frames`, of which a solution knows the noise.
 
     Returns
     -------
@@ -53,8 +68,25 @@ def natural_direction(
     if not float(gradient.norm()) > 0:
         return _unflat(gradient, parameters), 0.0
     metric = _Metric(potential, frames, loss)
-    x, product = torch.zeros_like(gradient), torch.zeros_like(gradient)  # d and H d
-    residual, p, shift = gradient.clone(), gradient.clone(), None
+    x = _solved(gradient, metric, iterations, damping, _scale(squares))
+    if not float(x.norm()) > 0:
+        x = gradient
+    product = (metric if unseen is None else _Metric(potential, unseen, loss))(x)
+    return _unflat(x, parameters), math.sqrt(max(0.5 * float(x @ product), 0.0))
+
+
+def _scale(squares: Sequence[Tensor] | None) -> Tensor | float:
+    """The diagonal that preconditions, shape (n_parameters,), or one where nothing is known."""
+    known = torch.zeros(1) if squares is None else _flat(squares)
+    largest = float(known.max())
+    return known / largest + SQUARES_FLOOR if math.isfinite(largest) and largest > 0 else 1.0
+
+
+def _solved(gradient: Tensor, metric: _Metric, iterations: int, damping: float, scale: Tensor | float) -> Tensor:
+    """Preconditioned conjugate gradients for (H + λ) x = g, from zero, shape (n_parameters,)."""
+    x, residual, shift = torch.zeros_like(gradient), gradient, None
+    z = residual / scale
+    p = z
     for _ in range(iterations):
         hp = metric(p)
         curvature = float(p @ hp)
@@ -62,14 +94,12 @@ def natural_direction(
             shift = damping * curvature / float(p @ p)
         if not (math.isfinite(curvature) and curvature > 0):
             break
-        step = float(residual @ residual) / (curvature + shift * float(p @ p))
-        x, product = x + step * p, product + step * hp
-        new = residual - step * (hp + shift * p)
-        p = new + float(new @ new) / float(residual @ residual) * p
-        residual = new
-    if not float(x.norm()) > 0:
-        x, product = gradient, metric(gradient)
-    return _unflat(x, parameters), math.sqrt(max(0.5 * float(x @ product), 0.0))
+        old = float(residual @ z)
+        step = old / (curvature + shift * float(p @ p))
+        x, residual = x + step * p, residual - step * (hp + shift * p)
+        z = residual / scale
+        p = z + float(residual @ z) / old * p
+    return x
 
 
 class _Metric:

@@ -7,6 +7,7 @@ import logging
 import math
 
 import torch
+from torch import Tensor
 
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.updates.base import Work
@@ -46,7 +47,10 @@ class LabelSteps:
         self.optimizer = torch.optim.Adam(work.potential.parameters(), lr=work.config.labels.learning_rate, betas=(0.9, 0.99))
 
     def calibrate(self) -> None:
-        """Once: the learning rate that was asked for, or a smaller one if a run by itself spoils the potential as it is."""
+        """Once: the learning rate that was asked for, or a smaller one if a run by itself spoils the potential as it is.
+
+        The weights stay what they were; what Adam has learned of the sizes of gradients is kept.
+        """
         work, config = self.work, self.work.config
         if self.rate is not None:
             return
@@ -54,19 +58,23 @@ class LabelSteps:
         if not config.labels.qm_steps:
             return
         weights = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
-        optimizer, before = copy.deepcopy(self.optimizer.state_dict()), work.accuracy.measure(work.potential)
+        before = work.accuracy.measure(work.potential)
         for _ in range(MAX_TRIES):
             self._steps()
             after = work.accuracy.measure(work.potential)
             forces = after.force_mae <= (1.0 + MAX_NOISE_PART * work.bounds.force) * before.force_mae
             energies = after.energy_mae <= (1.0 + MAX_NOISE_PART * work.bounds.energy) * before.energy_mae
             work.potential.load_state_dict(weights)
-            self.optimizer.load_state_dict(copy.deepcopy(optimizer))
             if (forces and energies) or work.out_of_time():
                 break
             rate = self.rate = rate * RATE_FACTOR
         if rate < config.labels.learning_rate:
             logger.info("steps on energies and forces begin with a learning rate of %.2g: larger ones alone spoil the model", rate)
+
+    def squares(self) -> list[Tensor] | None:
+        """Adam's running means of squared gradients, one a parameter; None before the first step."""
+        known, parameters = self.optimizer.state, list(self.work.potential.parameters())
+        return [known[p]["exp_avg_sq"] if p in known else torch.zeros_like(p) for p in parameters] if known else None
 
     def run(self) -> None:
         """All steps of one run."""

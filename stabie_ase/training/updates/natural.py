@@ -14,7 +14,7 @@ from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluct
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
 from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
-from stabie_ase.observables.averages import linearised
+from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.system.processes import sum_gradients
 from stabie_ase.training.condition import Condition
@@ -25,7 +25,7 @@ from stabie_ase.training.updates.label_steps import LabelSteps
 
 logger = logging.getLogger(__name__)
 
-FIRST_STEP_FRACTION = 0.5
+FIRST_STEP_FRACTION = 0.25
 """First length of a step for the observables: how much it changes forces, as a fraction of the starting model's force error.
 
 Most of it is made good by the steps on energies and forces that follow. It adapts.
@@ -110,7 +110,8 @@ class NaturalGradient(UpdateRule):
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
             return None
         own, whole = config.estimator, condition.grouping.whole
-        estimator = Estimator(condition.point, own.cross_fit, config.half_width(whole), own.near_factor, config.within(whole))
+        half_width, within = config.half_width(whole), config.within(whole)
+        estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, within, config.winsorized)
         targets = self._weighted(condition.targets, near.within(1.0))
         estimate = estimator(samples, targets)
         return estimator, targets, replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
@@ -118,17 +119,19 @@ class NaturalGradient(UpdateRule):
     def _weighted(self, targets: Sequence[Target], stable: Samples) -> list[Target]:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
 
-        A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise. A single sound frame
-        is as far off by every observable, whatever its unit, as by the first: Σ_k c_k v_k with the variances v_k.
+        A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise. By chance sound
+        replicas are as far off by every observable, whatever its unit, as by the first: Σ_k c_k σ_k² with the standard errors σ_k of their
+        means. What is slow, as the structure of a liquid is, is known worse than what is fast, and counts for less.
         """
         weighted, typical, floor = [], [], self.work.config.estimator.fluctuation_floor
         for target in targets:
-            known = stable.values[target.observable.name].to(target.value)
-            known = known if target.samples is None else torch.cat([target.samples, known])
-            known = linearised(target.observable.statistic, known.mean(dim=0), known)
+            here = stable.values[target.observable.name].to(target.value)
+            known = here if target.samples is None else torch.cat([target.samples, here])
+            mean, statistic = known.mean(dim=0), target.observable.statistic
+            known = linearised(statistic, mean, known)
             by_errors = target.components  # a curve that tells its errors
             components = fluctuation_weights(known, target.measure, floor).to(target.value) if by_errors is None else by_errors
-            typical.append(float((components * known.var(dim=0, correction=0)).sum()) if len(known) else 0.0)
+            typical.append(float((components * _noise(linearised(statistic, mean, here), known, stable)).sum()) if len(known) else 0.0)
             scale = typical[0] / typical[-1] if min(typical[0], typical[-1]) > 0 else 1.0
             weighted.append(replace(target, components=components * scale))
         return weighted
@@ -148,7 +151,9 @@ class NaturalGradient(UpdateRule):
         sum_gradients(work.potential.parameters())
         info.figures = info.figures or self._known(estimates)
         sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for _, _, estimate in estimates)]
-        return natural_direction(work.potential, self._some(sound), work.loss, config.update.natural_iterations)
+        frames, others = self._some(sound, 2 * self.steps.runs), self._some(sound, 2 * self.steps.runs + 1)
+        squares, iterations = self.steps.squares(), config.update.natural_iterations
+        return natural_direction(work.potential, frames, work.loss, iterations, squares=squares, unseen=others)
 
     def _known(self, estimates: list[Found]) -> dict[str, float]:
         """The length of the gradient that the parameters hold, and its standard error."""
@@ -163,10 +168,10 @@ class NaturalGradient(UpdateRule):
         ]
         return {"gradient_norm": length, "gradient_norm_error": sum(part.error**2 for part in found) ** 0.5}
 
-    def _some(self, pools: list[AtomsBatch]) -> list[AtomsBatch]:
-        """A few frames of each pool that has any, other ones for each update."""
+    def _some(self, pools: list[AtomsBatch], draw: int) -> list[AtomsBatch]:
+        """A few frames of each pool that has any, other ones in each draw."""
         size, seed = self.work.batch_size, self.work.config.seed
-        return [pool.select(minibatch(pool.n_systems, size, seed, self.steps.runs)) for pool in pools if pool.n_systems]
+        return [pool.select(minibatch(pool.n_systems, size, seed, draw)) for pool in pools if pool.n_systems]
 
     @torch.no_grad()
     def _step(self, direction: list[Tensor], change: float) -> None:
@@ -186,6 +191,15 @@ class NaturalGradient(UpdateRule):
         """Go on from what `state` returned."""
         self.steps.restore(state)
         self.balance = state["balance"]
+
+
+def _noise(here: Tensor, known: Tensor, samples: Samples) -> Tensor:
+    """Squares of the standard errors of the mean of some samples, shape (d,); of few replicas the variances of all that is known."""
+    replica = samples.replica[samples.groups.system].unique(return_inverse=True)[1]
+    n = int(replica.max()) + 1 if len(replica) else 0
+    cells = SlicedMeans.collect(here, replica, torch.zeros_like(replica), n, 1)
+    errors = jackknife_errors(cells.sums[:, 0], cells.counts)
+    return known.var(dim=0, correction=0) if errors is None else errors.to(known).square()
 
 
 def _ess(estimates: list[Found]) -> float:
