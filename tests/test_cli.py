@@ -114,7 +114,6 @@ def test_systems_that_do_not_fit(here, command):
         atoms.pbc = True
         atoms.calc = tiny.SinglePointCalculator(atoms, **results)
     write("ref.xyz", images)
-    told(refused(*COMMANDS[command], "--observable", "hr", folder=here), "periodic")
     told(refused(*COMMANDS[command], "--criterion", "contacts:0.3", folder=here), "periodic")
 
 
