@@ -183,7 +183,7 @@ def test_default_observables_are_made_for_the_system(frames, expected):
 
 
 def test_default_observables_of_water():
-    """Bond lengths of the molecules and all three radial distributions, each of which can be made."""
+    """h(r) within the molecules and all three radial distributions, each of which can be made."""
     setting = Setting(rattled(boxed("H2O", 4.0, repeat=2), 3, 0.01), 300.0)
     assert default_observable(setting) == "hr,rdf:H-H,rdf:H-O,rdf:O-O"
     assert len(observables_from(default_observable(setting), setting)) == 4

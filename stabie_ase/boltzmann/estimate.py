@@ -194,8 +194,8 @@ def in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
 
 
 def _parts(row: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
-    """What belongs to each target, shape (width,)."""
-    return row.split(_widths(targets))
+    """What belongs to each target, shape (..., width)."""
+    return row.split([target.observable.width for target in targets], dim=-1)
 
 
 def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) -> Samples:
@@ -216,7 +216,7 @@ def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) ->
     Returns
     -------
     Samples
-        The same ones without frames of both kinds.
+        Those given if all frames are stable, or none is.
     """
     values, unstable = in_a_row(samples, targets), samples.severity > 1.0
     sound = values[~unstable[samples.groups.system]]
@@ -231,12 +231,7 @@ def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) ->
     if not limit > 0.0:
         return samples
     bounded = values - off * (1.0 - limit / psi.clamp(min=limit))[:, None]
-    names, parts = [target.observable.name for target in targets], bounded.split(_widths(targets), dim=1)
-    return replace(samples, values=dict(zip(names, parts)))
-
-
-def _widths(targets: Sequence[Target]) -> list[int]:
-    return [target.observable.width for target in targets]
+    return replace(samples, values={target.observable.name: part for target, part in zip(targets, _parts(bounded, targets))})
 
 
 def residual_of(mean: Tensor, targets: Sequence[Target]) -> Tensor:

@@ -44,12 +44,13 @@ class LabelSteps:
     def __init__(self, work: Work):
         self.work, self.runs = work, 0
         self.rate: float | None = None
+        self._tried: list[Tensor] | None = None
         self.optimizer = torch.optim.Adam(work.potential.parameters(), lr=work.config.labels.learning_rate, betas=(0.9, 0.99))
 
     def calibrate(self) -> None:
         """Once: the learning rate that was asked for, or a smaller one if a run by itself spoils the potential as it is.
 
-        The weights stay what they were; what Adam has learned of the sizes of gradients is kept.
+        Weights and optimizer stay what they were; what the last try has learned of the sizes of gradients is kept for `squares`.
         """
         work, config = self.work, self.work.config
         if self.rate is not None:
@@ -58,13 +59,15 @@ class LabelSteps:
         if not config.labels.qm_steps:
             return
         weights = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
-        before = work.accuracy.measure(work.potential)
+        optimizer, before = copy.deepcopy(self.optimizer.state_dict()), work.accuracy.measure(work.potential)
         for _ in range(MAX_TRIES):
             self._steps()
             after = work.accuracy.measure(work.potential)
             forces = after.force_mae <= (1.0 + MAX_NOISE_PART * work.bounds.force) * before.force_mae
             energies = after.energy_mae <= (1.0 + MAX_NOISE_PART * work.bounds.energy) * before.energy_mae
+            self._tried = self.squares()
             work.potential.load_state_dict(weights)
+            self.optimizer.load_state_dict(copy.deepcopy(optimizer))
             if (forces and energies) or work.out_of_time():
                 break
             rate = self.rate = rate * RATE_FACTOR
@@ -72,9 +75,9 @@ class LabelSteps:
             logger.info("steps on energies and forces begin with a learning rate of %.2g: larger ones alone spoil the model", rate)
 
     def squares(self) -> list[Tensor] | None:
-        """Adam's running means of squared gradients, one a parameter; None before the first step."""
+        """Adam's running means of squared gradients, one a parameter; before the first run those of a try, None without one."""
         known, parameters = self.optimizer.state, list(self.work.potential.parameters())
-        return [known[p]["exp_avg_sq"] if p in known else torch.zeros_like(p) for p in parameters] if known else None
+        return [known[p]["exp_avg_sq"] if p in known else torch.zeros_like(p) for p in parameters] if known else self._tried
 
     def run(self) -> None:
         """All steps of one run."""
