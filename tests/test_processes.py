@@ -53,6 +53,7 @@ def work(rank, folder, n):
     found = {kind: estimated(values[mine], change[mine] if kind else None) for kind in ENERGY_CHANGE}
     within = {kind: estimated_within(values[mine], change[mine] if kind else None, REPLICA[mine]) for kind in ENERGY_CHANGE}
     torch.save({"found": found, "within": within, "dealt": list(processes.dealt(7))}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()  # or its threads may be running when the process ends, which aborts it
 
 
 def test_two_processes_estimate_what_one_does(tmp_path):
