@@ -173,7 +173,7 @@ def test_sites_of_what_changes():
 @pytest.mark.parametrize(
     ("frames", "expected"),
     [
-        ([molecule("H2O")] * 2, "hr"),
+        ([molecule("H2O")] * 2, "hr,hr:H-H,hr:H-O"), ([molecule("N2")] * 2, "hr"),
         ([bulk("Cu", cubic=True)] * 2, "rdf:Cu-Cu"),
         ([bulk("NaCl", "rocksalt", 5.64, cubic=True)] * 2, "rdf:Cl-Cl,rdf:Cl-Na,rdf:Na-Na"),
     ],
@@ -185,5 +185,5 @@ def test_default_observables_are_made_for_the_system(frames, expected):
 def test_default_observables_of_water():
     """h(r) within the molecules and all three radial distributions, each of which can be made."""
     setting = Setting(rattled(boxed("H2O", 4.0, repeat=2), 3, 0.01), 300.0)
-    assert default_observable(setting) == "hr,rdf:H-H,rdf:H-O,rdf:O-O"
-    assert len(observables_from(default_observable(setting), setting)) == 4
+    assert default_observable(setting) == "hr,hr:H-H,hr:H-O,rdf:H-H,rdf:H-O,rdf:O-O"
+    assert len(observables_from(default_observable(setting), setting)) == 6

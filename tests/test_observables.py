@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
@@ -122,6 +123,8 @@ def test_grid_and_weights():
     assert observable.axis.values.shape == observable.measure.shape == (observable.n_bins,)
     assert observable(AtomsBatch.from_atoms(frames)).shape == (4, observable.n_bins)
     torch.testing.assert_close(observable.axis.values[:2], torch.tensor([0.025, 0.075]).double())
+    named = observables_from("hr:O-H,r_max=6", Setting([molecule("CH3CH2OH")], 300.0))[0]
+    assert named.elements == (8, 1) and (named.name, named.subject, named.label) == ("hr:O-H", "hr:H-O", "h(r), O-H (1/Å)")
     named = observables_from("hr,r_max=6,bin_width=0.05", Setting(frames, 300.0))
     assert named == [DistanceDistribution(r_max=6.0, bin_width=0.05)] and named[0].name == "hr"
 
@@ -146,6 +149,31 @@ def in_a_box(frames):
     return frames
 
 
+def test_h_of_r_of_two_elements_is_that_of_their_pairs():
+    """Beside histograms of numpy over all distances of the pairs, as sharp as bins allow; together they are h(r), by numbers of pairs."""
+    frames = [molecule("CH3CH2OH") for _ in range(3)]
+    for k, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=k)
+    batch, numbers = AtomsBatch.from_atoms(frames), frames[0].numbers
+    first, second = np.triu_indices(len(numbers), 1)
+    whole, together, n_pairs = DistanceDistribution(r_max=9.0), 0.0, 0
+    for a, b in combinations_with_replacement(sorted(set(numbers.tolist())), 2):
+        chosen = ((numbers[first] == a) & (numbers[second] == b)) | ((numbers[first] == b) & (numbers[second] == a))
+        if not chosen.any():
+            with pytest.raises(ValueError, match="no .* pairs of atoms in a molecule"):
+                DistanceDistribution(r_max=9.0, elements=(a, b))(batch)
+            continue
+        found = DistanceDistribution(r_max=9.0, elements=(a, b))(batch)
+        assert torch.equal(found, DistanceDistribution(r_max=9.0, elements=(b, a))(batch))
+        sharp = DistanceDistribution(r_max=9.0, bin_width=0.3, smearing=1e-6, elements=(a, b))
+        for k, atoms in enumerate(frames):
+            r = atoms.get_all_distances()[first, second][chosen]
+            expected = np.histogram(r, bins=30, range=(0.0, 9.0))[0] / (len(r) * 0.3)
+            np.testing.assert_allclose(sharp(batch)[k], expected, atol=1e-9)
+        together, n_pairs = together + int(chosen.sum()) * found, n_pairs + int(chosen.sum())
+    torch.testing.assert_close(together / n_pairs, whole(batch))
+
+
 def test_h_of_r_of_a_liquid_is_that_of_its_molecules_wherever_they_cross_the_cell():
     """The mean over the molecules as if each were alone, whatever lies between them."""
     box, alone = Atoms(cell=[9.0, 9.0, 9.0], pbc=True), []
@@ -166,7 +194,7 @@ def test_h_of_r_of_a_liquid_is_that_of_its_molecules_wherever_they_cross_the_cel
     own = found(frames, Groups.molecules(frames, setting.topology))
     torch.testing.assert_close(own, by_hand.repeat(2, 1))
     torch.testing.assert_close(found(frames), by_hand.mean(dim=0).expand(2, -1))
-    with pytest.raises(ValueError, match="molecules of two atoms or more"):
+    with pytest.raises(ValueError, match="no pairs of atoms in a molecule"):
         DistanceDistribution.from_reference([box], molecule=torch.arange(12))
 
 
@@ -419,7 +447,9 @@ REFUSED = {
     "h": "unknown observable 'h'; did you mean 'hr'? known: adf, angle, bond-length, .*, rdf, stress, or FILE.py:CLASS",
     "hr,r_mx=5": "'hr,r_mx=5' has an unknown option 'r_mx'; did you mean 'r_max'?",
     "hr,r_max=far": "r_max='far', expected a number",
-    "hr:O-O": "'hr' takes no argument",
+    "hr:O-O": "the reference has no O-O pairs of atoms in a molecule",
+    "hr:Na-O": "'hr:Na-O': the reference has no Na, only",
+    "hr:O": "expected two elements, as O-H",
     "hr,hr": "observable 'hr' is given twice",
     "": "no observable is given",
     "hr,weight=0": "'hr,weight=0' has weight='0', expected a positive finite number",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
 
@@ -48,7 +48,7 @@ TARGET, VALUE = "target", "value"
 """The options of a specification that name a file, and a number."""
 
 MAX_DEFAULT_ELEMENTS = 3
-"""Elements, the most common ones, whose radial distributions are matched where nobody says which: six pairs."""
+"""Elements, the most common ones, the distances of whose atoms are matched where nobody says which: six pairs."""
 
 __all__ = [
     "OBSERVABLES",
@@ -79,17 +79,35 @@ __all__ = [
 def default_observable(setting: Setting) -> str:
     """The observables that suit a system, as `observables_from` reads them.
 
-    h(r) of a molecule; of a liquid or solid the radial distribution of each two elements, up to `MAX_DEFAULT_ELEMENTS` of them, and of
-    one of molecules h(r) within them as well; of what is not periodic in all directions bond lengths alone.
+    Of molecules, alone or in a liquid, h(r) and the h(r) of each two elements; of a liquid or solid the radial distribution of each two
+    elements, up to `MAX_DEFAULT_ELEMENTS` of them; of what is periodic in one or two directions bond lengths alone.
     """
+    symbols = list(setting.frames[0].symbols)
     if not any(atoms.pbc.any() for atoms in setting.frames):
-        return "hr"
-    counts = Counter(setting.frames[0].symbols)
-    common = [symbol for symbol, _ in counts.most_common(MAX_DEFAULT_ELEMENTS)]
-    pairs = [f"rdf:{a}-{b}" for a, b in combinations_with_replacement(sorted(common), 2) if a != b or counts[a] > 1]
+        return ",".join(_distances_in([Counter(symbols)]))
     if not all(atoms.pbc.all() for atoms in setting.frames):
         return "bond-length"
-    return ",".join(["hr", *pairs] if setting.kind.name == MOLECULAR_LIQUID else pairs)
+    within: list[str] = []
+    if setting.kind.name == MOLECULAR_LIQUID:
+        of_molecule: dict[int, Counter[str]] = defaultdict(Counter)
+        for molecule, symbol in zip(setting.topology.molecule.tolist(), symbols):
+            of_molecule[molecule][symbol] += 1
+        within = _distances_in(list(of_molecule.values()))
+    return ",".join([*within, *(f"rdf:{pair}" for pair in _element_pairs([Counter(symbols)]))])
+
+
+def _distances_in(molecules: Sequence[Counter[str]]) -> list[str]:
+    """h(r), and that of each two elements where there are several."""
+    pairs = _element_pairs(molecules)
+    return ["hr", *(f"hr:{pair}" for pair in pairs if len(pairs) > 1)]
+
+
+def _element_pairs(molecules: Sequence[Counter[str]]) -> list[str]:
+    """The pairs of the most common elements of which any molecule has two atoms; a molecule by how many atoms of each it has."""
+    counts: Counter[str] = sum(molecules, Counter())
+    common = sorted(symbol for symbol, _ in counts.most_common(MAX_DEFAULT_ELEMENTS))
+    either = combinations_with_replacement(common, 2)
+    return [f"{a}-{b}" for a, b in either if any(found[a] and found[b] > (a == b) for found in molecules)]
 
 
 def observables_from(text: str | Sequence[str], setting: Setting) -> list[Observable]:
