@@ -1,11 +1,13 @@
-"""Samples of which none is farther off than the median unstable frame."""
+"""Failures of which none takes the gradient of the others: each replica's count alike, and none is farther off than the median one."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import Vector, samples_of
 
 from stabie_ase.boltzmann import Estimator, StatePoint
-from stabie_ase.boltzmann.estimate import winsorized
+from stabie_ase.boltzmann.estimate import evened, winsorized
 from stabie_ase.observables import Target
 from stabie_ase.system.options import BadOption
 from stabie_ase.training.options import EstimatorOptions
@@ -44,6 +46,40 @@ def test_sound_frames_that_are_about_to_explode_do_not_move_the_middle():
     """Averages along trajectories have some of them explode already: the mean of all would be beyond what is merely broken."""
     samples = window([3.0, 3.0, 1e6], sound=(-2.0, -1.0, 0.0, 0.0, 1.0, 1e6))
     assert float(bounded(samples)[:, 0].max()) == pytest.approx(3.0)
+
+
+def test_a_failure_counts_once_however_long_it_goes_on():
+    """Of replicas with six, two and no unstable frames near the criteria, all of them together as much as before; a far one as it did."""
+    replica = torch.tensor([0] * 8 + [1] * 8 + [2] * 8)
+    severity = torch.tensor([0.5, 0.5, *[1.5] * 6, *[0.5] * 5, 2.0, 3.0, 9.0, *[0.9] * 8], dtype=torch.float64)
+    samples = samples_of(torch.zeros(24, 1).double(), replica, severity=severity)
+    counts = evened(samples, 4.0).log_weights.exp()
+    near = (severity > 1.0) & (severity <= 4.0)
+    torch.testing.assert_close(counts[near], torch.tensor([4 / 6] * 6 + [4 / 2] * 2).double())
+    assert float(counts[near].sum()) == pytest.approx(8.0) and (counts[~near] == 1.0).all()
+    favoured = evened(replace(samples, log_weights=torch.full((24,), 2.0).double()), 4.0)
+    torch.testing.assert_close(favoured.log_weights, 2.0 + counts.log())
+    sound = samples.within(1.0)
+    assert evened(sound) is sound
+
+
+def test_what_fails_late_is_raised_as_much_as_what_fails_early():
+    """Two kinds of failures, each off by one in a component of its own, one over twenty frames and one over two."""
+    sound = torch.randn((200, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    early, late = torch.tensor([[9.0, 0.0]] * 20).double(), torch.tensor([[0.0, 9.0]] * 2).double()
+    severity = torch.cat([torch.full((200,), 0.5), torch.full((22,), 2.0)]).double()
+    samples = samples_of(torch.cat([sound, early, late]), _replicas(), severity=severity)
+    plain, even = (
+        Estimator(POINT, winsorized=on)(samples, [Target(Vector(2), sound.mean(dim=0))]).weights for on in (False, True)
+    )
+    by_kind = [(w[200:220].sum(), w[220:].sum()) for w in (plain, even)]
+    assert by_kind[0][0] < 20 * by_kind[0][1] < 0  # before: ten times as many frames that are also ten times as much of the mean
+    assert float(by_kind[1][0]) == pytest.approx(float(by_kind[1][1]), rel=0.1)
+
+
+def _replicas():
+    """Of two hundred sound frames in ten replicas, twenty frames of another and two of one more."""
+    return torch.cat([torch.arange(200) % 10, torch.full((20,), 10), torch.full((2,), 11)])
 
 
 def test_an_explosion_does_not_hide_what_breaks():

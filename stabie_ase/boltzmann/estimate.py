@@ -94,8 +94,9 @@ class Estimator:
     within : bool
         Covariances within trajectories instead of that of all samples.
     winsorized : bool
-        A sample is no farther off than the median unstable frame, see `winsorized`; not where samples are cross-fitted. What explodes is
-        orders of magnitude farther off than a bond that is too long: the gradient of the mean is that of the explosions alone.
+        No failure takes the gradient from the others: each replica's counts alike, see `evened`, and no sample is farther off than the
+        median unstable frame, see `winsorized`; means and losses stay those of the samples. Not where samples are cross-fitted. What
+        explodes is orders of magnitude farther off than a bond that is too long, and what fails early has ten times as many frames.
     """
 
     point: StatePoint
@@ -131,6 +132,8 @@ class Estimator:
         """
         values = in_a_row(samples, targets)
         mean = self._mean(samples, values, energy_change)
+        if self.winsorized:
+            samples = evened(samples, self.near)
         pairs = [(0, 1), (1, 0)] if self.cross_fit else [(None, None)]
         residuals = [(own, residual_of(self._mean(samples, values, energy_change, other), targets)) for own, other in pairs]
         means = {t.observable.name: t.observable.statistic(part) for t, part in zip(targets, _parts(mean, targets))}
@@ -196,6 +199,32 @@ def in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
 def _parts(row: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
     """What belongs to each target, shape (..., width)."""
     return row.split([target.observable.width for target in targets], dim=-1)
+
+
+def evened(samples: Samples, near: float = math.inf) -> Samples:
+    """Samples in which the unstable frames of each replica count alike, together as much as they did.
+
+    One that fails at the start of a window has most of its frames unstable, one that fails at the end a few, and both failed once.
+
+    Parameters
+    ----------
+    samples : Samples
+    near : float
+        Largest severity of these frames; those beyond count as they did.
+
+    Returns
+    -------
+    Samples
+        Those given if no frame is unstable.
+    """
+    chosen = (samples.severity > 1.0) & (samples.severity <= near)
+    if not bool(chosen.any()):
+        return samples
+    n = torch.bincount(samples.replica[chosen]).double()
+    counts = torch.zeros_like(samples.severity, dtype=torch.float64)
+    counts[chosen] = (n[n > 0].mean() / n[samples.replica[chosen]]).log()
+    known = 0.0 if samples.log_weights is None else samples.log_weights
+    return replace(samples, log_weights=known + counts[samples.groups.system])
 
 
 def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) -> Samples:
