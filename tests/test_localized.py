@@ -385,7 +385,8 @@ def test_updates_know_where_groups_came_from():
     while not samples:
         training.step()
     (condition, window), rule = samples[0][0], loop("molecules").rule
-    estimator, targets, estimate = rule._estimate(condition, window)
+    known = rule._found(condition, window)
+    estimator, targets, estimate = known.estimator, known.targets, known.estimate
     assert estimator.half_width == training.config.half_width(whole=False) == 0 and estimator.within
     potential = rule.work.potential
     torch.testing.assert_close(
@@ -394,6 +395,6 @@ def test_updates_know_where_groups_came_from():
     with torch.no_grad():
         potential.depth.mul_(1.02)
     change = group_energies(potential, estimate.samples.frames, estimate.samples.groups) - estimate.samples.group_energies
-    found = rule._reweighted(estimator, targets, estimate)[2]
+    found = rule._reweighted(known).estimate
     torch.testing.assert_close(found.weights, estimator.reweighted(estimate, targets, change).weights)
     assert 1.0 < found.effective_samples < len(found.samples)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from ase import units
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers import samples_of
 from scipy.stats import sem
@@ -18,6 +19,7 @@ from stabie_ase.boltzmann.samples import trajectory_averages
 from stabie_ase.dynamics import PotentialForces, initial_state
 from stabie_ase.observables import DistanceDistribution, Target, observables_from
 from stabie_ase.potentials.analytic import Morse
+from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.stability import BondLengthDeviation, criteria_from, look
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
@@ -334,6 +336,31 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
         old = potential.compute(batch, neighbor_list(batch, potential.cutoff))
         changes.append(training.work.loss(training.potential, LabelledFrames(batch, old.energies, old.forces.double())).item())
     assert np.mean(changes) ** 0.5 == pytest.approx(0.02 * FIRST_STEP_FRACTION * training.accuracy.start_rmse, rel=0.05)
+
+
+def lesson(monkeypatch, max_raise_kT, updates_per_window):
+    """What a window's updates have told, and by how many kT what the gradient wants rarer rose beside the rest, by hand."""
+    monkeypatch.setattr(natural, "MAX_RAISE_KT", max_raise_kT)
+    training = loop(qm_steps=0, observable_weight=0.3, updates_per_window=updates_per_window, force_error_bound=100.0, min_ess_fraction=0.0)
+    until_learning(training)
+    pool = training.pools[0]
+    samples = Samples.from_trajectory(pool.learn()[1], [target.observable for target in pool.condition.targets])
+    estimate = training.rule._found(pool.condition, samples).estimate
+    info = training.rule.apply_([(pool.condition, samples)])
+    rise = (potential_energies(training.potential, estimate.samples.frames) - estimate.samples.energies).numpy()
+    weights = estimate.weights.numpy()
+    up, down = (np.average(rise[part], weights=weights[part] ** 2) for part in (weights < 0, weights > 0))
+    return info, (up - down) / (units.kB * tiny.TEMPERATURE)
+
+
+def test_a_step_lifts_failures_no_farther_than_samples_tell(monkeypatch):
+    """And with that the window's updates end; where it does not bind, they go on."""
+    far, by_hand = lesson(monkeypatch, 1e9, 1)
+    assert far.figures["raised_kT"] == pytest.approx(by_hand, rel=1e-3) and by_hand > 0.2
+    near, by_hand = lesson(monkeypatch, 0.1 * by_hand, 5)
+    assert near.figures["raised_kT"] == pytest.approx(by_hand, rel=1e-3) == pytest.approx(natural.MAX_RAISE_KT, rel=0.2)
+    assert near.updates == 1 and near.taken_back == 0
+    assert lesson(monkeypatch, 1e9, 3)[0].updates == 3
 
 
 def test_parameters_get_gradients_in_learning_only():
@@ -667,10 +694,10 @@ def test_observables_of_any_unit_count_alike():
     until_learning(training)
     pool = training.pools[0]
     samples = Samples.from_trajectory(pool.learn()[1], observables)
-    estimator, targets, both = training.rule._estimate(pool.condition, samples)
-    assert both.losses["hr"] == pytest.approx(both.losses["scaled"], rel=1e-6)
-    alone = estimator(samples, targets[:1])
-    torch.testing.assert_close(both.weights, 2 * alone.weights, rtol=1e-6, atol=1e-12)
+    found = training.rule._found(pool.condition, samples)
+    assert found.estimate.losses["hr"] == pytest.approx(found.estimate.losses["scaled"], rel=1e-6)
+    alone = found.estimator(samples, found.targets[:1])
+    torch.testing.assert_close(found.estimate.weights, 2 * alone.weights, rtol=1e-6, atol=1e-12)
 
 
 # -- the published recipe

@@ -54,7 +54,7 @@ class PhaseOptions:
     upper_fraction: float = option(0.5, "unstable fraction that ends a simulation phase", 0.0, 1.0)
     lower_fraction: float = option(0.1, "unstable fraction that ends a learning phase", 0.0, 1.0)
     max_simulation_windows: int = option(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
-    max_learning_windows: int = option(3, "windows after which a learning phase ends anyway", 1, 1_000_000)
+    max_learning_windows: int = option(6, "windows after which a learning phase ends anyway", 1, 1_000_000)
     random_resets: float = option(
         1.0, "fraction of the replicas put back to a reference frame as a simulation phase begins", 0.0, 1.0
     )

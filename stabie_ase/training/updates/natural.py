@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,8 +41,44 @@ Close to the bound a step is taken back whatever its length, and nothing moves a
 """
 
 
-Found = tuple[Estimator, list[Target], Estimate]
-"""What the samples of a condition have told."""
+MAX_RAISE_KT = 2.0
+"""How far the steps on one window's samples lift what is to become rarer, see `_Found.raised`, in k_B T; with half of it they end.
+
+Where failures are as much rarer as that, what is left to be seen in the samples is noise, and following it spoils forces for nothing.
+"""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the samples of a condition have told.
+
+    Attributes
+    ----------
+    condition : Condition
+    estimator : Estimator
+    targets : list of Target
+    estimate : Estimate
+    change : Tensor of float64, shape (n_groups,)
+        Energies of its samples by the present potential beside those by the one that drove the dynamics, in eV.
+    """
+
+    condition: Condition
+    estimator: Estimator
+    targets: list[Target]
+    estimate: Estimate
+    change: Tensor
+
+    def raised(self, change: Tensor) -> float:
+        """By how many k_B T what is to become rarer has risen beside what is to become more common, from now to another `change`.
+
+        That is samples of w_i < 0 and w_i > 0; each counts by w_i², so that the few far off are not lost among the many that fluctuate.
+        """
+        rarer, squares = self.estimate.weights < 0.0, self.estimate.weights.square()
+        if not 0 < int(rarer.sum()) < len(rarer):
+            return 0.0
+        rise = self.condition.point.beta * (change - self.change)
+        up, down = (float((squares * rise)[part].sum() / squares[part].sum()) for part in (rarer, ~rarer))
+        return up - down
 
 
 class NaturalGradient(UpdateRule):
@@ -58,22 +94,23 @@ class NaturalGradient(UpdateRule):
         self.steps, self.balance = LabelSteps(work), 1.0
 
     def apply_(self, windows: Windows) -> UpdateInfo:
-        """Updates on one window's samples while their effective number holds.
+        """Updates on one window's samples while they tell something: their effective number holds and failures are not much rarer yet.
 
         All frames tell what is off. Only the energies of those not far outside the criteria are changed for it: where
         replicas get lost is a matter of the way out, and what they find further on takes no learning, but most of a step.
         """
         work, config, info = self.work, self.work.config, UpdateInfo()
-        estimates = [found for found in (self._estimate(*window) for window in windows) if found is not None]
+        estimates = [found for found in (self._found(*window) for window in windows) if found is not None]
         if not estimates:
             return info
         self.steps.calibrate()
-        found = None
+        raised, direction = 0.0, None
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
-            if found is None:
-                found = self._direction(estimates, info)
-            self._step(*found)
+            if direction is None:
+                direction = self._direction(estimates, info)
+            self._step(*direction)
+            self._shorten(before, estimates)
             self.steps.run()
             info.updates += 1
             info.growth = work.accuracy.measure(work.potential)
@@ -89,12 +126,16 @@ class NaturalGradient(UpdateRule):
                 continue
             room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
             self.balance = min(1.2 * self.balance, MAX_BALANCE) if room else max(0.7 * self.balance, MIN_BALANCE)
-            estimates, found = [self._reweighted(*known) for known in estimates], None
-            if not _ess(estimates) >= config.estimator.min_ess_fraction or work.out_of_time():
+            following, direction = [self._reweighted(found) for found in estimates], None
+            raised += max(was.raised(now.change) for was, now in zip(estimates, following))
+            estimates = following
+            told = raised > 0.5 * MAX_RAISE_KT or not _ess(estimates) >= config.estimator.min_ess_fraction
+            if told or work.out_of_time():
                 break
         info.figures |= {
-            "observable_loss": sum(estimate.loss for _, _, estimate in estimates),
+            "observable_loss": sum(found.estimate.loss for found in estimates),
             "ess_fraction": _ess(estimates),
+            "raised_kT": raised,
             "balance": self.balance,
             "force_mae_eV_per_A": info.growth.force_mae,
             "force_mae_limit_eV_per_A": (1.0 + info.growth.force_growth) * work.accuracy.start_mae,
@@ -102,7 +143,7 @@ class NaturalGradient(UpdateRule):
         }
         return info
 
-    def _estimate(self, condition: Condition, samples: Samples) -> Found | None:
+    def _found(self, condition: Condition, samples: Samples) -> _Found | None:
         """The estimate of a window; None where too little of it is near."""
         config = self.work.config
         near = samples.within(config.estimator.near_factor)
@@ -114,7 +155,8 @@ class NaturalGradient(UpdateRule):
         estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, within, config.winsorized)
         targets = self._weighted(condition.targets, near.within(1.0))
         estimate = estimator(samples, targets)
-        return estimator, targets, replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
+        estimate = replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
+        return _Found(condition, estimator, targets, estimate, torch.zeros_like(estimate.weights))
 
     def _weighted(self, targets: Sequence[Target], stable: Samples) -> list[Target]:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
@@ -136,26 +178,27 @@ class NaturalGradient(UpdateRule):
             weighted.append(replace(target, components=components * scale))
         return weighted
 
-    def _reweighted(self, estimator: Estimator, targets: list[Target], estimate: Estimate) -> Found:
-        potential, observables = self.work.potential, [target.observable for target in targets]
-        change = energy_change(potential, estimate.samples)
-        estimate = replace(estimate, samples=of_present(potential, estimate.samples, observables))
-        return estimator, targets, estimator.reweighted(estimate, targets, change)
+    def _reweighted(self, found: _Found) -> _Found:
+        potential, targets = self.work.potential, found.targets
+        change = energy_change(potential, found.estimate.samples)
+        samples = of_present(potential, found.estimate.samples, [target.observable for target in targets])
+        estimate = found.estimator.reweighted(replace(found.estimate, samples=samples), targets, change)
+        return replace(found, estimate=estimate, change=change)
 
-    def _direction(self, estimates: list[Found], info: UpdateInfo) -> tuple[list[Tensor], float]:
+    def _direction(self, estimates: list[_Found], info: UpdateInfo) -> tuple[list[Tensor], float]:
         """Where to go for the observables, and how far that changes forces; of a window's first, how well its gradient is known."""
         work, config = self.work, self.work.config
         self.steps.optimizer.zero_grad()
-        for _, _, estimate in estimates:
-            accumulate(work.potential, estimate)
+        for found in estimates:
+            accumulate(work.potential, found.estimate)
         sum_gradients(work.potential.parameters())
         info.figures = info.figures or self._known(estimates)
-        sound = [work.labelled.batch, *(estimate.samples.within(1.0).frames for _, _, estimate in estimates)]
+        sound = [work.labelled.batch, *(found.estimate.samples.within(1.0).frames for found in estimates)]
         frames, others = self._some(sound, 2 * self.steps.runs), self._some(sound, 2 * self.steps.runs + 1)
         squares, iterations = self.steps.squares(), config.update.natural_iterations
         return natural_direction(work.potential, frames, work.loss, iterations, squares=squares, unseen=others)
 
-    def _known(self, estimates: list[Found]) -> dict[str, float]:
+    def _known(self, estimates: list[_Found]) -> dict[str, float]:
         """The length of the gradient that the parameters hold, and its standard error."""
         own = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.work.potential.parameters()]
         length = sum(float(part.double().square().sum()) for part in own) ** 0.5
@@ -163,8 +206,8 @@ class NaturalGradient(UpdateRule):
             return {}
         own = [part / length for part in own]
         found = [
-            projection(self.work.potential, estimate, targets, at.point, own, at.strata(estimate.samples))
-            for at, targets, estimate in estimates
+            projection(self.work.potential, at.estimate, at.targets, at.estimator.point, own, at.estimator.strata(at.estimate.samples))
+            for at in estimates
         ]
         return {"gradient_norm": length, "gradient_norm_error": sum(part.error**2 for part in found) ** 0.5}
 
@@ -182,6 +225,15 @@ class NaturalGradient(UpdateRule):
         length = self.balance * work.config.update.observable_weight * FIRST_STEP_FRACTION * work.accuracy.start_rmse / change
         for p, part in zip(work.potential.parameters(), direction):
             p.sub_((length * part).to(p.dtype))
+
+    @torch.no_grad()
+    def _shorten(self, before: dict[str, Tensor], estimates: list[_Found]) -> None:
+        """The step from some parameters to the present ones no longer than it takes to lift what is to become rarer as far as it should."""
+        potential = self.work.potential
+        raised = max(found.raised(energy_change(potential, found.estimate.samples)) for found in estimates)
+        if raised > MAX_RAISE_KT:
+            for name, p in potential.named_parameters():
+                p.copy_(torch.lerp(before[name], p, MAX_RAISE_KT / raised))
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
@@ -202,6 +254,6 @@ def _noise(here: Tensor, known: Tensor, samples: Samples) -> Tensor:
     return known.var(dim=0, correction=0) if errors is None else errors.to(known).square()
 
 
-def _ess(estimates: list[Found]) -> float:
+def _ess(estimates: list[_Found]) -> float:
     """The smallest effective fraction of the samples of any condition."""
-    return min(estimate.effective_samples / len(estimate.samples) for _, _, estimate in estimates)
+    return min(found.estimate.effective_samples / len(found.estimate.samples) for found in estimates)
