@@ -300,7 +300,7 @@ class Dynamics:
     """Long Langevin dynamics of a molecule by a model; replicas that fail tell nothing."""
 
     def __init__(self, args):
-        self.args, self.potential = args, load_potential(args.model)
+        self.args, self.potential = args, load_potential(args.model, args.device)
         reference = read_reference(args.ref).isolated(self.potential.cutoff)
         self.temperature = args.temperature or reference.temperature_K or T
         self.setting = Setting(reference.frames, self.temperature, reference.temperature_K)
@@ -367,6 +367,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=64, help="of the molecule (default: %(default)s)")
     parser.add_argument("--time", type=float, default=10.0, help="ps of each, three times over (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer sets")
     args = parser.parse_args()
     if (args.model is None) != (args.ref is None):

@@ -56,7 +56,7 @@ class Measure:
 
     def __init__(self, args):
         reference = read_reference(args.ref)
-        self.potential = load_potential(args.model)
+        self.potential = load_potential(args.model, args.device)
         self.weights = {name: x.clone() for name, x in self.potential.state_dict().items()}
         self.frames = reference.isolated(self.potential.cutoff).frames
         self.test = with_temperature(
@@ -119,7 +119,8 @@ def trace(name, args, measure):
     if curve.run.exists():
         stabie_ase.resume(curve.run, on_window=curve.look)
     else:
-        own = {"seed": args.seed, "max_time_min": args.max_time, "temperature_K": args.temperature, "check": NO_CHECK, "recipe": name}
+        own = {"seed": args.seed, "max_time_min": args.max_time, "temperature_K": args.temperature, "check": NO_CHECK, "recipe": name,
+               "device": args.device}  # fmt: skip
         options = {**own, **args.options}
         stabie_ase.finetune(args.model, args.ref, output=curve.run, on_window=curve.look, **options)
     curve.look({}, every=1)  # where the run has ended
@@ -167,6 +168,7 @@ def main():
     parser.add_argument("--check-replicas", type=int, default=96, help="of each point (default: %(default)s)")
     parser.add_argument("--check-time", type=float, default=2.0, metavar="PS", help="of each of them (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="where runs and points are kept")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     args = parser.parse_args()
