@@ -119,8 +119,8 @@ class EstimatorOptions:
     )
     winsorized: bool | None = option(
         None,
-        "no sample is farther off than the median unstable frame, so that what explodes does not hide what breaks; if not given unless "
-        "--cross-fit is",
+        "each replica's failure counts alike, and no sample is farther off than the median unstable frame, so that what explodes does not "
+        "hide what breaks; if not given unless --cross-fit is",
     )
     min_ess_fraction: float = option(0.5, "effective fraction of the samples below which a new window is run", 0.0, 1.0)
 
