@@ -25,10 +25,10 @@ from stabie_ase.training.updates.label_steps import LabelSteps
 
 logger = logging.getLogger(__name__)
 
-FIRST_STEP_FRACTION = 0.25
-"""First length of a step for the observables: how much it changes forces, as a fraction of the starting model's force error.
+FIRST_STEP_FRACTION = 0.125
+"""First longest step for the observables: how much it changes forces, as a fraction of the starting model's force error.
 
-Most of it is made good by the steps on energies and forces that follow. It adapts.
+Most of it is made good by the steps on energies and forces that follow. It adapts where steps are as long as that.
 """
 
 MIN_BALANCE, MAX_BALANCE = 1.0 / 16, 8.0
@@ -86,7 +86,7 @@ class NaturalGradient(UpdateRule):
 
     Of the gradient only the direction is used: its length falls with the square of the unstable fraction, and the last
     failures would never be learned. How far a step goes is a fraction of the force error (`FIRST_STEP_FRACTION`)
-    times a balance that follows the errors on the held-out frames.
+    times a balance that follows the errors on the held-out frames, and no farther than failures are to be lifted (`MAX_RAISE_KT`).
     """
 
     def __init__(self, work: Work):
@@ -110,7 +110,7 @@ class NaturalGradient(UpdateRule):
             if direction is None:
                 direction = self._direction(estimates, info)
             self._step(*direction)
-            self._shorten(before, estimates)
+            whole = self._shorten(before, estimates)
             self.steps.run()
             info.updates += 1
             info.growth = work.accuracy.measure(work.potential)
@@ -125,7 +125,10 @@ class NaturalGradient(UpdateRule):
                     break
                 continue
             room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
-            self.balance = min(1.2 * self.balance, MAX_BALANCE) if room else max(0.7 * self.balance, MIN_BALANCE)
+            if not room:
+                self.balance = max(0.7 * self.balance, MIN_BALANCE)
+            elif whole:
+                self.balance = min(1.2 * self.balance, MAX_BALANCE)
             following, direction = [self._reweighted(found) for found in estimates], None
             raised += max(was.raised(now.change) for was, now in zip(estimates, following))
             estimates = following
@@ -227,13 +230,14 @@ class NaturalGradient(UpdateRule):
             p.sub_((length * part).to(p.dtype))
 
     @torch.no_grad()
-    def _shorten(self, before: dict[str, Tensor], estimates: list[_Found]) -> None:
-        """The step from some parameters to the present ones no longer than it takes to lift what is to become rarer as far as it should."""
+    def _shorten(self, before: dict[str, Tensor], estimates: list[_Found]) -> bool:
+        """The step from some parameters to the present ones no longer than it takes to lift failures; whether it was no longer anyway."""
         potential = self.work.potential
         raised = max(found.raised(energy_change(potential, found.estimate.samples)) for found in estimates)
         if raised > MAX_RAISE_KT:
             for name, p in potential.named_parameters():
                 p.copy_(torch.lerp(before[name], p, MAX_RAISE_KT / raised))
+        return not raised > MAX_RAISE_KT
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
