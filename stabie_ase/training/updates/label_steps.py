@@ -20,8 +20,8 @@ MAX_NOISE_PART = 0.05
 Adam's steps are as long as its learning rate wherever the gradient is noise, as it is for a model that has converged. A SchNet of water
 with 31 meV/Å went to 35.5 in 60 steps at 1e-4, and to 31.4 at 2e-5: no step for an observable is then within the bound, however short.
 At 1.1e-5 its forces stayed as they were, and energies, 40 meV, grew by 4 % in one run and 6 % in three: it learned the labels by heart.
-With 0.2 most of the bound went into such noise: a SchNet of aspirin with 54.0 meV/Å stood at 54.4 after a step that lifted failures by 2 kT,
-at 54.4 after steps from 3.3e-5 as well, and at 54.1 after steps from 1.1e-5.
+With 0.2 most of the bound went into such noise: a SchNet of aspirin with 54.0 meV/Å stood at 54.4 after a step that lifted failures by
+2 kT, at 54.4 after steps from 3.3e-5 as well, and at 54.1 after steps from 1.1e-5.
 """
 
 RATE_FACTOR, MAX_TRIES = 1.0 / 3.0, 5
