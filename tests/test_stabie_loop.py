@@ -759,7 +759,7 @@ def test_update_rules_that_are_none(update, message):
 def test_matching_moves_a_stable_model_to_its_targets():
     """Every replica teaches in each window and goes on from its end; without steps on labels only the observable can do that."""
     potential, reference = Morse(depth=3.0, a=1.8, r0=1.55), tiny.reference()
-    config = tiny.config(goal="observables", qm_steps=0, max_updates=6, updates_per_window=1, observable_weight=0.3, criterion="bonds:0.6")
+    config = tiny.config(goal="observables", qm_steps=0, max_updates=6, updates_per_window=1, observable_weight=0.6, criterion="bonds:0.6")
     setting = Setting(reference.frames, tiny.TEMPERATURE)
     observables, criteria = observables_from("bond-length", setting), criteria_from(config.criterion, setting)
     training = TrainingLoop.from_reference(potential, reference, observables, criteria, config)

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import Vector, samples_of
 
 from stabie_ase.boltzmann import Estimator, StatePoint
-from stabie_ase.boltzmann.estimate import evened, winsorized
+from stabie_ase.boltzmann.estimate import THRESHOLD, evened, winsorized
 from stabie_ase.observables import Target
 from stabie_ase.system.options import BadOption
 from stabie_ase.training.options import EstimatorOptions
@@ -27,25 +28,45 @@ def bounded(samples, residual=RESIDUAL):
     return winsorized(samples, [Target(Vector(2), torch.zeros(2).double())], residual).values["vector"]
 
 
-def test_what_is_beyond_the_median_unstable_frame_is_scaled_down_to_it():
-    """The whole vector, along the line to the middle of the sound frames; what is off to the other side stays."""
-    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 1.5, 1.5, -50.0, 1.5, 1.5, 1.5], dtype=torch.float64)
-    torch.testing.assert_close(bounded(window([1.5, -50.0, 1.5, 4.0, 1e6])), torch.stack([x, 3.0 * x], dim=1))
+@pytest.mark.parametrize("spread", [1.0, 0.1])
+def test_what_is_beyond_the_median_unstable_frame_is_scaled_down_to_it(spread):
+    """The whole vector, along the line to the middle of the sound frames, by hand: bounded, then less by the threshold on either side."""
+    x = torch.tensor([-2 * spread, -spread, 0.0, spread, 2 * spread, 1.5, 1.5, -50.0, 4.0, 1e6], dtype=torch.float64)
+    threshold = min(THRESHOLD * 2 * spread / 1.349, 0.75)  # half of the median unstable frame's at most
+    expected = [np.sign(v) * max(abs(min(v, 1.5)) - threshold, 0.0) for v in x.tolist()]
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(bounded(window(x[5:].tolist(), sound=x[:5].tolist())), torch.stack([expected, 3.0 * expected], dim=1))
 
 
-@pytest.mark.parametrize(
-    "samples",
-    [window([]), window([3.0, 4.0, 1e6], sound=()), window([-3.0, -4.0, -1e6])],
-    ids=["no unstable ones", "no sound ones", "off to the other side"],
-)
+@pytest.mark.parametrize("samples", [window([]), window([3.0, 4.0, 1e6], sound=())], ids=["no unstable ones", "no sound ones"])
 def test_otherwise_nothing_changes(samples):
     assert torch.equal(bounded(samples), samples.values["vector"])
 
 
+def test_unstable_frames_off_to_the_other_side_bound_nothing():
+    found = bounded(window([-30.0, -40.0, -1e6]))[:, 0]
+    threshold = THRESHOLD * 2.0 / 1.349
+    torch.testing.assert_close(found[5:], torch.tensor([-30.0, -40.0, -1e6]).double() + threshold)
+
+
 def test_sound_frames_that_are_about_to_explode_do_not_move_the_middle():
     """Averages along trajectories have some of them explode already: the mean of all would be beyond what is merely broken."""
-    samples = window([3.0, 3.0, 1e6], sound=(-2.0, -1.0, 0.0, 0.0, 1.0, 1e6))
-    assert float(bounded(samples)[:, 0].max()) == pytest.approx(3.0)
+    samples = window([3.0, 3.0, 1e6], sound=(-0.2, -0.1, 0.0, 0.0, 0.1, 1e6))
+    assert float(bounded(samples)[:, 0].max()) == pytest.approx(3.0 - THRESHOLD * 0.2 / 1.349)
+
+
+def test_a_few_broken_molecules_are_not_drowned_by_thousands_of_sound_ones():
+    """Most of the gradient's weight, where without it was noise; what is in noise cannot be told, and half of a failure's stays."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(4000), torch.full((6,), 12.0)]).double()
+    severity = torch.cat([torch.full((4000,), 0.5), torch.full((6,), 2.0)]).double()
+    samples, target = samples_of(x[:, None], torch.arange(4006), severity=severity), [Target(Vector(1), torch.zeros(1).double())]
+    shares = []
+    for on in (False, True):
+        weights = Estimator(POINT, winsorized=on)(samples, target).weights
+        raised = weights.clamp(max=0.0)
+        shares.append(float(raised[4000:].sum() / raised.sum()))
+    assert shares[0] < 0.1 and shares[1] > 0.3
 
 
 def test_a_failure_counts_once_however_long_it_goes_on():

@@ -227,13 +227,22 @@ def evened(samples: Samples, near: float = math.inf) -> Samples:
     return replace(samples, log_weights=known + counts[samples.groups.system])
 
 
+QUARTILES_APART = 1.349
+"""Standard deviations, of a normal distribution."""
+
+THRESHOLD = 2.0
+"""Standard deviations of sound samples within which none is off, see `winsorized`."""
+
+
 def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) -> Samples:
-    """Samples of which none is farther off than the median unstable frame.
+    """Samples of which none is farther off than the median unstable frame, and those no farther off than sound ones fluctuate are not.
 
     How far off a sample is tells ψ_i = λ·(g_i - m), to first order what it adds to the loss; m is the mean of those samples of stable
     frames whose λ·g_i is between the quartiles, as averaging has some of them explode already. A frame is as far off as the worst of
-    its groups; of a sample beyond the median of the unstable frames, where that is positive, g_i - m is scaled down to it (Winsor's way
-    with outliers; Tukey, Ann. Math. Stat. 33, 1, 1962).
+    its groups; the median of the unstable frames, where that is positive, is the largest ψ (Winsor's way with outliers; Tukey, Ann. Math.
+    Stat. 33, 1, 1962). Then |ψ| is less by `THRESHOLD` standard deviations, as the quartiles tell them, but no more than half of
+    that largest ψ, and what is below that is zero (soft thresholding; Donoho, IEEE Trans. Inf. Theory 41, 613, 1995): of a liquid
+    thousands of sound molecules would drown a few broken ones. g_i - m is scaled as its ψ is.
 
     Parameters
     ----------
@@ -257,10 +266,11 @@ def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) ->
     psi = off @ residual
     worst = psi.new_full((samples.frames.n_systems,), -math.inf).scatter_reduce(0, samples.groups.system, psi, "amax")
     limit = float(worst[unstable].median())
-    if not limit > 0.0:
-        return samples
-    bounded = values - off * (1.0 - limit / psi.clamp(min=limit))[:, None]
-    return replace(samples, values={target.observable.name: part for target, part in zip(targets, _parts(bounded, targets))})
+    limit = limit if limit > 0.0 else math.inf
+    threshold = min(THRESHOLD * float(high - low) / QUARTILES_APART, 0.5 * limit)
+    bounded = psi.sign() * (psi.clamp(max=limit).abs() - threshold).clamp(min=0.0)
+    kept = values + off * (torch.where(psi == 0.0, 1.0, bounded / psi) - 1.0)[:, None]
+    return replace(samples, values={target.observable.name: part for target, part in zip(targets, _parts(kept, targets))})
 
 
 def residual_of(mean: Tensor, targets: Sequence[Target]) -> Tensor:
