@@ -230,7 +230,7 @@ def evened(samples: Samples, near: float = math.inf) -> Samples:
 QUARTILES_APART = 1.349
 """Standard deviations, of a normal distribution."""
 
-THRESHOLD = 2.0
+THRESHOLD = 4.0
 """Standard deviations of sound samples within which none is off, see `winsorized`."""
 
 

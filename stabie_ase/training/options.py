@@ -115,7 +115,7 @@ class EstimatorOptions:
     within_trajectories: bool | None = option(
         None,
         "samples are compared with others of their own trajectory, which is too short to forget its start, not with all; if not given of "
-        "groups of atoms, not of whole systems",
+        "groups of atoms that are not winsorized, not of whole systems",
     )
     winsorized: bool | None = option(
         None,
@@ -308,7 +308,7 @@ class FinetuneOptions:
     def within(self, whole: bool) -> bool:
         """Whether samples are compared within their trajectories, of whole systems or of groups of their atoms."""
         given = self.estimator.within_trajectories
-        return not whole if given is None else given
+        return not (whole or self.winsorized) if given is None else given
 
     @property
     def winsorized(self) -> bool:
