@@ -387,7 +387,7 @@ def test_updates_know_where_groups_came_from():
     (condition, window), rule = samples[0][0], loop("molecules").rule
     known = rule._found(condition, window)
     estimator, targets, estimate = known.estimator, known.targets, known.estimate
-    assert estimator.half_width == training.config.half_width(whole=False) == 0 and estimator.within
+    assert estimator.half_width == training.config.half_width(whole=False) == 0 and not estimator.within and estimator.winsorized
     potential = rule.work.potential
     torch.testing.assert_close(
         estimate.samples.group_energies, group_energies(potential, estimate.samples.frames, estimate.samples.groups)

@@ -52,7 +52,7 @@ def test_an_estimator_that_does_not_suit_is_refused_before_anything_is_written(f
         result = tiny.run(*command, text)
         assert result.exit_code != 0 and told in result.output and not (tmp_path / "run").exists()
     for given, told in (("--average", "leave --average out"), ("--sample-every", "two samples or more in a window (250 fs)")):
-        result = tiny.run(*command, "nearest:12", given, "200")
+        result = tiny.run(*command, "nearest:12", given, "200", "--within-trajectories")
         assert result.exit_code != 0 and told in result.output and not (tmp_path / "run").exists()
     monkeypatch.setattr(SchNetPotential, "gives_atomic_energies", False)
     monkeypatch.setattr(SchNetPotential, "energies", lambda self, batch, near: batch.sum_over_atoms(self._evaluated(batch, near).double()))
