@@ -363,6 +363,19 @@ def test_a_step_lifts_failures_no_farther_than_samples_tell(monkeypatch):
     assert lesson(monkeypatch, 1e9, 3)[0].updates == 3
 
 
+def test_a_step_taken_back_is_half_as_long_as_it_was(monkeypatch):
+    """Not half of the longest one, where it was shorter than that for what it lifts: it would be tried again as it was."""
+    monkeypatch.setattr(natural, "MAX_RAISE_KT", 0.02)
+    training = loop(force_error_bound=0.05, updates_per_window=3, observable_weight=0.3)
+    until_learning(training)
+    force_error_becomes(training, 1.2, monkeypatch)
+    parts, shorten = [], training.rule._shorten
+    monkeypatch.setattr(training.rule, "_shorten", lambda *given: parts.append(shorten(*given)) or parts[-1])
+    training.step()
+    assert len(parts) == training.progress.taken_back == 3 and parts[0] < 0.5 and parts[1:] == [1.0, 1.0]
+    assert training.rule.balance == pytest.approx(max(0.125 * parts[0], MIN_BALANCE))
+
+
 def test_parameters_get_gradients_in_learning_only():
     training = loop()
     parameters = list(training.potential.parameters())

@@ -110,7 +110,7 @@ class NaturalGradient(UpdateRule):
             if direction is None:
                 direction = self._direction(estimates, info)
             self._step(*direction)
-            whole = self._shorten(before, estimates)
+            part = self._shorten(before, estimates)
             self.steps.run()
             info.updates += 1
             info.growth = work.accuracy.measure(work.potential)
@@ -118,7 +118,7 @@ class NaturalGradient(UpdateRule):
                 # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
                 # window would be this one again, with the same weights from the same start.
                 work.potential.load_state_dict(before)
-                self.balance = max(0.5 * self.balance, MIN_BALANCE)
+                self.balance = max(0.5 * part * self.balance, MIN_BALANCE)
                 info.taken_back += 1
                 info.growth = work.accuracy.measure(work.potential)
                 if work.out_of_time():
@@ -126,8 +126,8 @@ class NaturalGradient(UpdateRule):
                 continue
             room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
             if not room:
-                self.balance = max(0.7 * self.balance, MIN_BALANCE)
-            elif whole:
+                self.balance = max(0.7 * part * self.balance, MIN_BALANCE)
+            elif part == 1.0:
                 self.balance = min(1.2 * self.balance, MAX_BALANCE)
             following, direction = [self._reweighted(found) for found in estimates], None
             raised += max(was.raised(now.change) for was, now in zip(estimates, following))
@@ -230,14 +230,16 @@ class NaturalGradient(UpdateRule):
             p.sub_((length * part).to(p.dtype))
 
     @torch.no_grad()
-    def _shorten(self, before: dict[str, Tensor], estimates: list[_Found]) -> bool:
-        """The step from some parameters to the present ones no longer than it takes to lift failures; whether it was no longer anyway."""
+    def _shorten(self, before: dict[str, Tensor], estimates: list[_Found]) -> float:
+        """The step from some parameters to the present ones no longer than it takes to lift failures; the part of it that is left."""
         potential = self.work.potential
         raised = max(found.raised(energy_change(potential, found.estimate.samples)) for found in estimates)
-        if raised > MAX_RAISE_KT:
-            for name, p in potential.named_parameters():
-                p.copy_(torch.lerp(before[name], p, MAX_RAISE_KT / raised))
-        return not raised > MAX_RAISE_KT
+        if not raised > MAX_RAISE_KT:
+            return 1.0
+        part = MAX_RAISE_KT / raised
+        for name, p in potential.named_parameters():
+            p.copy_(torch.lerp(before[name], p, part))
+        return part
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
