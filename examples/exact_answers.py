@@ -345,7 +345,7 @@ def molecule(args) -> None:
     found = projection(potential, estimate, [target], point, direction)
     probe = 1e-4 * math.sqrt(sum(float(p.detach().double().square().sum()) for p in potential.parameters()))
     run.moved(direction, probe)
-    length = 0.4 / point.beta / float(energy_change(potential, samples).std()) * probe  # energies change by 0.4 kT
+    length = 0.2 / point.beta / float(energy_change(potential, samples).std()) * probe  # energies change by 0.2 kT
     run.moved(direction, length - probe)
     above = run()
     run.moved(direction, -2 * length)

@@ -166,7 +166,8 @@ class DistanceDistribution(Observable):
 def _pairs(batch: AtomsBatch, molecule: Tensor | None, elements: tuple[int, int] | None) -> Tensor:
     """All pairs i < j of atoms of one molecule, or those of two elements, shape (2, n_pairs); the system is one without molecules."""
     n = batch.n_atoms // batch.n_systems
-    molecule = torch.zeros(n, dtype=torch.int64, device=batch.device) if molecule is None else molecule
+    molecule = torch.zeros(n, dtype=torch.int64) if molecule is None else molecule
+    molecule = molecule.to(batch.device)
     chosen = torch.triu(molecule[:, None] == molecule, diagonal=1)
     if elements:
         a, b = (batch.numbers[:n] == z for z in elements)
