@@ -253,7 +253,7 @@ def test_options_come_from_a_config_file_and_the_default_suits_the_system(folder
     (folder / "o.yaml").write_text("observable: [msd, 'rdf:Ar-Ar']\nno-criterion: true\noutput: o.json\n")
     observe("gas0.traj", "--config", "o.yaml")
     assert list(json.loads((folder / "o.json").read_text())) == ["msd", "rdf:Ar-Ar"]
-    assert list(stabie_ase.observe("good.xyz")) == ["hr"]
+    assert list(stabie_ase.observe("good.xyz")) == ["hr", "hr:H-H", "hr:H-O"]
 
 
 def test_progress_is_told():
