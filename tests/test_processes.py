@@ -9,6 +9,7 @@ from helpers import Vector, estimate, samples_of
 from torch import multiprocessing
 
 from stabie_ase.boltzmann import Estimator, StatePoint, accumulate_gradient
+from stabie_ase.boltzmann.estimate import evened
 from stabie_ase.observables import Target
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.structures.batch import AtomsBatch
@@ -45,6 +46,15 @@ def estimated_within(values, change, replica):
     return found.means["vector"], found.weights, torch.tensor(found.effective_samples, dtype=torch.float64)
 
 
+UNSTABLE = {"one": REPLICA == 3, "both": (REPLICA == 3) | (torch.arange(40) < 2)}
+"""Frames, in the second process alone or in both."""
+
+
+def evened_weights(unstable, replica):
+    """What samples count for once each replica's failure counts alike."""
+    return evened(samples_of(torch.zeros(len(replica), 1), replica, severity=0.5 + unstable.double())).log_weights
+
+
 def work(rank, folder, n):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=n)
     values, change = everything()
@@ -52,7 +62,8 @@ def work(rank, folder, n):
     assert (processes.size(), processes.rank()) == (n, rank)
     found = {kind: estimated(values[mine], change[mine] if kind else None) for kind in ENERGY_CHANGE}
     within = {kind: estimated_within(values[mine], change[mine] if kind else None, REPLICA[mine]) for kind in ENERGY_CHANGE}
-    torch.save({"found": found, "within": within, "dealt": list(processes.dealt(7))}, f"{folder}/{rank}.pt")
+    even = {kind: evened_weights(unstable[mine], REPLICA[mine]) for kind, unstable in UNSTABLE.items()}
+    torch.save({"found": found, "within": within, "even": even, "dealt": list(processes.dealt(7))}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()  # or its threads may be running when the process ends, which aborts it
 
 
@@ -73,6 +84,8 @@ def test_two_processes_estimate_what_one_does(tmp_path):
             torch.testing.assert_close(part["within"][kind][0], mean, rtol=1e-12, atol=1e-14)
             torch.testing.assert_close(part["within"][kind][2], ess, rtol=1e-12, atol=0)
         torch.testing.assert_close(torch.cat([part["within"][kind][1] for part in parts]), weights, rtol=1e-10, atol=1e-14)
+    for kind, unstable in UNSTABLE.items():
+        torch.testing.assert_close(torch.cat([part["even"][kind] for part in parts]), evened_weights(unstable, REPLICA))
     assert parts[0]["dealt"] + parts[1]["dealt"] == list(range(7))
 
 

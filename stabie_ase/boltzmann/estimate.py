@@ -95,8 +95,9 @@ class Estimator:
         Covariances within trajectories instead of that of all samples.
     winsorized : bool
         No failure takes the gradient from the others: each replica's counts alike, see `evened`, and no sample is farther off than the
-        median unstable frame, see `winsorized`; means and losses stay those of the samples. Not where samples are cross-fitted. What
-        explodes is orders of magnitude farther off than a bond that is too long, and what fails early has ten times as many frames.
+        median unstable frame, or off at all where sound ones fluctuate as much, see `winsorized`; means and losses stay those of the
+        samples. Not where samples are cross-fitted. What explodes is orders of magnitude farther off than a bond that is too long, and
+        what fails early has ten times as many frames.
     """
 
     point: StatePoint
@@ -215,14 +216,15 @@ def evened(samples: Samples, near: float = math.inf) -> Samples:
     Returns
     -------
     Samples
-        Those given if no frame is unstable.
+        Those given if no frame is unstable, of any process.
     """
     chosen = (samples.severity > 1.0) & (samples.severity <= near)
-    if not bool(chosen.any()):
-        return samples
     n = torch.bincount(samples.replica[chosen]).double()
+    n_frames, n_failed = total(torch.stack([n.sum(), (n > 0).sum().to(n)]))
+    if not n_failed > 0:
+        return samples
     counts = torch.zeros_like(samples.severity, dtype=torch.float64)
-    counts[chosen] = (n[n > 0].mean() / n[samples.replica[chosen]]).log()
+    counts[chosen] = (n_frames / n_failed / n[samples.replica[chosen]]).log()
     known = 0.0 if samples.log_weights is None else samples.log_weights
     return replace(samples, log_weights=known + counts[samples.groups.system])
 

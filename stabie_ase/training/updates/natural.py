@@ -16,7 +16,7 @@ from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.system.processes import sum_gradients
+from stabie_ase.system.processes import sum_gradients, total
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
@@ -74,11 +74,11 @@ class _Found:
         That is samples of w_i < 0 and w_i > 0; each counts by w_i², so that the few far off are not lost among the many that fluctuate.
         """
         rarer, squares = self.estimate.weights < 0.0, self.estimate.weights.square()
-        if not 0 < int(rarer.sum()) < len(rarer):
-            return 0.0
-        rise = self.condition.point.beta * (change - self.change)
-        up, down = (float((squares * rise)[part].sum() / squares[part].sum()) for part in (rarer, ~rarer))
-        return up - down
+        rise = squares * self.condition.point.beta * (change - self.change)
+        # Of all processes: each takes the same step.
+        sums = [x[part].sum() for x in (rise, squares) for part in (rarer, ~rarer)]
+        up, down, n_up, n_down = total(torch.stack(sums)).tolist()
+        return up / n_up - down / n_down if n_up > 0.0 and n_down > 0.0 else 0.0
 
 
 class NaturalGradient(UpdateRule):
