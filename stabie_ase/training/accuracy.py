@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import NamedTuple
 
 from torch import Tensor
@@ -96,6 +97,11 @@ class Growth(NamedTuple):
     def within(self, bounds: Bounds, part: float = 1.0) -> bool:
         """Whether both are within a part (a fraction) of their bounds; what is not a number is not."""
         return self.force_growth <= part * bounds.force and self.energy_growth <= part * bounds.energy
+
+    def part(self, bounds: Bounds) -> float:
+        """How much of its bound the error that has grown most beside it has used up."""
+        growths = (self.force_growth, self.energy_growth)
+        return max(grown / bound if bound > 0.0 else math.copysign(math.inf, grown) for grown, bound in zip(growths, bounds))
 
 
 class Bounds(NamedTuple):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from stabie_ase.system import processes
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.updates.base import Work
+from stabie_ase.training.updates.lifted import Lifted
 
 logger = logging.getLogger(__name__)
 
@@ -81,18 +84,20 @@ class LabelSteps:
         known, parameters = self.optimizer.state, list(self.work.potential.parameters())
         return [known[p]["exp_avg_sq"] if p in known else torch.zeros_like(p) for p in parameters] if known else self._tried
 
-    def run(self) -> None:
-        """All steps of one run."""
-        self._steps()
+    def run(self, lifted: Sequence[Lifted] = ()) -> None:
+        """All steps of one run, in which what was lifted shall not sink: that counts as errors of energies do."""
+        self._steps(lifted)
         self.runs += 1
 
-    def _steps(self) -> None:
+    def _steps(self, lifted: Sequence[Lifted] = ()) -> None:
         work, config = self.work, self.work.config
         rate = config.labels.learning_rate if self.rate is None else self.rate
         for k in range(config.labels.qm_steps):
-            chosen = minibatch(len(work.labelled), work.batch_size, config.seed, self.runs * config.labels.qm_steps + k)
+            step = self.runs * config.labels.qm_steps + k
+            chosen = minibatch(len(work.labelled), work.batch_size, config.seed, step)
             self.optimizer.zero_grad()
             work.loss(work.potential, work.labelled.select(chosen)).backward()
+            self._hold(lifted, step)
             norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.update.gradient_clip)
             if not torch.isfinite(norm):
                 break
@@ -101,6 +106,19 @@ class LabelSteps:
             self.optimizer.step()
             if work.on_label_step:
                 work.on_label_step(k + 1)
+
+    def _hold(self, lifted: Sequence[Lifted], step: int) -> None:
+        """Add the gradient of how far some frames of one of the windows have sunk; of all processes the mean."""
+        work, n = self.work, processes.size()
+        if lifted:
+            window = lifted[step % len(lifted)]
+            some = window.select(minibatch(len(window), work.batch_size, work.config.seed, step // len(lifted)).to(work.potential.device))
+            (work.loss.energy_weight * some.sunk(work.potential)).backward()
+        if n > 1:  # the same steps in all of them, though each has frames of its own
+            processes.sum_gradients(work.potential.parameters())
+            for p in work.potential.parameters():
+                if p.grad is not None:
+                    p.grad /= n
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""

@@ -17,11 +17,13 @@ from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.system.processes import sum_gradients, total
+from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
 from stabie_ase.training.updates.direction import natural_direction
 from stabie_ase.training.updates.label_steps import LabelSteps
+from stabie_ase.training.updates.lifted import Lifted
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,18 @@ MAX_RAISE_KT = 2.0
 
 Where failures are as much rarer as that, what is left to be seen in the samples is noise, and following it spoils forces for nothing.
 """
+
+MAX_MENDING_RUNS, MENDED_FRACTION, LEAST_MENDED = 10, 0.2, 0.05
+"""Runs of steps on energies and forces after a step at most; the part of the bounds to which errors are to fall again, and that by which
+one run has to bring them down for another to follow.
+
+SchNet, 54 meV/Å, 800 frames of aspirin: three steps in a row, without any on labels, lifted failures by 6.0 kT and forces were 3.6 % worse.
+After 60 steps on labels they were 2.0 % worse and 5.5 kT were left, after 600 0.5 % and 4.3 kT, and after 600 in which what was lifted
+was held 1.0 % and 5.9 kT.
+"""
+
+MAX_LIFTED = 32
+"""Windows whose frames are held."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,7 @@ class NaturalGradient(UpdateRule):
     def __init__(self, work: Work):
         super().__init__(work)
         self.steps, self.balance = LabelSteps(work), 1.0
+        self.lifted: list[Lifted] = []
 
     def apply_(self, windows: Windows) -> UpdateInfo:
         """Updates on one window's samples while they tell something: their effective number holds and failures are not much rarer yet.
@@ -104,16 +119,16 @@ class NaturalGradient(UpdateRule):
         if not estimates:
             return info
         self.steps.calibrate()
-        raised, direction = 0.0, None
+        raised, direction, lifted = 0.0, None, list[Lifted]()
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
             if direction is None:
                 direction = self._direction(estimates, info)
             self._step(*direction)
             part = self._shorten(before, estimates)
-            self.steps.run()
+            stepped = [x for x in (Lifted.of(work.potential, found.estimate) for found in estimates) if x is not None]
+            info.growth = self._mend(stepped)
             info.updates += 1
-            info.growth = work.accuracy.measure(work.potential)
             if not info.growth.within(work.bounds):
                 # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
                 # window would be this one again, with the same weights from the same start.
@@ -124,6 +139,7 @@ class NaturalGradient(UpdateRule):
                 if work.out_of_time():
                     break
                 continue
+            lifted = stepped
             room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
             if not room:
                 self.balance = max(0.7 * part * self.balance, MIN_BALANCE)
@@ -135,6 +151,7 @@ class NaturalGradient(UpdateRule):
             told = raised > 0.5 * MAX_RAISE_KT or not _ess(estimates) >= config.estimator.min_ess_fraction
             if told or work.out_of_time():
                 break
+        self.lifted = [*self.lifted, *lifted][-MAX_LIFTED:]
         info.figures |= {
             "observable_loss": sum(found.estimate.loss for found in estimates),
             "ess_fraction": _ess(estimates),
@@ -145,6 +162,24 @@ class NaturalGradient(UpdateRule):
             "energy_mae_eV": info.growth.energy_mae,
         }
         return info
+
+    def _mend(self, lifted: list[Lifted]) -> Growth:
+        """Runs of steps on energies and forces until errors are small beside their bounds, or become no smaller; they at the end.
+
+        What a step spoils grows with what has been spoiled before, and most of that can be mended while what was lifted stays where it is.
+        """
+        work, held = self.work, [*self.lifted, *lifted]
+        self.steps.run(held)
+        growth = work.accuracy.measure(work.potential)
+        for _ in range(MAX_MENDING_RUNS - 1):
+            if growth.within(work.bounds, MENDED_FRACTION) or work.out_of_time():
+                break
+            was = growth.part(work.bounds)
+            self.steps.run(held)
+            growth = work.accuracy.measure(work.potential)
+            if not growth.part(work.bounds) < was - LEAST_MENDED:
+                break
+        return growth
 
     def _found(self, condition: Condition, samples: Samples) -> _Found | None:
         """The estimate of a window; None where too little of it is near."""
@@ -243,12 +278,13 @@ class NaturalGradient(UpdateRule):
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
-        return self.steps.state() | {"balance": self.balance}
+        return self.steps.state() | {"balance": self.balance, "lifted": [x.tensors() for x in self.lifted]}
 
     def restore(self, state: dict) -> None:
         """Go on from what `state` returned."""
         self.steps.restore(state)
         self.balance = state["balance"]
+        self.lifted = [Lifted.restored(x, self.work.potential.device) for x in state["lifted"]]
 
 
 def _noise(here: Tensor, known: Tensor, samples: Samples) -> Tensor:

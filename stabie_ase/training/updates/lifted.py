@@ -1,0 +1,88 @@
+"""What steps for the observables have lifted, so that steps on energies and forces do not let it sink again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from stabie_ase.boltzmann import Estimate
+from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.batch import AtomsBatch, rows_of
+from stabie_ase.structures.neighbors import neighbor_list
+
+MAX_FRAMES = 64
+"""Of one window; the rest is much like them."""
+
+LOWEST_PART = 0.5
+"""Of groups in one frame those are held whose weight is at least so much of the most negative one's."""
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """Unstable frames, and energies below which theirs shall not fall.
+
+    Labels say nothing of such frames, and what fits labels better mostly puts the hole back that a step for the observables has filled.
+
+    Attributes
+    ----------
+    frames : AtomsBatch
+    atoms : Tensor of bool, shape (n_atoms,)
+        Those whose energies count: of whole frames all, else the groups that are to become rarer.
+    energies : Tensor of float64, shape (n_frames,)
+        In eV, of these atoms.
+    """
+
+    frames: AtomsBatch
+    atoms: Tensor
+    energies: Tensor
+
+    @classmethod
+    def of(cls, potential: Potential, estimate: Estimate) -> Lifted | None:
+        """Frames of an estimate that are unstable and to become rarer, at the energies that they have now; None where there are none."""
+        samples, weights = estimate.samples, estimate.weights
+        system = samples.groups.system
+        lowest = weights.new_zeros(samples.frames.n_systems).scatter_reduce(0, system, weights, "amin")
+        # With equal weights of all their atoms whole frames are groups like any other.
+        held = (weights < 0.0) & (weights <= LOWEST_PART * lowest[system])
+        atoms = samples.groups.spread(held.double(), samples.frames) > 0
+        chosen = ((samples.severity > 1.0) & (lowest < 0.0)).nonzero()[:, 0]
+        if not len(chosen):
+            return None
+        chosen = chosen[torch.linspace(0, len(chosen) - 1, min(len(chosen), MAX_FRAMES), device=chosen.device).round().long()]
+        some = cls(samples.frames.select(chosen), atoms[samples.frames.atom_index(chosen)], weights.new_zeros(len(chosen)))
+        with torch.no_grad():
+            energies = [some.select(part)._now(potential) for part in some.frames.chunks()]
+        return replace(some, energies=torch.cat(energies))
+
+    def __len__(self) -> int:
+        return self.frames.n_systems
+
+    def select(self, systems: Tensor) -> Lifted:
+        """Some of the frames by index, shape (n,)."""
+        return Lifted(self.frames.select(systems), self.atoms[self.frames.atom_index(systems)], self.energies[systems])
+
+    def sunk(self, potential: Potential) -> Tensor:
+        """Mean over frames of max(0, U* - U)²/N in eV², with its graph: U* the energies, N the number of atoms that count."""
+        counts = self.frames.sum_over_atoms(self.atoms.double())
+        return ((self.energies - self._now(potential)).clamp(min=0.0).square() / counts).mean()
+
+    def _now(self, potential: Potential) -> Tensor:
+        neighbors = neighbor_list(self.frames, potential.cutoff)
+        if bool(self.atoms.all()):
+            return potential(self.frames, neighbors)
+        return self.frames.sum_over_atoms(potential(self.frames, neighbors, of_atoms=True) * self.atoms)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there is, by name, to be saved (`restored` is the way back)."""
+        of_frames = {name: getattr(self.frames, name) for name in rows_of(AtomsBatch)}
+        return of_frames | {"system": self.frames.system, "atoms": self.atoms, "energies": self.energies}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Lifted:
+        """What `tensors` returned."""
+        known = {name: x.to(device) for name, x in tensors.items()}
+        atoms, energies = known.pop("atoms"), known.pop("energies")
+        return cls(AtomsBatch(**known, n_systems=len(energies)), atoms, energies)
