@@ -155,8 +155,10 @@ class UpdateOptions:
 class LabelOptions:
     """Energies and forces of the reference: training on them, and by how much their errors may grow."""
 
-    learning_rate: float = option(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each update", 0.0, 1.0)
-    qm_steps: int = option(60, "energy/force steps in one update, after its step down the observable's gradient", 0, 1_000_000)
+    learning_rate: float = option(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each run of steps", 0.0, 1.0)
+    qm_steps: int = option(
+        60, "energy/force steps in a run of them; up to ten follow a step down the observable's gradient", 0, 1_000_000
+    )
     qm_batch_size: int | None = option(
         None, "frames in a step on energies and forces; as many as have some 700 atoms, 2 to 32, if not given", 1, 1_000_000
     )
@@ -256,8 +258,8 @@ class FinetuneOptions:
         "observables that are matched, several separated by commas: hr, bond-length, bond-length:O-H, bond-length-moments:O-H, "
         "angle:H-O-H, dihedral:C-C-C-C, gyration, rdf:O-O, adf:O-O-O, coordination:O-O, min-distance, density, or FILE.py:CLASS; options "
         "follow, as in rdf:O-O,r_max=6,weight=2 or rdf:O-O,target=FILE for frames or a curve (csv, json, txt; column=NAME, error=NAME, "
-        "above=R) to match in place of the reference; if not given hr of molecules, and of a liquid or solid rdf of each "
-        "two elements",
+        "above=R) to match in place of the reference; if not given hr of molecules and hr:A-B of each two elements in them, and of a "
+        "liquid or solid rdf of each two elements",
         repeats=True,
     )
     criterion: str | None = option(
