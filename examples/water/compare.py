@@ -69,7 +69,7 @@ def run(potential, args, setting, rdf, others) -> Water:
         state, integrator, PotentialForces.driving(potential, integrator), n_steps, [rdf], check_every=round(CHECK_FS / args.timestep),
         sample_every=every, record_momenta=True,
     )  # fmt: skip
-    lived = torch.where(failures.failed, failures.step, n_steps).double() * args.timestep / 1000
+    lived = torch.where(failures.failed, failures.step, n_steps).double().cpu() * args.timestep / 1000
     images, times, failed = [], [], 0
     for replica, frames in enumerate(trajectory.to_atoms(args.timestep)):
         found = first_failure(frames, others, args.temperature) if frames else None
@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--pressure", type=float, help="in GPa; the volume is constant if not given")
     parser.add_argument("--fit", type=float, nargs=2, default=(0.3, 1.0), help="ps between which displacements count (default: 0.3 1.0)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, help="json file of all figures")
     parser.add_argument("--quick", action="store_true", help="a moment, on frames and a model of its own")
     args = parser.parse_args()
@@ -135,10 +136,10 @@ def main() -> None:
     if dense:
         of_reference = SelfDiffusion(8, t_max=args.fit[1], fit_from=args.fit[0])([TimeSeries.from_atoms(dense)])
         found["floor"]["D"] = (float(of_reference.value), float("nan") if of_reference.error is None else float(of_reference.error))
-    held_out = LabelledFrames.from_reference(reference.subset(spread(len(reference), 100)))
+    held_out = LabelledFrames.from_reference(reference.subset(spread(len(reference), 100)), args.device)
     tell("reference", found["floor"])
     for name, path in (model.split("=", 1) for model in args.models):
-        potential = load_potential(path)
+        potential = load_potential(path, args.device)
         water = run(potential, args, setting, rdf, others)
         row = {"rdf": hazard(*water.by_rdf), "any": hazard(*water.by_any), "ps": (water.by_rdf[1], water.by_any[1])}
         row |= {target.observable.name: distance(target, water) for target in targets}

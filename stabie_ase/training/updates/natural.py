@@ -122,33 +122,25 @@ class NaturalGradient(UpdateRule):
         raised, direction, lifted = 0.0, None, list[Lifted]()
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
-            if direction is None:
-                direction = self._direction(estimates, info)
+            direction = direction or self._direction(estimates, info)
             self._step(*direction)
             part = self._shorten(before, estimates)
             stepped = [x for x in (Lifted.of(work.potential, found.estimate) for found in estimates) if x is not None]
             info.growth = self._mend(stepped)
             info.updates += 1
-            if not info.growth.within(work.bounds):
+            self._rebalance(info.growth, part)
+            told = False
+            if info.growth.within(work.bounds):
+                following, direction, lifted = [self._reweighted(found) for found in estimates], None, stepped
+                raised += max(was.raised(now.change) for was, now in zip(estimates, following))
+                estimates = following
+                told = raised > 0.5 * MAX_RAISE_KT or not _ess(estimates) >= config.estimator.min_ess_fraction
+            else:
                 # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
                 # window would be this one again, with the same weights from the same start.
                 work.potential.load_state_dict(before)
-                self.balance = max(0.5 * part * self.balance, MIN_BALANCE)
                 info.taken_back += 1
                 info.growth = work.accuracy.measure(work.potential)
-                if work.out_of_time():
-                    break
-                continue
-            lifted = stepped
-            room = info.growth.within(work.bounds, GROWTH_BOUND_FRACTION)
-            if not room:
-                self.balance = max(0.7 * part * self.balance, MIN_BALANCE)
-            elif part == 1.0:
-                self.balance = min(1.2 * self.balance, MAX_BALANCE)
-            following, direction = [self._reweighted(found) for found in estimates], None
-            raised += max(was.raised(now.change) for was, now in zip(estimates, following))
-            estimates = following
-            told = raised > 0.5 * MAX_RAISE_KT or not _ess(estimates) >= config.estimator.min_ess_fraction
             if told or work.out_of_time():
                 break
         self.lifted = [*self.lifted, *lifted][-MAX_LIFTED:]
@@ -162,6 +154,13 @@ class NaturalGradient(UpdateRule):
             "energy_mae_eV": info.growth.energy_mae,
         }
         return info
+
+    def _rebalance(self, growth: Growth, part: float) -> None:
+        """Shorter steps where errors have grown too far, or nearly; longer ones where they have not, and `part` of a step was all of it."""
+        factor = 1.2 if part == 1.0 else 1.0
+        if not growth.within(self.work.bounds, GROWTH_BOUND_FRACTION):
+            factor = part * (0.7 if growth.within(self.work.bounds) else 0.5)
+        self.balance = min(max(factor * self.balance, MIN_BALANCE), MAX_BALANCE)
 
     def _mend(self, lifted: list[Lifted]) -> Growth:
         """Runs of steps on energies and forces until errors are small beside their bounds, or become no smaller; they at the end.
