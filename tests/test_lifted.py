@@ -16,8 +16,9 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.topology import Groups
 from stabie_ase.training.accuracy import Bounds, Growth
+from stabie_ase.training.schedule import LEARNING, SIMULATION
 from stabie_ase.training.updates.lifted import MAX_FRAMES, Lifted
-from stabie_ase.training.updates.natural import LEAST_MENDED, MAX_MENDING_RUNS, MENDED_FRACTION
+from stabie_ase.training.updates.natural import LEAST_MENDED, MAX_MENDING_RUNS, MENDED_FRACTION, MENDING_LENGTH
 
 TRUTH = tiny.truth()
 
@@ -135,7 +136,7 @@ def _samples(training):
         ([0.19], 1),
         ([0.9, 0.5, 0.1], 3),
         ([0.9, 0.9 - 0.9 * LEAST_MENDED], 2),
-        ([9.0 - k for k in range(20)], MAX_MENDING_RUNS),
+        ([9.0 - k for k in range(20)], 1 + MAX_MENDING_RUNS),
     ],
     ids=["small at once", "small at last", "no smaller", "for ever"],
 )
@@ -147,7 +148,7 @@ def test_errors_are_mended_while_that_makes_them_smaller(force_growths, runs, mo
     bound = training.work.bounds.force
     monkeypatch.setattr(training.accuracy, "measure", lambda _: Growth(0.0, next(told) * bound, 0.0, 0.0))
     rule._mend([])
-    assert rule.steps.runs == runs
+    assert rule.steps.runs == 1 + (runs - 1) * MENDING_LENGTH
 
 
 @pytest.mark.parametrize(
@@ -161,3 +162,16 @@ def test_errors_are_mended_while_that_makes_them_smaller(force_growths, runs, mo
 )
 def test_the_part_of_the_bounds_that_is_used_up(growth, bounds, part):
     assert Growth(1.0, growth[0], 1.0, growth[1]).part(Bounds(*bounds)) == pytest.approx(part)
+
+
+@pytest.mark.parametrize("error, updates", [(0.9, 1), (1.1, 0)], ids=["known", "noise"])
+def test_a_gradient_that_is_shorter_than_its_standard_error_moves_nothing_and_ends_the_phase(error, updates, monkeypatch):
+    """A window of the same weights, starts and noise would be the same window again."""
+    training = loop(updates_per_window=1, max_learning_windows=9, force_error_bound=100.0, energy_error_bound=100.0)
+    until_learning(training)
+    before = weights(training)
+    monkeypatch.setattr(training.rule, "_known", lambda estimates: {"gradient_norm": 1.0, "gradient_norm_error": error})
+    record, _ = training.step()
+    assert record["updates"] == updates and record["gradient_norm_error"] == error
+    assert all(torch.equal(x, before[name]) for name, x in weights(training).items()) is (updates == 0)
+    assert training.progress.phase == (LEARNING if updates else SIMULATION)

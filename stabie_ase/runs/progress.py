@@ -41,8 +41,8 @@ class LoopProgress:
         speed = self.rate.update(training.md_steps + steps * len(failures.step))
         self._tell(f"cycle {live.cycle + 1} {live.phase}, unstable {100 * unstable:.0f} %, {speed}")
 
-    def _on_label_step(self, k: int) -> None:
-        live, steps = self.training.progress, self.training.config.labels.qm_steps
+    def _on_label_step(self, k: int, steps: int) -> None:
+        live = self.training.progress
         self._tell(f"cycle {live.cycle + 1}, update {live.updates + 1}, energies and forces {k} of {steps}")
 
     def _tell(self, note: str) -> None:

@@ -170,8 +170,7 @@ class TrainingLoop:
         progress.window += 1
         fraction = self.unstable_fraction
         record = self._record(unstable_fraction=fraction, hazard_per_ps=self._hazard())
-        following = self.schedule.after(SIMULATION, progress.window, fraction)
-        if following != SIMULATION:
+        if (following := self.schedule.after(SIMULATION, progress.window, fraction)) != SIMULATION:
             self._remember_if_best()
             self._enter(following)
         return record, unstable
@@ -185,7 +184,7 @@ class TrainingLoop:
         if progress.window == 1 and not matching:
             self._warn_if_few_failed_again(windows)
         record = self._record(unstable_fraction=fraction)
-        learned = self.schedule.teaches(fraction)
+        learned, updates = self.schedule.teaches(fraction), progress.updates
         if learned:
             samples = [
                 (c, Samples.from_trajectory(trajectory, [target.observable for target in c.targets], c.grouping, self.potential))
@@ -196,6 +195,8 @@ class TrainingLoop:
             if before and record.get("observable_loss", math.inf) < self.best.get("loss", math.inf):
                 self.best |= {"loss": record["observable_loss"], "cycle": progress.cycle, "weights": before}
         following = self.schedule.after(progress.phase, progress.window, fraction)
+        if following == LEARNING and progress.updates == updates:
+            following = SIMULATION  # another window would be this one again
         if following != LEARNING:
             for pool, (ends, _, failures) in zip(self.pools, windows):
                 pool.go_on_from(ends, failures)

@@ -43,7 +43,7 @@ class Work:
     out_of_time : callable
         Whether the run's time is over.
     on_label_step : callable or None
-        Told the number of each step on energies and forces, so that progress is seen.
+        Told the number of each step on energies and forces, and how many there are in its run, so that progress is seen.
     """
 
     potential: Potential
@@ -53,7 +53,7 @@ class Work:
     bounds: Bounds
     config: FinetuneOptions
     out_of_time: Callable[[], bool] = lambda: False
-    on_label_step: Callable[[int], None] | None = None
+    on_label_step: Callable[[int, int], None] | None = None
 
     @property
     def batch_size(self) -> int:

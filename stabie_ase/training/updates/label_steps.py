@@ -84,15 +84,16 @@ class LabelSteps:
         known, parameters = self.optimizer.state, list(self.work.potential.parameters())
         return [known[p]["exp_avg_sq"] if p in known else torch.zeros_like(p) for p in parameters] if known else self._tried
 
-    def run(self, lifted: Sequence[Lifted] = ()) -> None:
-        """All steps of one run, in which what was lifted shall not sink: that counts as errors of energies do."""
-        self._steps(lifted)
-        self.runs += 1
+    def run(self, lifted: Sequence[Lifted] = (), length: int = 1) -> None:
+        """One run, so many times as long as `qm_steps`, in which what was lifted shall not sink: that counts as errors of energies do."""
+        self._steps(lifted, length)
+        self.runs += length
 
-    def _steps(self, lifted: Sequence[Lifted] = ()) -> None:
+    def _steps(self, lifted: Sequence[Lifted] = (), length: int = 1) -> None:
         work, config = self.work, self.work.config
         rate = config.labels.learning_rate if self.rate is None else self.rate
-        for k in range(config.labels.qm_steps):
+        n = length * config.labels.qm_steps
+        for k in range(n):
             step = self.runs * config.labels.qm_steps + k
             chosen = minibatch(len(work.labelled), work.batch_size, config.seed, step)
             self.optimizer.zero_grad()
@@ -102,10 +103,10 @@ class LabelSteps:
             if not torch.isfinite(norm):
                 break
             for group in self.optimizer.param_groups:
-                group["lr"] = 0.5 * rate * (1.0 + math.cos(math.pi * k / config.labels.qm_steps))
+                group["lr"] = 0.5 * rate * (1.0 + math.cos(math.pi * k / n))
             self.optimizer.step()
             if work.on_label_step:
-                work.on_label_step(k + 1)
+                work.on_label_step(k + 1, n)
 
     def _hold(self, lifted: Sequence[Lifted], step: int) -> None:
         """Add the gradient of how far some frames of one of the windows have sunk; of all processes the mean."""
