@@ -157,7 +157,7 @@ class LabelOptions:
 
     learning_rate: float = option(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each run of steps", 0.0, 1.0)
     qm_steps: int = option(
-        60, "energy/force steps in a run of them; up to ten follow a step down the observable's gradient", 0, 1_000_000
+        60, "energy/force steps after each step down the observable's gradient; where they leave much, four times as many again", 0, 10**6
     )
     qm_batch_size: int | None = option(
         None, "frames in a step on energies and forces; as many as have some 700 atoms, 2 to 32, if not given", 1, 1_000_000
