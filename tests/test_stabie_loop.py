@@ -342,6 +342,7 @@ def test_a_step_changes_the_forces_by_a_share_of_their_error():
 def lesson(monkeypatch, max_raise_kT, updates_per_window):
     """What a window's updates have told, and by how many kT what the gradient wants rarer rose beside the rest, by hand."""
     monkeypatch.setattr(natural, "MAX_RAISE_KT", max_raise_kT)
+    monkeypatch.setattr(natural, "TOLD_KT", 0.5 * max_raise_kT)
     training = loop(qm_steps=0, observable_weight=0.3, updates_per_window=updates_per_window, force_error_bound=100.0, min_ess_fraction=0.0)
     until_learning(training)
     pool = training.pools[0]
