@@ -134,7 +134,7 @@ def _samples(training):
     "force_growths, runs",
     [
         ([0.19], 1),
-        ([0.9, 0.5, 0.1], 3),
+        ([0.9, 0.6, 0.1], 3),
         ([0.9, 0.9 - 0.9 * LEAST_MENDED], 2),
         ([9.0 - k for k in range(20)], 1 + MAX_MENDING_RUNS),
     ],
