@@ -427,9 +427,11 @@ def test_an_update_beyond_the_bound_of_the_force_error_is_taken_back(monkeypatch
 
 
 @pytest.mark.parametrize(
-    "fraction, balance", [(1.0, 0.6), (1.044, 0.6), (1.046, 0.35), (1.051, 0.25)], ids=["start", "room", "no room", "beyond"]
+    "fraction, balance",
+    [(1.0, 0.6), (1.012, 0.6), (1.013, 0.5), (1.044, 0.5), (1.046, 0.35), (1.051, 0.25)],
+    ids=["start", "cheap", "dear", "room", "no room", "beyond"],
 )
-def test_steps_grow_up_to_the_bound_of_the_force_error(monkeypatch, fraction, balance):
+def test_steps_grow_while_they_are_cheap_and_shrink_near_the_bound(monkeypatch, fraction, balance):
     training = loop(force_error_bound=0.05, updates_per_window=1)
     until_learning(training)
     training.rule.balance = 0.5

@@ -37,12 +37,12 @@ Most of it is made good by the steps on energies and forces that follow. It adap
 MIN_BALANCE, MAX_BALANCE = 1.0 / 16, 8.0
 """Limits of the factor on that length which follows the errors on the held-out frames."""
 
-GROWTH_BOUND_FRACTION = 0.9
-"""Share of the bound on the growth of an error up to which steps grow; beyond it they shrink.
+CHEAP_FRACTION, GROWTH_BOUND_FRACTION = 0.25, 0.9
+"""Parts of the bounds on the growth of errors: up to the first steps grow, beyond the second they shrink.
 
-Close to the bound a step is taken back whatever its length, and nothing moves any more.
+Close to the bound a step is taken back whatever its length, and nothing moves any more. What a longer step lifts grows with its length,
+what it spoils with the square of that.
 """
-
 
 MAX_RAISE_KT, TOLD_KT = 5.0, 1.0
 """How far one step lifts what is to become rarer at most, see `_Found.raised`, in k_B T; and how far all steps on one window's samples have
@@ -172,10 +172,11 @@ class NaturalGradient(UpdateRule):
         return info
 
     def _rebalance(self, growth: Growth, part: float) -> None:
-        """Shorter steps where errors have grown too far, or nearly; longer ones where they have not, and `part` of a step was all of it."""
-        factor = 1.2 if part == 1.0 else 1.0
-        if not growth.within(self.work.bounds, GROWTH_BOUND_FRACTION):
-            factor = part * (0.7 if growth.within(self.work.bounds) else 0.5)
+        """Shorter steps where errors have grown too far, or nearly; longer ones where they hardly have and a step was whole."""
+        bounds = self.work.bounds
+        factor = 1.2 if part == 1.0 and growth.within(bounds, CHEAP_FRACTION) else 1.0
+        if not growth.within(bounds, GROWTH_BOUND_FRACTION):
+            factor = part * (0.7 if growth.within(bounds) else 0.5)
         self.balance = min(max(factor * self.balance, MIN_BALANCE), MAX_BALANCE)
 
     def _mend(self, lifted: list[Lifted]) -> Growth:
