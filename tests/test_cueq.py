@@ -96,6 +96,7 @@ def test_stress_is_the_same():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available() or find_spec("cuequivariance_ops_torch") is None, reason="needs its kernels and CUDA")
 def test_kernels_on_a_gpu():
     potential = mace(dtype=torch.float32).to("cuda")
     batch = AtomsBatch.from_atoms(FRAMES, "cuda")
