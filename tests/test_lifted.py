@@ -12,10 +12,12 @@ from helpers import samples_of
 from test_stabie_loop import loop, until_learning, weights
 
 from stabie_ase.boltzmann.samples import Samples
+from stabie_ase.potentials.analytic import Morse
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.topology import Groups
 from stabie_ase.training.accuracy import Bounds, Growth
+from stabie_ase.training.labels import energy_offset
 from stabie_ase.training.schedule import LEARNING, SIMULATION
 from stabie_ase.training.updates.lifted import MAX_FRAMES, Lifted
 from stabie_ase.training.updates.natural import LEAST_MENDED, MAX_MENDING_RUNS, MENDED_FRACTION, MENDING_LENGTH
@@ -82,6 +84,27 @@ def test_only_what_has_sunk_counts_by_its_square_an_atom():
     assert float(held.sunk(TRUTH).detach()) == pytest.approx((0.3**2 + 0.1**2) / 2 / 3)
 
 
+class Shifted(Morse):
+    """The truth but for 0.7 eV an atom."""
+
+    def evaluate(self, inputs):
+        return super().evaluate(inputs) + 0.7
+
+
+@pytest.mark.parametrize("groups", [None, Groups(torch.arange(4), torch.arange(4) // 2, torch.tensor([0, 0]))], ids=["frames", "groups"])
+def test_what_all_atoms_are_off_by_has_not_sunk(groups):
+    """U* and U are on the scale of the labels, whatever all energies have in common, of frames and of groups in them."""
+    frames = AtomsBatch.from_atoms([Atoms("C4", [[0, 0, 0], [2.5, 0, 0], [0, 50, 0], [1.5, 50, 0]])])
+    given = estimate(frames, [-1.0] if groups is None else [-1.0, -0.1], [2.0], groups)
+    shifted = Shifted(depth=3.0, a=1.8, r0=tiny.BOND)
+    held = Lifted.of(shifted, given, offset=0.7)
+    torch.testing.assert_close(held.energies, Lifted.of(TRUTH, given).energies)
+    higher = replace(held, energies=held.energies + 0.3)
+    n = 4 if groups is None else 2
+    for potential, offset in ((shifted, 0.7), (TRUTH, 0.0)):
+        assert float(higher.sunk(potential, offset).detach()) == pytest.approx(0.3**2 / n)
+
+
 def test_saved_and_restored_it_is_the_same():
     held = Lifted.of(TRUTH, estimate(stretched(1.8, 2.5), [-1.0, -0.5], [2.0, 2.0]))
     again = Lifted.restored(held.tensors(), torch.device("cpu"))
@@ -105,12 +128,17 @@ def after_a_step(**changes):
 def test_steps_on_energies_and_forces_keep_up_what_is_held():
     """The same steps without it, which know labels alone, leave it farther below."""
     training, held = after_a_step(qm_steps=60, learning_rate=1e-3, gradient_clip=1e3)
-    before, begun = weights(training), float(held.sunk(training.potential).detach())
-    left = []
+    before, left = weights(training), []
+
+    def sunk():
+        offset = energy_offset(training.potential, training.work.some_labelled())
+        return float(held.sunk(training.potential, offset).detach())
+
+    begun = sunk()
     for lifted in ([], [held]):
         training.potential.load_state_dict(before)
         training.rule.steps.run(lifted)
-        left.append(float(held.sunk(training.potential).detach()))
+        left.append(sunk())
     assert left[1] < 0.9 * min(begun, left[0])
 
 

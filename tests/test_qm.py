@@ -9,13 +9,14 @@ import tiny
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from scipy.optimize import minimize_scalar
 
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.potentials.family import families
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, reference_energies
 from stabie_ase.system.options import BadOption, from_dict
-from stabie_ase.training.labels import LabelledFrames, QMLoss, force_errors_by_frame, minibatch, qm_errors, upper_limit
+from stabie_ase.training.labels import LabelledFrames, QMLoss, energy_offset, force_errors_by_frame, minibatch, qm_errors, upper_limit
 from stabie_ase.training.options import DynamicsOptions, FinetuneOptions, PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
 
@@ -72,9 +73,26 @@ def test_loss_by_hand():
     assert float(loss.detach()) == pytest.approx(np.mean(terms), rel=1e-12)
 
 
+def test_what_all_atoms_are_off_by_counts_by_its_own_weight():
+    """δ is the shift of all atoms that fits the energies best, here by scipy; what is left counts whole, δ by a tenth."""
+    reference = of_sizes(2, 3, 5)
+    frames, potential, n = LabelledFrames.from_reference(reference), tiny.truth(), np.array([2, 3, 5])
+    difference = np.array(predictions(potential, frames)[0]) - reference.energies
+    best = minimize_scalar(lambda shift: np.mean((difference - n * shift) ** 2 / n), tol=1e-12)
+    loss, offset = QMLoss(0.7, 0.0, offset_weight=0.1).with_offset(potential, frames)
+    assert float(offset.detach()) == pytest.approx(best.x, rel=1e-6) == energy_offset(potential, frames)
+    assert float(loss.detach()) == pytest.approx(0.7 * (best.fun + 0.1 * n.mean() * best.x**2), rel=1e-6)
+
+
+def test_of_a_single_frame_the_whole_energy_counts():
+    frames, potential = LabelledFrames.from_reference(of_sizes(3)), tiny.truth()
+    assert torch.equal(QMLoss(offset_weight=0.0)(potential, frames), QMLoss()(potential, frames))
+
+
+@pytest.mark.parametrize("offset_weight", [1.0, 0.01])
 @pytest.mark.parametrize("name", ["depth", "a", "r0"])
-def test_gradient_of_the_loss_against_finite_differences(name):
-    frames, loss = LabelledFrames.from_reference(of_sizes(2, 3, 5)), QMLoss(0.7, 2.5)
+def test_gradient_of_the_loss_against_finite_differences(name, offset_weight):
+    frames, loss = LabelledFrames.from_reference(of_sizes(2, 3, 5)), QMLoss(0.7, 2.5, offset_weight)
     values = {"depth": 3.0, "a": 1.8, "r0": 1.5}
     potential = Morse(**values)
     loss(potential, frames).backward()

@@ -192,7 +192,7 @@ def test_a_step_of_the_published_recipe_is_its_formula():
     beta, labelled = 1.0 / (units.kB * tiny.TEMPERATURE), training.work.labelled
     observed = -beta / (len(values) - 1) * (((values - values.mean(dim=0)) @ off) * energies).sum()
     chosen = minibatch(len(labelled), 8, training.config.seed, 0)
-    (observed + 10.0 * training.work.loss(by_hand, labelled.select(chosen))).backward()
+    (observed + 10.0 * training.rule.loss(by_hand, labelled.select(chosen))).backward()
     norm = float(torch.cat([p.grad.flatten().double() for p in by_hand.parameters()]).norm())
     assert norm > 1.0  # clipped
     record, _ = training.step()

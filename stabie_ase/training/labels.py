@@ -51,7 +51,12 @@ class LabelledFrames:
 class QMLoss:
     """L_QM = mean over frames of w_E (ΔU)²/N + w_F Σ_a ‖ΔF_a‖²/(3N), with N the atoms of the frame.
 
-    The first term grows linearly with size for independent errors of the atoms, hence one division by N.
+    The first term grows linearly with size for independent errors of the atoms, hence one division by N. It parts into what all atoms
+    have in common, δ = Σ ΔU/Σ N over the frames, and the rest,
+
+        mean (ΔU)²/N = mean (ΔU - N δ)²/N + mean(N) δ²,
+
+    of which the former may count less: no observable depends on it.
 
     Parameters
     ----------
@@ -59,19 +64,30 @@ class QMLoss:
         w_E in 1/eV².
     forces_weight : float
         w_F in Å²/eV².
+    offset_weight : float
+        Factor on mean(N) δ². Of a single frame nothing else is known, and all of ΔU counts.
     """
 
     energy_weight: float = 1.0
     forces_weight: float = 1.0
+    offset_weight: float = 1.0
 
     def __call__(self, potential: Potential, frames: LabelledFrames) -> Tensor:
         """The loss, float64, with its graph."""
+        return self.with_offset(potential, frames)[0]
+
+    def with_offset(self, potential: Potential, frames: LabelledFrames) -> tuple[Tensor, Tensor]:
+        """The loss and δ, in eV, float64, with their graph."""
         batch = frames.batch
         prediction = potential.compute(batch, neighbor_list(batch, potential.cutoff), create_graph=True)
-        energy_term = (prediction.energies - frames.energies).square() / batch.counts
+        difference, counts = prediction.energies - frames.energies, batch.counts.double()
+        offset = difference.sum() / counts.sum()
+        energy_term = (difference.square() / counts).mean()
+        if len(frames) > 1:
+            energy_term = energy_term - (1.0 - self.offset_weight) * counts.mean() * offset.square()
         squared = (prediction.forces.double() - frames.forces).square().sum(dim=1)
-        forces_term = batch.sum_over_atoms(squared) / (3 * batch.counts)
-        return (self.energy_weight * energy_term + self.forces_weight * forces_term).mean()
+        forces_term = (batch.sum_over_atoms(squared) / (3 * batch.counts)).mean()
+        return self.energy_weight * energy_term + self.forces_weight * forces_term, offset
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,13 @@ def errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: in
 def force_errors_by_frame(potential: Potential, frames: LabelledFrames, chunk_size: int | None = None) -> Tensor:
     """Mean absolute error of the force components of each frame, float64, shape (n_frames,), in eV/Å."""
     return errors_by_frame(potential, frames, chunk_size)[1]
+
+
+@torch.no_grad()
+def energy_offset(potential: Potential, frames: LabelledFrames) -> float:
+    """δ of `QMLoss` over some frames, in eV."""
+    total = sum(float((potential(x.batch, neighbor_list(x.batch, potential.cutoff)) - x.energies).sum()) for x in frames.chunks())
+    return total / frames.batch.n_atoms
 
 
 def predictions(potential: Potential, frames: LabelledFrames, chunk_size: int | None = None) -> tuple[Tensor, Tensor]:

@@ -155,9 +155,9 @@ class UpdateOptions:
 class LabelOptions:
     """Energies and forces of the reference: training on them, and by how much their errors may grow."""
 
-    learning_rate: float = option(1e-4, "learning rate of Adam on energies and forces; it falls to zero in each run of steps", 0.0, 1.0)
+    learning_rate: float = option(1e-4, "largest learning rate of Adam's steps on energies and forces; each run ends at zero", 0.0, 1.0)
     qm_steps: int = option(
-        60, "energy/force steps after each step down the observable's gradient; where they leave much, four times as many again", 0, 10**6
+        120, "energy/force steps after each step down the observable's gradient; where they leave much, twice as many again", 0, 10**6
     )
     qm_batch_size: int | None = option(
         None, "frames in a step on energies and forces; as many as have some 700 atoms, 2 to 32, if not given", 1, 1_000_000

@@ -32,7 +32,7 @@ class Lifted:
     atoms : Tensor of bool, shape (n_atoms,)
         Those whose energies count: of whole frames all, else the groups that are to become rarer.
     energies : Tensor of float64, shape (n_frames,)
-        In eV, of these atoms.
+        In eV, of these atoms, on the scale of the labels: less as much for each atom as energies of labelled frames were off.
     """
 
     frames: AtomsBatch
@@ -40,8 +40,11 @@ class Lifted:
     energies: Tensor
 
     @classmethod
-    def of(cls, potential: Potential, estimate: Estimate) -> Lifted | None:
-        """Frames of an estimate that are unstable and to become rarer, at the energies that they have now; None where there are none."""
+    def of(cls, potential: Potential, estimate: Estimate, offset: float = 0.0) -> Lifted | None:
+        """Frames of an estimate that are unstable and to become rarer, at the energies that they have now; None where there are none.
+
+        `offset` is by how much energies of labelled frames are off, in eV for each atom (`energy_offset`).
+        """
         samples, weights = estimate.samples, estimate.weights
         system = samples.groups.system
         lowest = weights.new_zeros(samples.frames.n_systems).scatter_reduce(0, system, weights, "amin")
@@ -54,7 +57,7 @@ class Lifted:
         chosen = chosen[torch.linspace(0, len(chosen) - 1, min(len(chosen), MAX_FRAMES), device=chosen.device).round().long()]
         some = cls(samples.frames.select(chosen), atoms[samples.frames.atom_index(chosen)], weights.new_zeros(len(chosen)))
         with torch.no_grad():
-            energies = [some.select(part)._now(potential) for part in some.frames.chunks()]
+            energies = [some.select(part)._now(potential, offset) for part in some.frames.chunks()]
         return replace(some, energies=torch.cat(energies))
 
     def __len__(self) -> int:
@@ -64,16 +67,18 @@ class Lifted:
         """Some of the frames by index, shape (n,)."""
         return Lifted(self.frames.select(systems), self.atoms[self.frames.atom_index(systems)], self.energies[systems])
 
-    def sunk(self, potential: Potential) -> Tensor:
+    def sunk(self, potential: Potential, offset: float | Tensor = 0.0) -> Tensor:
         """Mean over frames of max(0, U* - U)²/N in eV², with its graph: U* the energies, N the number of atoms that count."""
-        counts = self.frames.sum_over_atoms(self.atoms.double())
-        return ((self.energies - self._now(potential)).clamp(min=0.0).square() / counts).mean()
+        return ((self.energies - self._now(potential, offset)).clamp(min=0.0).square() / self._counts()).mean()
 
-    def _now(self, potential: Potential) -> Tensor:
+    def _counts(self) -> Tensor:
+        return self.frames.sum_over_atoms(self.atoms.double())
+
+    def _now(self, potential: Potential, offset: float | Tensor) -> Tensor:
         neighbors = neighbor_list(self.frames, potential.cutoff)
         if bool(self.atoms.all()):
-            return potential(self.frames, neighbors)
-        return self.frames.sum_over_atoms(potential(self.frames, neighbors, of_atoms=True) * self.atoms)
+            return potential(self.frames, neighbors) - offset * self._counts()
+        return self.frames.sum_over_atoms((potential(self.frames, neighbors, of_atoms=True) - offset) * self.atoms)
 
     def tensors(self) -> dict[str, Tensor]:
         """All there is, by name, to be saved (`restored` is the way back)."""

@@ -9,10 +9,13 @@ import torch
 from stabie_ase.boltzmann import Estimator, accumulate
 from stabie_ase.system.processes import sum_gradients
 from stabie_ase.system.spec import BadSpec, Spec, did_you_mean
-from stabie_ase.training.labels import minibatch
+from stabie_ase.training.labels import QMLoss, minibatch
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+PENALIZED_ENERGY_WEIGHT = 20.0
+"""Of energies beside forces; what is published does not tell. They count whole, what all atoms have in common as well."""
 
 
 class PenalizedGradient(UpdateRule):
@@ -35,7 +38,7 @@ class PenalizedGradient(UpdateRule):
 
     def __init__(self, work: Work, optimizer: str = "sgd", learning_rate: float = 1e-3, penalty: float = 1.0, decay: float = 1.0):
         super().__init__(work)
-        self.penalty, self.decay, self.updates = penalty, decay, 0
+        self.penalty, self.decay, self.updates, self.loss = penalty, decay, 0, QMLoss(PENALIZED_ENERGY_WEIGHT)
         self.optimizer = OPTIMIZERS[optimizer](work.potential.parameters(), lr=learning_rate)
 
     @classmethod
@@ -59,7 +62,7 @@ class PenalizedGradient(UpdateRule):
             loss += estimate.loss
         sum_gradients(work.potential.parameters())
         chosen = minibatch(len(work.labelled), work.batch_size, config.seed, self.updates)
-        labels = work.loss(work.potential, work.labelled.select(chosen))
+        labels = self.loss(work.potential, work.labelled.select(chosen))
         (self.penalty * labels).backward()
         norm = torch.nn.utils.clip_grad_norm_(work.potential.parameters(), config.update.gradient_clip)
         if torch.isfinite(norm):
