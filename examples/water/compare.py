@@ -3,10 +3,13 @@ r"""Hold water models against each other: how often they fail, and what their wa
     python examples/water/make_water.py --output F
     python examples/data/make_schnet.py --ref F/water_train.xyz@:50 --interactions 3 --batch-size 2 --patience 8 --max-time 20 \
 --output F/start.pt
-    stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --output F/run
-    stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --update labels-only --output F/control
+    stabie-ase finetune F/start.pt --ref F/water_train.xyz@:50 --valid F/water_valid.xyz --timestep 1 --output F/run
+    stabie-ase finetune F/start.pt --ref F/water_train.xyz@:50 --valid F/water_valid.xyz --timestep 1 --update labels-only \
+--output F/control
     python examples/water/compare.py start=F/start.pt control=F/control/model.pt end=F/run/model.pt --ref F/water_test.xyz --dynamics \
 F/water_dynamics.traj
+
+All three know the same labels: with new ones steps on energies and forces alone make a model more stable as well.
 
 Fresh replicas of each model start from the same frames with the same momenta. They go on until their radial distribution functions,
 over a window of 1 ps, are off by the published tolerance (Fu et al., arXiv 2210.07237); whatever other criterion finds fault with a
