@@ -56,7 +56,7 @@ class QMLoss:
 
         mean (ΔU)²/N = mean (ΔU - N δ)²/N + mean(N) δ²,
 
-    of which the former may count less: no observable depends on it.
+    and what they have in common may count less: no dynamics depend on it.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ import torch
 
 from stabie_ase.boltzmann import Samples
 from stabie_ase.potentials.base import Potential
+from stabie_ase.structures.reference import spread
 from stabie_ase.system.spec import Spec
 from stabie_ase.training.accuracy import Accuracy, Bounds, Growth
 from stabie_ase.training.condition import Condition
@@ -79,8 +80,7 @@ class Work:
 
     def some_labelled(self) -> LabelledFrames:
         """At most `FRAMES_OF_OFFSET` of them, all over the set."""
-        n = len(self.labelled)
-        return self.labelled.select(torch.linspace(0, n - 1, min(n, FRAMES_OF_OFFSET), device=self.labelled.energies.device).round().long())
+        return self.labelled.select(torch.tensor(spread(len(self.labelled), FRAMES_OF_OFFSET), device=self.labelled.energies.device))
 
     def accurate(self) -> bool:
         """Whether the potential is within the bounds as it is."""

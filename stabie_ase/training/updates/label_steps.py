@@ -92,7 +92,7 @@ class LabelSteps:
         return [known[p]["exp_avg_sq"] if p in known else torch.zeros_like(p) for p in parameters] if known else self._tried
 
     def run(self, lifted: Sequence[Lifted] = (), length: int = 1) -> None:
-        """One run, so many times as long as `qm_steps`, in which what was lifted shall not sink: that counts as errors of energies do."""
+        """One run, so many times as long as `qm_steps`, in which what was lifted shall not sink (`HOLDING_WEIGHT`)."""
         self._steps(lifted, length)
         self.runs += length
 

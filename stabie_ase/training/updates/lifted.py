@@ -12,6 +12,7 @@ from stabie_ase.boltzmann import Estimate
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch, rows_of
 from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.reference import spread
 
 MAX_FRAMES = 64
 """Of one window; the rest is much like them."""
@@ -54,7 +55,7 @@ class Lifted:
         chosen = ((samples.severity > 1.0) & (lowest < 0.0)).nonzero()[:, 0]
         if not len(chosen):
             return None
-        chosen = chosen[torch.linspace(0, len(chosen) - 1, min(len(chosen), MAX_FRAMES), device=chosen.device).round().long()]
+        chosen = chosen[spread(len(chosen), MAX_FRAMES)]
         some = cls(samples.frames.select(chosen), atoms[samples.frames.atom_index(chosen)], weights.new_zeros(len(chosen)))
         with torch.no_grad():
             energies = [some.select(part)._now(potential, offset) for part in some.frames.chunks()]

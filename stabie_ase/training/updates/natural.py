@@ -142,8 +142,7 @@ class NaturalGradient(UpdateRule):
                 direction = self._direction(estimates)
             self._step(*direction)
             part = self._shorten(before, estimates)
-            offset = energy_offset(work.potential, work.some_labelled())
-            stepped = [x for x in (Lifted.of(work.potential, found.estimate, offset) for found in estimates) if x is not None]
+            stepped = self._lifted(estimates)
             info.growth = self._mend(stepped)
             info.updates += 1
             self._rebalance(info.growth, part)
@@ -172,6 +171,12 @@ class NaturalGradient(UpdateRule):
             "energy_mae_eV": info.growth.energy_mae,
         }
         return info
+
+    def _lifted(self, estimates: list[_Found]) -> list[Lifted]:
+        """What is to be held of a step."""
+        potential = self.work.potential
+        offset = energy_offset(potential, self.work.some_labelled())
+        return [x for x in (Lifted.of(potential, found.estimate, offset) for found in estimates) if x is not None]
 
     def _rebalance(self, growth: Growth, part: float) -> None:
         """Shorter steps where errors have grown too far, or nearly; longer ones where they hardly have and a step was whole."""
