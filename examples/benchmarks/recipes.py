@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 import stabie_ase
+from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.potentials.checkpoint import load_potential
 from stabie_ase.runs.evaluation import StabilityTest, Yardstick, run_stability_test
 from stabie_ase.structures.reference import read_reference
@@ -63,6 +64,7 @@ class Measure:
             StabilityTest(args.temperature, args.check_replicas, args.check_time, seed=args.seed + 1), reference.temperature_K, args.ref
         )
         self.yardstick = Yardstick.from_reference(None, Setting(self.frames, self.test.temperature_K, reference.temperature_K), [])
+        compile_where_wanted(args.compile, self.potential, self.frames, self.test.replicas, steps=self.test.n_steps, say=print)
 
     @cached_property
     def start(self):
@@ -120,7 +122,7 @@ def trace(name, args, measure):
         stabie_ase.resume(curve.run, on_window=curve.look)
     else:
         own = {"seed": args.seed, "max_time_min": args.max_time, "temperature_K": args.temperature, "check": NO_CHECK, "recipe": name,
-               "device": args.device}  # fmt: skip
+               "device": args.device, "compilation": args.compile}  # fmt: skip
         options = {**own, **args.options}
         stabie_ase.finetune(args.model, args.ref, output=curve.run, on_window=curve.look, **options)
     curve.look({}, every=1)  # where the run has ended
@@ -169,6 +171,7 @@ def main():
     parser.add_argument("--check-time", type=float, default=2.0, metavar="PS", help="of each of them (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
+    parser.add_argument("--compile", default="off", choices=["off", "on", "auto"], help="networks for dynamics (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="where runs and points are kept")
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     args = parser.parse_args()

@@ -16,7 +16,7 @@ from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.reference import interaction_energy, read_reference, reference_energies
 from stabie_ase.system.allocator import keep_freed_memory
-from stabie_ase.training.labels import LabelledFrames, qm_errors
+from stabie_ase.training.labels import LabelledFrames, QMLoss, qm_errors
 from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
 
@@ -31,6 +31,7 @@ def parsed():
     parser.add_argument("--cutoff", type=float, default=5.0, metavar="Å")
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--patience", type=int, default=50, help="epochs without a better validation error before the learning rate falls")
+    parser.add_argument("--offset-weight", type=float, default=1.0, help="of what the energy errors of all atoms have in common (QMLoss)")
     parser.add_argument("--epochs", type=int, default=5000, help="at most")
     parser.add_argument("--max-time", type=float, default=60.0, metavar="MIN")
     parser.add_argument("--device", default="cpu")
@@ -49,7 +50,7 @@ def main():
     nn.init.constant_(potential.network.lin2.bias, interaction_energy(reference, energies))
     times = {"epochs": args.epochs, "max_time_min": args.max_time, "patience": args.patience}
     options = PretrainOptions(batch_size=args.batch_size, seed=args.seed, **times)
-    training = Pretraining(potential.to(args.device), reference, options)
+    training = Pretraining(potential.to(args.device), reference, options, QMLoss(offset_weight=args.offset_weight))
 
     def tell(record):
         if record["epoch"] % 50 == 0:

@@ -1,13 +1,14 @@
 r"""Hold water models against each other: how often they fail, and what their water is like before they do.
 
     python examples/water/make_water.py --output F
-    python examples/data/make_schnet.py --ref F/water_train.xyz@:50 --interactions 3 --batch-size 2 --patience 8 --max-time 20 \
---output F/start.pt
-    stabie-ase finetune F/start.pt --ref F/water_train.xyz@:50 --valid F/water_valid.xyz --timestep 1 --output F/run
-    stabie-ase finetune F/start.pt --ref F/water_train.xyz@:50 --valid F/water_valid.xyz --timestep 1 --update labels-only \
---output F/control
+    python examples/data/make_schnet.py --ref F/water_train.xyz@:25 --interactions 3 --channels 32 --batch-size 2 --patience 8 \
+--offset-weight 0.01 --max-time 18 --output F/start.pt
+    stabie-ase finetune F/start.pt --ref F/water_train.xyz@:25 --valid F/water_valid.xyz --timestep 1 --replicas 16 --compile on \
+--max-time 45 --output F/run
+    stabie-ase finetune F/start.pt --ref F/water_train.xyz@:25 --valid F/water_valid.xyz --timestep 1 --update labels-only \
+--max-updates 14 --output F/control
     python examples/water/compare.py start=F/start.pt control=F/control/model.pt end=F/run/model.pt --ref F/water_test.xyz --dynamics \
-F/water_dynamics.traj
+F/water_dynamics.traj --time 3 --compile on
 
 All three know the same labels: with new ones steps on energies and forces alone make a model more stable as well.
 
@@ -33,6 +34,7 @@ from teacher import lattice
 
 from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_reference, watched
 from stabie_ase.dynamics import StochasticVelocityRescaling, integrator_for
+from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.dynamics.starts import start
 from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.observables.diffusion import SelfDiffusion
@@ -67,6 +69,7 @@ def run(potential, args, setting, rdf, others) -> Water:
     else:
         integrator = integrator_for("npt", args.timestep, 0.005)
     every, n_steps = round(LOOK_FS / args.timestep), round(1000 * args.time / args.timestep)
+    compile_where_wanted(args.compile, potential, setting.frames, args.replicas, steps=n_steps, say=print)
     state = start(potential, setting.frames, args.replicas, args.temperature, integrator, args.seed, args.pressure or 0.0)
     _, trajectory, failures = watched(
         state, integrator, PotentialForces.driving(potential, integrator), n_steps, [rdf], check_every=round(CHECK_FS / args.timestep),
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--fit", type=float, nargs=2, default=(0.3, 1.0), help="ps between which displacements count (default: 0.3 1.0)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--compile", default="off", choices=["off", "on", "auto"], help="networks for dynamics (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="json file of all figures")
     parser.add_argument("--quick", action="store_true", help="a moment, on frames and a model of its own")
     args = parser.parse_args()
