@@ -8,9 +8,10 @@ r"""Hold water models against each other: how often they fail, and what their wa
     stabie-ase finetune F/start.pt --ref F/water_train.xyz@:25 --valid F/water_valid.xyz --timestep 1 --update labels-only \
 --max-updates 14 --output F/control
     python examples/water/compare.py start=F/start.pt control=F/control/model.pt end=F/run/model.pt --ref F/water_test.xyz --dynamics \
-F/water_dynamics.traj --time 3 --compile on
+F/water_dynamics.traj --time 2 --compile on
 
 All three know the same labels: with new ones steps on energies and forces alone make a model more stable as well.
+`finetune` writes the start back where it sees no gain; weights of the last state are in state.pt of the run.
 
 Fresh replicas of each model start from the same frames with the same momenta. They go on until their radial distribution functions,
 over a window of 1 ps, are off by the published tolerance (Fu et al., arXiv 2210.07237); whatever other criterion finds fault with a
