@@ -66,8 +66,8 @@ def test_type_checkers_see_the_public_names():
 
 
 def test_readme_tells_the_test_command_that_ci_runs():
-    assert README.count("python -m pytest -q") == 1
-    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("python -m pytest -q")
+    assert README.count("python -m pytest -q -n 2") == 1
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("python -m pytest -q -n 2")
 
 
 def test_every_command_of_the_readme_exists():

@@ -233,7 +233,13 @@ def test_the_first_minimum_of_a_radial_distribution(shells, start, end):
     r = 0.05 * (np.arange(160) + 0.5)
     g = (r > start) + sum(height * np.exp(-0.5 * ((r - at) / width) ** 2) for at, height, width in shells)
     noisy = g * np.random.default_rng(0).poisson(400, len(r)) / 400
-    assert first_minimum(noisy) == pytest.approx(end, abs=0.1) and first_minimum(np.ones(160)) is None
+    assert first_minimum(noisy) == pytest.approx(end, abs=0.1)
+
+
+@pytest.mark.parametrize("g", [np.ones(160), 1.0 + 1e-15 * np.arange(160), 1.0 + np.exp(-0.05 * np.arange(160))])
+def test_a_flat_or_falling_radial_distribution_has_no_first_minimum(g):
+    """However its smoothing is rounded, which differs between processors."""
+    assert first_minimum(g) is None and first_minimum(np.nextafter(g, np.resize([0.0, 2.0], len(g)))) is None
 
 
 def test_angles_may_be_worked_out_a_few_at_a_time(monkeypatch):

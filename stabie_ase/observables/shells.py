@@ -70,10 +70,11 @@ def first_shell(elements: tuple[int, int], setting: Setting, option: str) -> flo
 def first_minimum(g: np.ndarray) -> float | None:
     """Where a radial distribution function on bins of `BIN_WIDTH`, shape (n_bins,), is lowest behind its first maximum, in Å.
 
-    None where it has none; to a hundredth.
+    To a hundredth. None where there is none: no maximum above one, or nothing rises behind the lowest, by more than `LEVEL` each, for what is
+    less is noise or rounding.
     """
     g = gaussian_filter1d(g, SMOOTHING_BINS, mode="nearest")
-    high = (g > 1.0) & (g >= -minimum_filter1d(-g, WINDOW_BINS))
+    high = (g > 1.0 + LEVEL) & (g >= -minimum_filter1d(-g, WINDOW_BINS))
     peak = int(high.argmax())
     low = (g <= minimum_filter1d(g, WINDOW_BINS)) & (np.arange(len(g)) > peak)
     low[-(WINDOW_BINS // 2) :] = False
@@ -81,7 +82,9 @@ def first_minimum(g: np.ndarray) -> float | None:
         return None
     first = int(low.argmax())
     above = g[first:] > g[first] + LEVEL
-    last = first + int(above.argmax()) - 1 if above.any() else first
+    if not above.any():
+        return None
+    last = first + int(above.argmax()) - 1
     before = g[peak:first][::-1] > g[first] + LEVEL
     start = first - int(before.argmax())
     return round((0.5 * (start + last) + 0.5) * BIN_WIDTH, 2)
