@@ -73,7 +73,7 @@ def test_the_published_recipe_is_that_of_the_table(recipe, table, rate, penalty)
     row = in_a_row(options(recipe=recipe))
     assert {name: row[name] for name in table} == table
     usual = in_a_row(FinetuneOptions())
-    assert {name for name in row if row[name] != usual[name]} <= {*table, "recipe", "update", "max_learning_windows"}
+    assert {name for name in row if row[name] != usual[name]} <= {*table, "recipe", "update", "max_learning_windows", "failure_windows"}
     config = options(recipe=recipe, temperature_K=600.0, replicas=2)
     hr = DistanceDistribution(6.0)
     training = TrainingLoop.from_reference(tiny.model(), tiny.reference(), [hr], [], config, grouping=WHOLE)

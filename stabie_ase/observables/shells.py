@@ -70,8 +70,8 @@ def first_shell(elements: tuple[int, int], setting: Setting, option: str) -> flo
 def first_minimum(g: np.ndarray) -> float | None:
     """Where a radial distribution function on bins of `BIN_WIDTH`, shape (n_bins,), is lowest behind its first maximum, in Å.
 
-    To a hundredth. None where there is none: no maximum above one, or nothing rises behind the lowest, by more than `LEVEL` each, for what is
-    less is noise or rounding.
+    To a hundredth. None where there is none: no maximum above one, or no rise behind the lowest, by more than `LEVEL` each, for what
+    is less is noise or rounding.
     """
     g = gaussian_filter1d(g, SMOOTHING_BINS, mode="nearest")
     high = (g > 1.0 + LEVEL) & (g >= -minimum_filter1d(-g, WINDOW_BINS))

@@ -19,7 +19,7 @@ from stabie_ase.system.files import as_json, replaced, uninterrupted, write_atom
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 7
+FORMAT = 8
 """Version of the directories' layout."""
 
 UNFINISHED = ".config.json.*tmp"

@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -83,8 +84,8 @@ class TrainingLoop:
             ReplicaPool(condition, potential, window, config.seed + SEED_STRIDE * k, round(phases.bank * condition.replicas))
             for k, condition in enumerate(conditions)
         ]
-        limits = (phases.upper_fraction, phases.lower_fraction, phases.max_simulation_windows, phases.max_learning_windows)
-        self.schedule = Matching() if config.goal == OBSERVABLES else Schedule(*limits)
+        limits = {field.name: getattr(phases, field.name) for field in fields(Schedule)}
+        self.schedule = Matching() if config.goal == OBSERVABLES else Schedule(**limits)
         self.progress = Progress(self.schedule.first)
         self.start_weights = self._weights()
         self.best: dict[str, Any] = {"hazard": math.inf, "cycle": 0, "weights": self._weights()}
@@ -164,7 +165,7 @@ class TrainingLoop:
         progress.window += 1
         fraction = self.unstable_fraction
         record = self._record(unstable_fraction=fraction, hazard_per_ps=self._hazard())
-        if (following := self.schedule.after(SIMULATION, progress.window, fraction)) != SIMULATION:
+        if (following := self.schedule.after(SIMULATION, progress.window, fraction, fraction)) != SIMULATION:
             self._remember_if_best()
             self._enter(following)
         return record, unstable
@@ -178,7 +179,7 @@ class TrainingLoop:
         if progress.window == 1 and not matching:
             self._warn_if_few_failed_again(windows)
         record = self._record(unstable_fraction=fraction)
-        learned, updates = self.schedule.teaches(fraction), progress.updates
+        learned, updates = self.schedule.teaches(fraction, self.unstable_fraction), progress.updates
         if learned:
             samples = [
                 (c, Samples.from_trajectory(trajectory, [target.observable for target in c.targets], c.grouping, self.potential))
@@ -188,7 +189,7 @@ class TrainingLoop:
             record |= {"n_samples": sum(len(s) for _, s in samples)} | self._apply(samples)
             if before and record.get("observable_loss", math.inf) < self.best.get("loss", math.inf):
                 self.best |= {"loss": record["observable_loss"], "cycle": progress.cycle, "weights": before}
-        following = self.schedule.after(progress.phase, progress.window, fraction)
+        following = self.schedule.after(progress.phase, progress.window, fraction, self.unstable_fraction)
         if following == LEARNING and progress.updates == updates:
             following = SIMULATION  # another window would be this one again
         if following != LEARNING:
@@ -258,7 +259,7 @@ class TrainingLoop:
 
     @property
     def unstable_fraction(self) -> float:
-        """Unstable fraction of the replicas in this simulation phase."""
+        """Unstable fraction of the replicas in this simulation phase, or the one before this learning phase."""
         return _fraction([pool.failed for pool in self.pools])
 
     @property

@@ -52,7 +52,16 @@ class PhaseOptions:
 
     window_fs: float = option(250.0, "length of a window of dynamics", 1e-3, 1e7)
     upper_fraction: float = option(0.5, "unstable fraction that ends a simulation phase", 0.0, 1.0)
-    lower_fraction: float = option(0.1, "unstable fraction that ends a learning phase", 0.0, 1.0)
+    lower_fraction: float = option(
+        0.1, "unstable fraction that ends a learning phase; less in proportion where fewer than upper_fraction had failed", 0.0, 1.0
+    )
+    failure_windows: float = option(
+        3.0,
+        "unstable fraction times windows that ends a simulation phase as well, so that fewer failures are waited for where they are rare; "
+        "1e9: upper_fraction alone",
+        0.0,
+        1e9,
+    )
     max_simulation_windows: int = option(40, "windows after which a simulation phase ends anyway", 1, 1_000_000)
     max_learning_windows: int = option(6, "windows after which a learning phase ends anyway", 1, 1_000_000)
     random_resets: float = option(

@@ -10,6 +10,7 @@ PUBLISHED: dict[str, Any] = {
     "window_fs": 1000.0,
     "upper_fraction": 0.75,
     "lower_fraction": 0.0,
+    "failure_windows": 1e9,
     "max_learning_windows": 40,
     "gradient_clip": 1.0,
     "near_factor": 1e6,

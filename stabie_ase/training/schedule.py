@@ -14,21 +14,29 @@ STABILITY, OBSERVABLES = "stability", "observables"
 class Schedule:
     """Ends a simulation phase once enough replicas have failed, and a learning phase once few still do.
 
+    Of a model that seldom fails fewer failures are enough. Waiting for n of them takes a time t = n / (R h) of R replicas with hazard h,
+    and what they teach, g = n / (n + n0), saturates. With the time L that learning takes, g / (t + L) is largest where n t = n0 L, which
+    knows neither h nor R: unstable fraction times windows is bounded, not the one or the other.
+
     Parameters
     ----------
     upper_fraction, lower_fraction : float
-        Unstable fractions of the replicas that end a simulation and a learning phase.
+        Unstable fractions of the replicas that end a simulation and a learning phase. Where fewer than the upper one have failed,
+        the lower one is smaller in proportion.
+    failure_windows : float
+        Unstable fraction times windows that ends a simulation phase as well.
     max_simulation_windows, max_learning_windows : int
         Windows after which a phase ends anyway.
     """
 
     upper_fraction: float
     lower_fraction: float
+    failure_windows: float
     max_simulation_windows: int
     max_learning_windows: int
     first = SIMULATION
 
-    def after(self, phase: str, window: int, unstable: float) -> str:
+    def after(self, phase: str, window: int, unstable: float, failed: float) -> str:
         """The phase of the next window.
 
         Parameters
@@ -39,20 +47,23 @@ class Schedule:
             Its number in the phase, from 1.
         unstable : float
             Fraction of the replicas that have failed: since the phase began, or in this window of learning.
+        failed : float
+            In the last simulation phase.
 
         Returns
         -------
         str
         """
         if phase == SIMULATION:
-            if unstable >= self.upper_fraction or window >= self.max_simulation_windows:
+            enough = unstable >= self.upper_fraction or unstable * window >= self.failure_windows
+            if enough or window >= self.max_simulation_windows:
                 return LEARNING if unstable > 0 else FINISHED
             return SIMULATION
-        return SIMULATION if not self.teaches(unstable) or window >= self.max_learning_windows else LEARNING
+        return SIMULATION if not self.teaches(unstable, failed) or window >= self.max_learning_windows else LEARNING
 
-    def teaches(self, unstable: float) -> bool:
-        """Whether the unstable fraction of a window of learning is enough to learn from."""
-        return unstable > self.lower_fraction
+    def teaches(self, unstable: float, failed: float) -> bool:
+        """Whether the unstable fraction of a window of learning is enough to learn from, after so many failed in simulation."""
+        return unstable > self.lower_fraction * min(1.0, failed / self.upper_fraction)
 
 
 @dataclass(frozen=True)
@@ -61,11 +72,11 @@ class Matching:
 
     first = MATCHING
 
-    def after(self, phase: str, window: int, unstable: float) -> str:
+    def after(self, phase: str, window: int, unstable: float, failed: float) -> str:
         """The same phase, until the budget is spent."""
         return MATCHING
 
-    def teaches(self, unstable: float) -> bool:
+    def teaches(self, unstable: float, failed: float) -> bool:
         """Always."""
         return True
 
