@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ase import Atoms
 from torch import Tensor
@@ -20,10 +20,10 @@ from stabie_ase.stability import Failures, StabilityStatistics
 from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison
 from stabie_ase.stability.survival import fewer_p_value
 
-if TYPE_CHECKING:
-    from stabie_ase.runs.goals import Goal
-
 Weights = Mapping[str, Tensor]
+
+Results = Mapping[str, StabilityResult]
+"""Of one model, by trial."""
 
 HEAT_SEED_OFFSET = 10_000
 """Added to the seed of runs that choose among candidates: the comparison itself has replicas of its own."""
@@ -73,11 +73,31 @@ class Outcome:
     rounds : int
     """
 
-    start: Mapping[str, StabilityResult]
-    end: Mapping[str, StabilityResult]
+    start: Results
+    end: Results
     chosen: str
     evidence: HazardComparison
     rounds: int
+
+
+class Goal(Protocol):
+    """By what candidates are chosen and the result is judged."""
+
+    def score(self, results: Results) -> float:
+        """How good a model is, smaller is better; without a unit, or in failures per replica-ps."""
+        ...
+
+    def decided(self, start: Results, end: Results, evidence: HazardComparison) -> bool:
+        """Whether further rounds would change nothing."""
+        ...
+
+    def p_value(self, outcome: Outcome) -> float:
+        """Of no gain, a fraction."""
+        ...
+
+    def verdict(self, outcome: Outcome, listened: Iterable[str]) -> tuple[bool, str]:
+        """Whether there is a gain, and why, in words; `listened` are the criteria of training."""
+        ...
 
 
 @dataclass(frozen=True)

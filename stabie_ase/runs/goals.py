@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from scipy.stats import norm
 
-from stabie_ase.runs.comparison import WORSE_STANDARD_ERRORS, Outcome, Trial, together, verdict
-from stabie_ase.runs.evaluation import StabilityResult, failures_p_value
+from stabie_ase.runs.comparison import WORSE_STANDARD_ERRORS, Goal, Outcome, Results, Trial, together, verdict
+from stabie_ase.runs.evaluation import failures_p_value
 from stabie_ase.stability.sequential import ERROR_RATE, HazardComparison
 from stabie_ase.training.schedule import OBSERVABLES, STABILITY
-
-Results = Mapping[str, StabilityResult]
-"""Of one model, by trial."""
-
-
-class Goal(Protocol):
-    """By what candidates are chosen and the result is judged."""
-
-    def score(self, results: Results) -> float:
-        """How good a model is, smaller is better; without a unit, or in failures per replica-ps."""
-        ...
-
-    def decided(self, start: Results, end: Results, evidence: HazardComparison) -> bool:
-        """Whether further rounds would change nothing."""
-        ...
-
-    def p_value(self, outcome: Outcome) -> float:
-        """Of no gain, a fraction."""
-        ...
-
-    def verdict(self, outcome: Outcome, listened: Iterable[str]) -> tuple[bool, str]:
-        """Whether there is a gain, and why, in words; `listened` are the criteria of training."""
-        ...
 
 
 @dataclass(frozen=True)
