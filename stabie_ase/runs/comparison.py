@@ -167,7 +167,7 @@ class Comparison:
         return results
 
 
-def together(results: Mapping[str, StabilityResult]) -> tuple[StabilityStatistics, Counter[str]]:
+def together(results: Results) -> tuple[StabilityStatistics, Counter[str]]:
     """Times to failure and causes over all trials."""
     found = results.values()
     return StabilityStatistics.pool([r.statistics for r in found]), sum((r.causes for r in found), Counter())

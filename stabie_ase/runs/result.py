@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from stabie_ase.runs.comparison import Trial, together
-from stabie_ase.runs.evaluation import StabilityResult
+from stabie_ase.runs.comparison import Results, Trial, together
 from stabie_ase.runs.summaries import describe_stability, label_errors, observable_errors
 from stabie_ase.stability import StabilityStatistics
 from stabie_ase.training.labels import QMErrors
@@ -32,7 +31,7 @@ def curves(statistics: StabilityStatistics) -> dict[str, list | None]:
     return {"times_ps": times, "stable_fraction": fraction, "low": low, "high": high}
 
 
-def observed(trials: Sequence[Trial], results: Mapping[str, Mapping[str, StabilityResult]]) -> dict[str, dict[str, object]]:
+def observed(trials: Sequence[Trial], results: Mapping[str, Results]) -> dict[str, dict[str, object]]:
     """References of all observables and their means in some models, for figures; units in the labels."""
     found: dict[str, dict[str, object]] = {}
     for trial in trials:
@@ -58,8 +57,8 @@ def _at(trials: Sequence[Trial], trial: Trial, name: str) -> str:
 
 def summaries_together(
     trials: Sequence[Trial],
-    results: Mapping[str, StabilityResult],
-    others: Mapping[str, StabilityResult],
+    results: Results,
+    others: Results,
     held_out: QMErrors | None,
     reference: QMErrors,
 ) -> dict[str, object]:
