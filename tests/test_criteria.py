@@ -16,9 +16,11 @@ import stabie_ase
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.stability import BondLengthDeviation, Contacts, EnergyRange, KineticTemperature, look, watched
+from stabie_ase.stability.criteria import criteria_from
 from stabie_ase.stability.criteria.contacts import MAX_CONTACT_EXCESS, NEW_BOND_FACTOR
 from stabie_ase.stability.criteria.distribution import BIN_WIDTH, MARGIN_FACTOR, DistanceShift
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology
 
 ASPIRIN = Path(stabie_ase.__file__).parent / "data" / "aspirin_xtb_train.xyz"
@@ -90,6 +92,50 @@ def test_what_counts_as_a_contact(topology, aspirin):
 def test_a_molecule_all_of_whose_atoms_are_bonded_has_no_contacts():
     verdict = Contacts.from_reference([molecule("H2"), molecule("H2")], 0.25).judge(state_of([molecule("H2")] * 2))
     assert verdict.severity.tolist() == [0.0, 0.0] and verdict.atoms.shape == (2, 0)
+
+
+def water_and_hydrogen_sulfide(seed=0, pull=None, to=0.0):
+    """Two of each in a skewed cell, wrapped, with a little noise; the hydrogens of one molecule at a distance in Å."""
+    rng = np.random.default_rng(seed)
+    atoms = Atoms(cell=[[6.5, 0, 0], [2, 7, 0], [0, 1, 6]], pbc=True)
+    for k, name in enumerate(("H2O", "SH2", "H2O", "SH2")):
+        one = molecule(name)
+        one.rotate(float(rng.uniform(0, 360)), "x")
+        one.positions += np.array([k % 2, k // 2, 0.5 * k]) * 3.2 + rng.normal(scale=0.03, size=(3, 3))
+        if k == pull:
+            one.set_distance(1, 2, to, fix=0.5)
+        atoms += one
+    atoms.wrap()
+    return atoms
+
+
+def test_contacts_within_the_molecules_of_a_liquid():
+    """A closing angle: measured by the nearest image, by what like molecules do, and not by what molecules do to each other."""
+    frames = [water_and_hydrogen_sulfide(seed) for seed in range(20)]
+    (contacts,) = criteria_from("contacts:0.25", Setting(frames, 300.0))
+    assert contacts.pairs.tolist() == [[1, 4, 7, 10], [2, 5, 8, 11]]
+    of_molecules = np.array([[atoms.get_distance(*pair, mic=True) for pair in contacts.pairs.T.tolist()] for atoms in frames])
+    least = of_molecules.min(axis=0)
+    assert contacts.shortest.tolist() == pytest.approx([min(least[0::2]), min(least[1::2])] * 2)
+    for pull in range(4):
+        for beyond in (0.9, 1.1):
+            state = state_of([water_and_hydrogen_sulfide(99, pull, float(contacts.shortest[pull]) - beyond * 0.25)])
+            verdict = contacts.judge(state)
+            assert float(verdict.severity) == pytest.approx(beyond) and verdict.unstable.tolist() == [beyond > 1]
+            assert verdict.atoms.tolist() == [[3 * pull + 1, 3 * pull + 2]]
+
+
+def test_places_in_molecules_and_bonds_between_atoms_do_not_ask_for_their_order():
+    """Atoms of two molecules shuffled among each other: what is known of pairs is the same."""
+    frames = [water_and_hydrogen_sulfide(seed) for seed in range(5)]
+    order = np.random.default_rng(1).permutation(12)
+    kinds = []
+    for images in (frames, [atoms[order] for atoms in frames]):
+        topology = Topology.from_frames(images).within_molecules(images)
+        kinds.append(sorted(zip(topology.separation.tolist(), topology.mean.tolist(), topology.shortest.tolist())))
+        assert topology.bonds.shape[1] == 8 and topology.pairs.shape[1] == 12
+        assert all(len(set(topology.numbers[topology.place == place].tolist())) == 1 for place in topology.place)
+    assert np.array(kinds[0]) == pytest.approx(np.array(kinds[1]))
 
 
 # -- energies

@@ -96,8 +96,9 @@ def test_a_melt_whose_bonds_come_and_go_is_a_liquid():
     "frames, training, verdict",
     [
         ([molecule("CH3CH2OH")] * 2, "bonds:0.25,contacts:0.25,energy,temperature", "bonds:0.5,contacts:0.5,energy,temperature"),
-        ([boxed("H2O", 4.0, 2)], "bonds:0.25,intermolecular,energy,temperature", "bonds:0.5,intermolecular,energy,temperature,rdf"),
-        ([boxed("CH3CH2OH", 12.0)], "bonds:0.25,energy,temperature", "bonds:0.5,energy,temperature,rdf"),
+        ([boxed("H2O", 4.0, 2)], "bonds:0.25,contacts:0.25,intermolecular,energy,temperature",
+         "bonds:0.5,contacts:0.5,intermolecular,energy,temperature,rdf"),
+        ([boxed("CH3CH2OH", 12.0)], "bonds:0.25,contacts:0.25,energy,temperature", "bonds:0.5,contacts:0.5,energy,temperature,rdf"),
         (stirred(argon(), 5), "intermolecular,energy,temperature", "intermolecular,energy,temperature,rdf"),
         ([bulk("Cu", cubic=True)], "lindemann,energy,temperature", "lindemann,energy,temperature,rdf"),
         ([slab(True)], "lindemann,energy,temperature", "lindemann,energy,temperature"),

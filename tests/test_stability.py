@@ -131,9 +131,10 @@ def test_bonds_across_the_faces_of_a_cell():
     torch.testing.assert_close(verdict.value, torch.tensor([0.0, 0.5, 0.0]).double(), atol=1e-12, rtol=0)
 
 
-def test_contacts_are_for_isolated_molecules():
-    atoms = Atoms("N2", [[0.2, 0, 0], [1.3, 0, 0]], cell=[5, 5, 5], pbc=True)
-    with pytest.raises(ValueError, match="periodic; see intermolecular"):
+def test_contacts_are_for_molecules():
+    """A chain that bonds to its own image is none."""
+    atoms = Atoms("N2", [[0.2, 0, 0], [1.3, 0, 0]], cell=[2.4, 5, 5], pbc=True)
+    with pytest.raises(ValueError, match="periodic and has none .*; see intermolecular"):
         criteria_from("contacts:0.25", Setting([atoms], 300.0))
 
 

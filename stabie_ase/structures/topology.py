@@ -73,6 +73,11 @@ class Topology:
             raise ValueError("bonds need reference frames of one molecule with its atoms in one order")
         numbers = batch.numbers[: batch.n_atoms // batch.n_systems]
         pairs = _near_pairs(frames) if batch.pbc.any() else torch.triu_indices(len(numbers), len(numbers), offset=1)
+        return cls._of_pairs(batch, numbers, pairs)
+
+    @classmethod
+    def _of_pairs(cls, batch: AtomsBatch, numbers: Tensor, pairs: Tensor) -> Topology:
+        """What frames show of some pairs; ValueError where a bond does not last."""
         reach = BOND_FACTOR * covalent_sums(numbers, pairs)
         total, near = torch.zeros_like(reach), torch.zeros_like(reach)
         shortest, longest = torch.full_like(reach, torch.inf), torch.zeros_like(reach)
@@ -87,6 +92,11 @@ class Topology:
         mean = total / batch.n_systems
         return cls(numbers, pairs, mean, shortest, mean < reach)
 
+    def within_molecules(self, frames: Sequence[Atoms]) -> Topology:
+        """The same bonds among all pairs of atoms that have a molecule in common, from the same frames."""
+        pairs = torch.cat([atoms[torch.triu_indices(len(atoms), len(atoms), offset=1)] for atoms in self.members], dim=1)
+        return self._of_pairs(AtomsBatch.from_atoms(frames), self.numbers, pairs)
+
     @property
     def bonds(self) -> Tensor:
         """The pairs that are bonded, shape (2, n_bonds)."""
@@ -100,8 +110,20 @@ class Topology:
     @cached_property
     def separation(self) -> Tensor:
         """Bonds on the shortest path between the two atoms of each pair, shape (n_pairs,), infinite between molecules."""
-        paths = shortest_path(self._graph, directed=False, unweighted=True)
-        return torch.as_tensor(paths[self.pairs[0].numpy(), self.pairs[1].numpy()])
+        i, j = self.pairs.numpy()
+        molecule, members = self.molecule.numpy(), [atoms.numpy() for atoms in self.members]
+        row = np.empty_like(molecule)
+        paths = []
+        for atoms in members:
+            row[atoms] = np.arange(len(atoms))
+            paths.append(shortest_path(self._graph[atoms][:, atoms], directed=False, unweighted=True).ravel())
+        size = np.array([len(atoms) for atoms in members], dtype=np.int64)
+        first = np.cumsum(size**2) - size**2
+        found = np.full(len(i), np.inf)
+        near = molecule[i] == molecule[j]
+        of, i, j = molecule[i][near], i[near], j[near]
+        found[near] = np.concatenate(paths)[first[of] + row[i] * size[of] + row[j]]
+        return torch.as_tensor(found)
 
     @cached_property
     def molecule(self) -> Tensor:
@@ -112,6 +134,20 @@ class Topology:
         _, labels = connected_components(self._graph, directed=False)
         _, first, label = np.unique(labels, return_index=True, return_inverse=True)
         return torch.as_tensor(np.argsort(np.argsort(first))[label], dtype=torch.int64)
+
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """The atoms of each molecule, in increasing order."""
+        return list(torch.argsort(self.molecule, stable=True).split(torch.bincount(self.molecule).tolist()))
+
+    @cached_property
+    def place(self) -> Tensor:
+        """The kind of place of each atom in its molecule, shape (n_atoms,): molecules of equal elements in equal order share theirs."""
+        place, places = torch.empty_like(self.molecule), {}
+        for atoms in self.members:
+            elements = tuple(self.numbers[atoms].tolist())
+            place[atoms] = torch.tensor([places.setdefault((elements, n), len(places)) for n in range(len(atoms))])
+        return place
 
 
 def _near_pairs(frames: Sequence[Atoms]) -> Tensor:

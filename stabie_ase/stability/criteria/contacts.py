@@ -1,4 +1,4 @@
-"""Atoms that come closer than they ever are, without being bonded."""
+"""Atoms of a molecule that come closer than they ever are, without being bonded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stabie_ase.dynamics import MDState
 from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, distances_in, tolerance_of
+from stabie_ase.structures.kind import ISOLATED
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology, covalent_sums
 from stabie_ase.system.spec import Spec
@@ -29,8 +30,9 @@ A few frames do not know how close two atoms come that are usually far apart: a 
 class Contacts(OneFrame):
     """Unstable once two atoms that are not bonded are closer than they ever are in the reference, by a tolerance.
 
-    "Ever" is counted for a pair of atoms with a common neighbour by itself, for all others over the pairs of the same two
-    elements; and a pair that the reference keeps far apart may come as close as `MAX_CONTACT_EXCESS` beyond the sum of its
+    All pairs of an isolated system count, of a periodic one those within a molecule, by the nearest image. "Ever" is counted for
+    atoms with a common neighbour over the pairs at their places in molecules like theirs, for all others over the pairs of the same
+    two elements; and a pair that the reference keeps far apart may come as close as `MAX_CONTACT_EXCESS` beyond the sum of its
     covalent radii. The tolerance is less where it would allow a new bond, `NEW_BOND_FACTOR` times that sum.
 
     Parameters
@@ -58,24 +60,28 @@ class Contacts(OneFrame):
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> Contacts:
-        """`contacts:TOLERANCE`, in Å; ValueError where the reference is periodic."""
-        if any(atoms.pbc.any() for atoms in setting.frames):
-            raise ValueError("contacts are for an isolated molecule, but the reference is periodic; see intermolecular")
-        return cls.from_topology(setting.topology, tolerance_of(spec))
+        """`contacts:TOLERANCE`, in Å; ValueError where the reference is periodic and has no molecules."""
+        kind, topology = setting.kind, setting.topology
+        if kind.name != ISOLATED:
+            if kind.bonding != "molecules":
+                raise ValueError(
+                    f"contacts are for the atoms within molecules, but the reference is periodic and has none ({kind.describe()}); "
+                    "see intermolecular, coordination and lindemann"
+                )
+            topology = topology.within_molecules(setting.frames)
+        return cls.from_topology(topology, tolerance_of(spec))
 
     @classmethod
     def from_topology(cls, topology: Topology, tolerance: float) -> Contacts:
-        """All pairs of a molecule that are never a bond, a tolerance in Å; ValueError if that is no positive length."""
+        """All its pairs that are never a bond, a tolerance in Å; ValueError if that is no positive length."""
         check_tolerance(tolerance, "the tolerance of contacts")
         sums = covalent_sums(topology.numbers, topology.pairs)
         free = ~topology.bonded & (topology.shortest > NEW_BOND_FACTOR * sums)  # a proton that hops is neither
         pairs, sums, shortest = topology.pairs[:, free], sums[free], topology.shortest[free]
         far = topology.separation[free] > 2
-        elements = topology.numbers[pairs].sort(dim=0).values
-        kinds, kind = torch.unique(elements, dim=1, return_inverse=True)
-        of_kind = torch.full((kinds.shape[1],), torch.inf, dtype=torch.float64)
-        of_kind.scatter_reduce_(0, kind[far], shortest[far], "amin")
-        shortest = torch.where(far, torch.minimum(of_kind[kind], sums + MAX_CONTACT_EXCESS), shortest)
+        of_elements = _least(shortest, far, topology.numbers[pairs].sort(dim=0).values)
+        of_places = _least(shortest, ~far, topology.place[pairs])
+        shortest = torch.where(far, torch.minimum(of_elements, sums + MAX_CONTACT_EXCESS), of_places)
         # A kind that the reference shows close to a bond keeps a margin of its own.
         tolerances = torch.minimum(torch.full_like(shortest, tolerance), (shortest - NEW_BOND_FACTOR * sums).clamp(min=0.05))
         return cls(pairs, shortest, tolerances, tolerance)
@@ -97,3 +103,9 @@ class Contacts(OneFrame):
             f"two atoms that are not bonded closer than in the reference by more than {self.tolerance:g} Å, or a new bond "
             f"({self.pairs.shape[1]} pairs)"
         )
+
+
+def _least(values: Tensor, among: Tensor, kinds: Tensor) -> Tensor:
+    """For each pair the least value of those `among` that are of its kind, kinds of shape (2, n_pairs); infinite if none is."""
+    found, kind = torch.unique(kinds, dim=1, return_inverse=True)
+    return torch.full((found.shape[1],), torch.inf, dtype=values.dtype).scatter_reduce(0, kind[among], values[among], "amin")[kind]

@@ -30,9 +30,8 @@ TRAINING, VERDICT = 0.25, 0.5
 def default_criteria(setting: Setting, tolerance: float, windows: bool = False) -> str:
     """The criteria that suit a kind of system, as `criteria_from` reads them.
 
-    The energy and the temperature, always. Bonds and contacts in an isolated system; in a periodic one bonds and the smallest distance
-    where bonds make molecules, the smallest distance between atoms where there are no bonds, and how far atoms are from their
-    sites where they stay there.
+    The energy and the temperature, always. Bonds and contacts where bonds make molecules; in a periodic system the smallest distance
+    between these too, or between atoms where there are no bonds, and how far atoms are from their sites where they stay there.
 
     Parameters
     ----------
@@ -51,9 +50,9 @@ def default_criteria(setting: Setting, tolerance: float, windows: bool = False) 
     kind, names = setting.kind, []
     if kind.bonding != "network" and bool(setting.topology.bonded.any()):
         names.append(f"bonds:{tolerance:g}")
-    if kind.name == ISOLATED:
+    if kind.name == ISOLATED or kind.bonding == "molecules":
         names.append(f"contacts:{tolerance:g}")
-    elif kind.bonding != "network" and int(setting.topology.molecule.max()) > 0:
+    if kind.name != ISOLATED and kind.bonding != "network" and int(setting.topology.molecule.max()) > 0:
         names.append("intermolecular")
     if kind.at_sites:
         names.append("lindemann")

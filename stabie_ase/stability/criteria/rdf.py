@@ -84,7 +84,7 @@ class RDFDeviation:
         given = spec.read({"tolerance": float, "window_fs": float, "r_max": float, "bin_width": float, "pairs": _pairs}, "tolerance")
         batch = AtomsBatch.from_atoms(setting.frames)
         if not bool(batch.pbc.all()):
-            raise ValueError("rdf needs a reference that is periodic in all directions; bonds and contacts are for an isolated molecule")
+            raise ValueError("rdf needs a reference that is periodic in all directions; bonds and contacts are for molecules")
         if batch.n_systems < 2:
             raise ValueError("rdf needs several reference frames for a mean, got 1; leave it out, or give frames of a trajectory")
         shells = Shells.up_to(given.get("r_max", R_MAX), given.get("bin_width", BIN_WIDTH))
