@@ -39,6 +39,7 @@ _HOMES = {
     "Target": "observables",
     "Axis": "observables.base",
     "TimeSeries": "observables.series",
+    "AngleDeviation": "stability",
     "BondLengthDeviation": "stability",
     "Contacts": "stability",
     "criteria_from": "stability",

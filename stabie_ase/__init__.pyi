@@ -36,6 +36,7 @@ from stabie_ase.runs.live import finetune as finetune
 from stabie_ase.runs.live import resume as resume
 from stabie_ase.runs.monitor import Monitor as Monitor
 from stabie_ase.runs.observe import observe as observe
+from stabie_ase.stability import AngleDeviation as AngleDeviation
 from stabie_ase.stability import BondLengthDeviation as BondLengthDeviation
 from stabie_ase.stability import Contacts as Contacts
 from stabie_ase.stability import Criterion as Criterion

@@ -94,16 +94,18 @@ def test_a_molecule_all_of_whose_atoms_are_bonded_has_no_contacts():
     assert verdict.severity.tolist() == [0.0, 0.0] and verdict.atoms.shape == (2, 0)
 
 
-def water_and_hydrogen_sulfide(seed=0, pull=None, to=0.0):
-    """Two of each in a skewed cell, wrapped, with a little noise; the hydrogens of one molecule at a distance in Å."""
+def water_and_hydrogen_sulfide(seed=0, which=None, distance=None, angle=None):
+    """Two of each in a skewed cell, wrapped, with a little noise; the hydrogens of one molecule at a distance in Å or an angle."""
     rng = np.random.default_rng(seed)
     atoms = Atoms(cell=[[6.5, 0, 0], [2, 7, 0], [0, 1, 6]], pbc=True)
     for k, name in enumerate(("H2O", "SH2", "H2O", "SH2")):
         one = molecule(name)
         one.rotate(float(rng.uniform(0, 360)), "x")
         one.positions += np.array([k % 2, k // 2, 0.5 * k]) * 3.2 + rng.normal(scale=0.03, size=(3, 3))
-        if k == pull:
-            one.set_distance(1, 2, to, fix=0.5)
+        if k == which and distance is not None:
+            one.set_distance(1, 2, distance, fix=0.5)
+        elif k == which:
+            one.set_angle(1, 0, 2, angle)
         atoms += one
     atoms.wrap()
     return atoms
@@ -117,12 +119,12 @@ def test_contacts_within_the_molecules_of_a_liquid():
     of_molecules = np.array([[atoms.get_distance(*pair, mic=True) for pair in contacts.pairs.T.tolist()] for atoms in frames])
     least = of_molecules.min(axis=0)
     assert contacts.shortest.tolist() == pytest.approx([min(least[0::2]), min(least[1::2])] * 2)
-    for pull in range(4):
+    for which in range(4):
         for beyond in (0.9, 1.1):
-            state = state_of([water_and_hydrogen_sulfide(99, pull, float(contacts.shortest[pull]) - beyond * 0.25)])
+            state = state_of([water_and_hydrogen_sulfide(99, which, float(contacts.shortest[which]) - beyond * 0.25)])
             verdict = contacts.judge(state)
             assert float(verdict.severity) == pytest.approx(beyond) and verdict.unstable.tolist() == [beyond > 1]
-            assert verdict.atoms.tolist() == [[3 * pull + 1, 3 * pull + 2]]
+            assert verdict.atoms.tolist() == [[3 * which + 1, 3 * which + 2]]
 
 
 def test_places_in_molecules_and_bonds_between_atoms_do_not_ask_for_their_order():
@@ -136,6 +138,33 @@ def test_places_in_molecules_and_bonds_between_atoms_do_not_ask_for_their_order(
         assert topology.bonds.shape[1] == 8 and topology.pairs.shape[1] == 12
         assert all(len(set(topology.numbers[topology.place == place].tolist())) == 1 for place in topology.place)
     assert np.array(kinds[0]) == pytest.approx(np.array(kinds[1]))
+
+
+@pytest.mark.parametrize("angle", [0.0, 50.0, 110.0, 180.0])
+def test_angles_within_the_molecules_of_a_liquid(angle):
+    """The whole range of an angle, as ASE measures it by the nearest image, against what like molecules do."""
+    frames = [water_and_hydrogen_sulfide(seed) for seed in range(20)]
+    (criterion,) = criteria_from("angles:20", Setting(frames, 300.0))
+    centres = [0, 3, 6, 9]
+    assert sorted(criterion.angles[1].tolist()) == centres
+    seen = np.array([[atoms.get_angle(k + 1, k, k + 2, mic=True) for k in centres] for atoms in frames])
+    bounds = [(seen[:, k::2].min(), seen[:, k::2].max()) for k in range(2)]
+    for which in range(4):
+        smallest, largest = bounds[which % 2]
+        out = max(smallest - angle, angle - largest, 0.0)
+        verdict = criterion.judge(state_of([water_and_hydrogen_sulfide(99, which, angle=angle)]))
+        assert float(verdict.value) == pytest.approx(out, abs=1e-5) and verdict.unstable.tolist() == [out > 20]
+        assert not out or verdict.atoms.tolist() == [[3 * which + 1, 3 * which, 3 * which + 2]]
+
+
+def test_angles_that_cannot_be_judged():
+    for tolerance in ("0", "180", "-3", "nan", "inf"):
+        with pytest.raises(ValueError, match="angles must be between 0 and 180 degrees, got"):
+            criteria_from(f"angles:{tolerance}", Setting([molecule("H2O")], 300.0))
+    with pytest.raises(ValueError, match="no atom with two bonds"):
+        criteria_from("angles:20", Setting([molecule("N2")], 300.0))
+    with pytest.raises(ValueError, match="as in angles:20"):
+        criteria_from("angles", Setting([molecule("H2O")], 300.0))
 
 
 # -- energies

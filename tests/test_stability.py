@@ -196,7 +196,7 @@ def test_criteria_by_name(aspirin):
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("angles:3", "unknown criterion 'angles'; known: bonds, contacts"),
+        ("torsions:3", "unknown criterion 'torsions'; known: angles, bonds, contacts"),
         ("bond:3", "did you mean 'bonds'"),
         ("bonds", "has no tolerance; write it as in bonds:0.25"),
         ("bonds:", "expected a number"),

@@ -18,10 +18,20 @@ from stabie_ase.dynamics import (
 )
 from stabie_ase.observables import Axis, BondLengths, DistanceDistribution, Observable, RadialDistribution
 from stabie_ase.potentials.analytic import LennardJones, Morse
-from stabie_ase.stability import BondLengthDeviation, Contacts, EnergyRange, IntermolecularDistance, KineticTemperature, Verdict
+from stabie_ase.stability import (
+    AngleDeviation,
+    BondLengthDeviation,
+    Contacts,
+    EnergyRange,
+    IntermolecularDistance,
+    KineticTemperature,
+    Verdict,
+)
 from stabie_ase.stability.criteria.base import OneFrame
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology
+from stabie_ase.system.spec import parse
 from stabie_ase.testing import check_criterion, check_integrator, check_observable, check_potential
 
 
@@ -209,6 +219,7 @@ def test_our_criteria():
     potential = Morse(depth=0.1, a=1.0, r0=1.5)
     check_criterion(BondLengthDeviation.from_reference(sound, 0.25), sound, [torn], potential)
     check_criterion(Contacts.from_reference(sound, 0.25), sound, [close], potential)
+    check_criterion(AngleDeviation.from_spec(*parse("angles:20"), Setting(sound, 300.0)), sound, [close], potential)
     waters = [molecule("H2O") + Atoms(molecule("H2O").symbols, molecule("H2O").positions + [d, 0, 0]) for d in (4.0, 4.1, 1.0)]
     apart = IntermolecularDistance(Topology.from_frames(waters[:2]).molecule, 1.5)
     check_criterion(apart, waters[:2], waters[2:], potential)

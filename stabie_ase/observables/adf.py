@@ -9,15 +9,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from stabie_ase.observables.angles import angle_between
 from stabie_ase.observables.base import Axis
 from stabie_ase.observables.dihedrals import bins_of
 from stabie_ase.observables.kinds import in_one_order, yes_or_no
-from stabie_ase.observables.local import LocalDensity, Places, Terms, pairs_expected
+from stabie_ase.observables.local import LocalDensity, Terms, pairs_expected
 from stabie_ase.observables.shells import first_shell
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.chains import Places
 from stabie_ase.structures.elements import check_known, element_chain, pair_name
-from stabie_ase.structures.geometry import VECTORS_AT_ONCE, in_parts
+from stabie_ase.structures.geometry import VECTORS_AT_ONCE, angle_between, in_parts
 from stabie_ase.structures.neighbors import NeighborList, neighbor_list
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import BadSpec, Spec

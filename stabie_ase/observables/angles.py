@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,11 +10,12 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis, Observable
-from stabie_ase.observables.kinds import bonded_chains, in_one_order, name_of_kind, refuse_none
+from stabie_ase.observables.kinds import in_one_order, name_of_kind, refuse_none
 from stabie_ase.observables.local import check_size
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.chains import bonded_chains
 from stabie_ase.structures.elements import element_chain
-from stabie_ase.structures.geometry import in_parts, pair_vectors
+from stabie_ase.structures.geometry import bond_angles, in_parts
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology
 from stabie_ase.system.spec import Spec
@@ -71,11 +71,4 @@ class BondAngles(Observable):
     def values(self, batch: AtomsBatch) -> Tensor:
         """Angles in every system, float64, shape (n_systems, n_angles), in degrees."""
         check_size(batch, self.topology, self.name)
-        i, j, k = self.angles
-        parts = in_parts(batch, 2 * len(j))
-        return torch.cat([angle_between(pair_vectors(p, torch.stack([j, i])), pair_vectors(p, torch.stack([j, k]))) for p in parts])
-
-
-def angle_between(a: Tensor, b: Tensor) -> Tensor:
-    """Angle of two vectors in degrees, shape (...), of vectors of shape (..., 3); as exact at 0° and 180° as elsewhere."""
-    return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(dim=-1)) * (180.0 / math.pi)
+        return torch.cat([bond_angles(part, self.angles) for part in in_parts(batch, 2 * self.angles.shape[1])])

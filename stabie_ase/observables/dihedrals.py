@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from stabie_ase.observables.base import Axis
-from stabie_ase.observables.kinds import bonded_chains, in_one_order, name_of_kind, refuse_none
+from stabie_ase.observables.kinds import in_one_order, name_of_kind, refuse_none
 from stabie_ase.observables.local import LocalDensity, Terms, check_size, terms_of_topology
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.chains import bonded_chains
 from stabie_ase.structures.elements import element_chain
 from stabie_ase.structures.geometry import pair_vectors
 from stabie_ase.structures.setting import Setting

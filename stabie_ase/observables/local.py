@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stabie_ase.observables.base import Observable
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.chains import Places
 from stabie_ase.structures.geometry import in_parts
 from stabie_ase.structures.topology import Groups, Topology
 
@@ -80,39 +81,6 @@ class LocalDensity(LocalMean):
         on_grid = (bins >= 0) & (bins < n_bins)
         flat = group[on_grid] * n_bins + bins[on_grid]
         return torch.bincount(flat, minlength=n_groups * n_bins).view(n_groups, n_bins).double() / self.bin_width
-
-
-class Places:
-    """Where in a list each number is, for looking up many at once.
-
-    Parameters
-    ----------
-    numbers : Tensor of int64, shape (n_numbers,)
-        From 0 on.
-    n : int
-        More than any of them.
-    """
-
-    def __init__(self, numbers: Tensor, n: int):
-        self.order, self.count = numbers.argsort(stable=True), torch.bincount(numbers, minlength=n)
-        self.start = self.count.cumsum(0) - self.count
-
-    def join(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """All pairs of a wanted number and the same in the list.
-
-        Parameters
-        ----------
-        wanted : Tensor of int64, shape (n_wanted,)
-
-        Returns
-        -------
-        Tensor, Tensor of int64, shape (n_pairs,)
-            Places in `wanted`, in order, and in the list.
-        """
-        repeats = self.count[wanted]
-        first = torch.arange(len(wanted), device=wanted.device).repeat_interleave(repeats)
-        within = torch.arange(len(first), device=wanted.device) - (repeats.cumsum(0) - repeats)[first]
-        return first, self.order[self.start[wanted[first]] + within]
 
 
 def terms_of_topology(

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d, minimum_filter1d
 
-from stabie_ase.observables.kinds import bonded_chains
 from stabie_ase.observables.rdf import RadialDistribution
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.chains import bonded_chains
 from stabie_ase.structures.elements import pair_name
 from stabie_ase.structures.reference.frames import spread
 from stabie_ase.structures.setting import Setting

@@ -196,7 +196,7 @@ def criteria_of_frames(text: str | None, setting: Setting, by_reference: bool) -
         As of `criteria_from`, and a criterion that needs the energies of a model, or a temperature that nobody knows.
     """
     known = bool(np.isfinite(setting.temperature_K))
-    unsuited = {"energy"} | (set() if known else {"temperature"}) | (set() if by_reference else {"contacts", "intermolecular"})
+    unsuited = {"energy"} | (set() if known else {"temperature"}) | (set() if by_reference else {"angles", "contacts", "intermolecular"})
     usual = [str(spec) for spec in parse(default_criteria(setting, VERDICT)) if spec.name not in unsuited]
     found = criteria_from(text or "", setting, ",".join(usual))
     for criterion in found:

@@ -3,6 +3,7 @@
 from stabie_ase.stability.criteria import (
     TRAINING,
     VERDICT,
+    AngleDeviation,
     BondLengthDeviation,
     Contacts,
     Coordination,
@@ -22,6 +23,7 @@ from stabie_ase.stability.survival import StabilityStatistics, stability_statist
 from stabie_ase.stability.watch import Failures, Look, OnLook, Watch, look, watched, with_memory
 
 __all__ = [
+    "AngleDeviation",
     "BondLengthDeviation",
     "Contacts",
     "Coordination",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -57,6 +58,30 @@ def _complement(batch: AtomsBatch) -> Tensor:
 def pair_distances(batch: AtomsBatch, pairs: Tensor) -> Tensor:
     """Distances of the pairs in every system, float64, shape (n_systems, n_pairs), in Å; see `pair_vectors`."""
     return pair_vectors(batch, pairs).norm(dim=2)
+
+
+def bond_angles(batch: AtomsBatch, chains: Tensor) -> Tensor:
+    """Angles at the second of three atoms in every system; bonds by the nearest image, see `pair_vectors`.
+
+    Parameters
+    ----------
+    batch : AtomsBatch
+        Systems of one size.
+    chains : Tensor of int64, shape (3, n_angles)
+        Atoms numbered within their system.
+
+    Returns
+    -------
+    Tensor of float64, shape (n_systems, n_angles), in degrees
+    """
+    ends, centres = torch.cat([chains[0], chains[2]]), chains[1].repeat(2)
+    a, b = pair_vectors(batch, torch.stack([centres, ends])).chunk(2, dim=1)
+    return angle_between(a, b)
+
+
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    """Angle of two vectors in degrees, shape (...), of vectors of shape (..., 3); as exact at 0° and 180° as elsewhere."""
+    return torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a * b).sum(dim=-1)) * (180.0 / math.pi)
 
 
 def in_parts(batch: AtomsBatch, n_pairs: int, at_once: int = VECTORS_AT_ONCE) -> Iterator[AtomsBatch]:

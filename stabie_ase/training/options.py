@@ -274,8 +274,8 @@ class FinetuneOptions:
     criterion: str | None = option(
         None,
         "criteria that call a replica unstable in training, each with its tolerance (Å) if it takes one; any of them is enough; if not "
-        "given, of a molecule bonds:0.25,contacts:0.25,energy,temperature, of a liquid of molecules intermolecular as well, and of others "
-        "intermolecular or lindemann in place of bonds and contacts",
+        "given, of a molecule bonds:0.25,contacts:0.25,energy,temperature, of a molecular liquid angles:20,intermolecular as well, and of "
+        "others intermolecular or lindemann in place of bonds and contacts",
         repeats=True,
     )
     reweight: bool = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stabie_ase.stability.criteria.angles import AngleDeviation
 from stabie_ase.stability.criteria.base import Criterion, Verdict
 from stabie_ase.stability.criteria.bonds import BondLengthDeviation
 from stabie_ase.stability.criteria.contacts import Contacts
@@ -17,6 +18,7 @@ from stabie_ase.stability.criteria.temperature import KineticTemperature
 
 __all__ = [
     "CRITERIA",
+    "AngleDeviation",
     "IntermolecularDistance",
     "BondLengthDeviation",
     "Contacts",

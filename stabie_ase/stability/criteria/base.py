@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState
@@ -100,16 +101,27 @@ def check_tolerance(tolerance: float, what: str) -> None:
         raise ValueError(f"{what} must be a positive length, got {tolerance} Å")
 
 
-def tolerance_of(spec: Spec) -> float:
-    """The one number that a criterion is given, in Å, as in bonds:0.25; BadSpec if there is none, or something else."""
+def tolerance_of(spec: Spec, for_example: float = 0.25) -> float:
+    """The one number that a criterion is given, as in bonds:0.25; BadSpec if there is none, or something else."""
     tolerance = spec.read({"tolerance": float}, "tolerance").get("tolerance")
     if tolerance is None:
-        raise BadSpec(f"criterion {spec.name!r} has no tolerance; write it as in {spec.name}:0.25")
+        raise BadSpec(f"criterion {spec.name!r} has no tolerance; write it as in {spec.name}:{for_example:g}")
     return tolerance
+
+
+def extreme_of_kind(values: Tensor, kinds: Tensor, which: str) -> Tensor:
+    """For each value the extreme of those of its kind, "amin" or "amax", shape (n,); kinds of shape (k, n)."""
+    found, kind = torch.unique(kinds, dim=1, return_inverse=True)
+    return values.new_zeros(found.shape[1]).scatter_reduce(0, kind, values, which, include_self=False)[kind]
 
 
 def distances_in(state: MDState, pairs: Tensor, what: str) -> Tensor:
     """Distances of pairs in replicas of one system, float64, shape (n_systems, n_pairs), in Å; ValueError for different sizes."""
+    check_one_size(state, what)
+    return pair_distances(state.batch, pairs)
+
+
+def check_one_size(state: MDState, what: str) -> None:
+    """Raise ValueError, with what it is of, for replicas of several sizes."""
     if len(set(state.batch.sizes)) > 1:
         raise ValueError(f"{what} is for one molecule, got systems of {sorted(set(state.batch.sizes))} atoms")
-    return pair_distances(state.batch, pairs)

@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.dynamics import MDState
-from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, distances_in, tolerance_of
+from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_tolerance, distances_in, extreme_of_kind, tolerance_of
 from stabie_ase.structures.kind import ISOLATED
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology, covalent_sums
@@ -79,9 +79,9 @@ class Contacts(OneFrame):
         free = ~topology.bonded & (topology.shortest > NEW_BOND_FACTOR * sums)  # a proton that hops is neither
         pairs, sums, shortest = topology.pairs[:, free], sums[free], topology.shortest[free]
         far = topology.separation[free] > 2
-        of_elements = _least(shortest, far, topology.numbers[pairs].sort(dim=0).values)
-        of_places = _least(shortest, ~far, topology.place[pairs])
-        shortest = torch.where(far, torch.minimum(of_elements, sums + MAX_CONTACT_EXCESS), of_places)
+        kinds = torch.where(far, topology.numbers[pairs].sort(dim=0).values, topology.place[pairs])
+        ever = extreme_of_kind(shortest, torch.cat([kinds, far[None].long()]), "amin")
+        shortest = torch.where(far, torch.minimum(ever, sums + MAX_CONTACT_EXCESS), ever)
         # A kind that the reference shows close to a bond keeps a margin of its own.
         tolerances = torch.minimum(torch.full_like(shortest, tolerance), (shortest - NEW_BOND_FACTOR * sums).clamp(min=0.05))
         return cls(pairs, shortest, tolerances, tolerance)
@@ -103,9 +103,3 @@ class Contacts(OneFrame):
             f"two atoms that are not bonded closer than in the reference by more than {self.tolerance:g} Å, or a new bond "
             f"({self.pairs.shape[1]} pairs)"
         )
-
-
-def _least(values: Tensor, among: Tensor, kinds: Tensor) -> Tensor:
-    """For each pair the least value of those `among` that are of its kind, kinds of shape (2, n_pairs); infinite if none is."""
-    found, kind = torch.unique(kinds, dim=1, return_inverse=True)
-    return torch.full((found.shape[1],), torch.inf, dtype=values.dtype).scatter_reduce(0, kind[among], values[among], "amin")[kind]

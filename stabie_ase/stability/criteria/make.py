@@ -10,6 +10,7 @@ from stabie_ase.system.spec import BadSpec, parse
 
 CRITERIA = {
     "bonds": "stabie_ase.stability.criteria.bonds:BondLengthDeviation",
+    "angles": "stabie_ase.stability.criteria.angles:AngleDeviation",
     "contacts": "stabie_ase.stability.criteria.contacts:Contacts",
     "energy": "stabie_ase.stability.criteria.energy:EnergyRange",
     "temperature": "stabie_ase.stability.criteria.temperature:KineticTemperature",
@@ -26,18 +27,21 @@ CRITERIA = {
 TRAINING, VERDICT = 0.25, 0.5
 """Tolerances in Å of bonds and contacts: what a loop optimises is not what it may be judged by."""
 
+DEGREES_PER_A = 80.0
+"""Tolerance of angles for one of lengths: the end of a bond of 0.72 Å, as short as any, moves by the one if it turns by the other."""
 
 def default_criteria(setting: Setting, tolerance: float, windows: bool = False) -> str:
     """The criteria that suit a kind of system, as `criteria_from` reads them.
 
-    The energy and the temperature, always. Bonds and contacts where bonds make molecules; in a periodic system the smallest distance
-    between these too, or between atoms where there are no bonds, and how far atoms are from their sites where they stay there.
+    The energy and the temperature, always. Bonds and contacts where bonds make molecules. In a periodic system the angles of these,
+    which averages over many molecules hide, and the smallest distance between them, or between atoms where there are no bonds, and
+    how far atoms are from their sites where they stay there.
 
     Parameters
     ----------
     setting : Setting
     tolerance : float
-        Of bonds and contacts, in Å.
+        Of bonds and contacts, in Å; angles have `DEGREES_PER_A` times that.
     windows : bool
         Those too that judge windows of time, which a final verdict has and training has not: radial distributions in a liquid
         or a solid of which there are several frames, where the time step is known. A surface has none that a bulk system's
@@ -50,8 +54,10 @@ def default_criteria(setting: Setting, tolerance: float, windows: bool = False) 
     kind, names = setting.kind, []
     if kind.bonding != "network" and bool(setting.topology.bonded.any()):
         names.append(f"bonds:{tolerance:g}")
-    if kind.name == ISOLATED or kind.bonding == "molecules":
+    if kind.name == ISOLATED:
         names.append(f"contacts:{tolerance:g}")
+    elif kind.bonding == "molecules" and max(len(atoms) for atoms in setting.topology.members) > 2:
+        names += [f"angles:{DEGREES_PER_A * tolerance:g}", f"contacts:{tolerance:g}"]
     if kind.name != ISOLATED and kind.bonding != "network" and int(setting.topology.molecule.max()) > 0:
         names.append("intermolecular")
     if kind.at_sites:
