@@ -63,7 +63,12 @@ class Schedule:
 
     def teaches(self, unstable: float, failed: float) -> bool:
         """Whether the unstable fraction of a window of learning is enough to learn from, after so many failed in simulation."""
-        return unstable > self.lower_fraction * min(1.0, failed / self.upper_fraction)
+        return unstable > fewest_that_teach(failed, self.upper_fraction, self.lower_fraction)
+
+
+def fewest_that_teach(failed: float, upper_fraction: float, lower_fraction: float) -> float:
+    """Unstable fraction up to which learning ends, after so many failed in simulation; see `Schedule`."""
+    return lower_fraction * min(1.0, failed / upper_fraction)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from stabie_ase.runs.report.table import number
+from stabie_ase.training.schedule import fewest_that_teach
 
 # Okabe & Ito's colours, told apart by most colour-blind people; dashes tell the lines apart in grey.
 STYLES = {
@@ -139,17 +140,18 @@ def phases_figure(records: Sequence[Mapping], config: Mapping | None = None) -> 
     figure = _figure(4.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     size = 4.5 if len(records) < 120 else 2.5
-    start = 0.0
+    bounds, start, failed = [config.get(key) for key in ("upper_fraction", "lower_fraction")], 0.0, 0.0
     for phase, run in _runs(records):
         times = _numbers([record["md_replica_ps"] for record in run])
         for axes in (upper, lower):
             axes.axvspan(start, times[-1], linewidth=0, zorder=0, **SHADES[phase])
         fraction = _numbers([record["unstable_fraction"] for record in run])
         upper.plot(times, fraction, markersize=size, linewidth=1.2, **PHASES[phase])
+        failed = fraction[-1] if phase == "simulation" else failed
+        if None not in bounds:
+            bound = bounds[0] if phase == "simulation" else fewest_that_teach(failed, *bounds)
+            upper.hlines(bound, start, times[-1], color="0.3", linewidth=0.9, linestyle=":")
         start = times[-1]
-    for key in ("upper_fraction", "lower_fraction"):
-        if config.get(key) is not None:
-            upper.axhline(config[key], color="0.3", linewidth=0.9, linestyle=":")
     upper.set(ylim=(-0.04, 1.04), ylabel="unstable replicas", xlim=(0, 1.01 * start or 1.0))
     upper.yaxis.set_major_formatter(PercentFormatter(1.0))
     ends = [run[-1] for phase, run in _runs(records) if phase == "simulation"]
