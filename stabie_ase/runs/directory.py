@@ -19,7 +19,7 @@ from stabie_ase.system.files import as_json, replaced, uninterrupted, write_atom
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 8
+FORMAT = 9
 """Version of the directories' layout."""
 
 UNFINISHED = ".config.json.*tmp"
