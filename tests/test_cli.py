@@ -195,7 +195,7 @@ BAD_FINETUNE_OPTIONS = [
     (("--device", "meta"), ("unknown device 'meta'",)),
     (("--dtype", "float16"), ("float32",)),
     (("--observable", "rfd"), ("unknown observable 'rfd'", "did you mean 'rdf'")),
-    (("--criterion", "angles:0.3"), ("unknown criterion 'angles'", "known: bonds")),
+    (("--criterion", "torsions:0.3"), ("unknown criterion 'torsions'", "known: angles, bonds")),
     (("--criterion", "bonds"), ("no tolerance", "bonds:0.25")),
     (("--criterion", "bonds:-0.5"), ("positive", "-0.5")),
     (("--criterion", "bonds:nan"), ("positive", "nan")),
