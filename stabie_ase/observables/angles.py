@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from ase.data import chemical_symbols
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from stabie_ase.observables.local import check_size
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.chains import bonded_chains
 from stabie_ase.structures.elements import element_chain
-from stabie_ase.structures.geometry import bond_angles, in_parts
+from stabie_ase.structures.geometry import bond_angles
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology
 from stabie_ase.system.spec import Spec
@@ -71,4 +70,4 @@ class BondAngles(Observable):
     def values(self, batch: AtomsBatch) -> Tensor:
         """Angles in every system, float64, shape (n_systems, n_angles), in degrees."""
         check_size(batch, self.topology, self.name)
-        return torch.cat([bond_angles(part, self.angles) for part in in_parts(batch, 2 * self.angles.shape[1])])
+        return bond_angles(batch, self.angles)

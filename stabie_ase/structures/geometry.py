@@ -61,7 +61,7 @@ def pair_distances(batch: AtomsBatch, pairs: Tensor) -> Tensor:
 
 
 def bond_angles(batch: AtomsBatch, chains: Tensor) -> Tensor:
-    """Angles at the second of three atoms in every system; bonds by the nearest image, see `pair_vectors`.
+    """Angles at the second of three atoms in every system, some systems at a time; bonds by the nearest image, see `pair_vectors`.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ def bond_angles(batch: AtomsBatch, chains: Tensor) -> Tensor:
     Tensor of float64, shape (n_systems, n_angles), in degrees
     """
     ends, centres = torch.cat([chains[0], chains[2]]), chains[1].repeat(2)
-    a, b = pair_vectors(batch, torch.stack([centres, ends])).chunk(2, dim=1)
-    return angle_between(a, b)
+    bonds = torch.stack([centres, ends])
+    return torch.cat([angle_between(*pair_vectors(part, bonds).chunk(2, dim=1)) for part in in_parts(batch, bonds.shape[1])])
 
 
 def angle_between(a: Tensor, b: Tensor) -> Tensor:
@@ -86,6 +86,9 @@ def angle_between(a: Tensor, b: Tensor) -> Tensor:
 
 def in_parts(batch: AtomsBatch, n_pairs: int, at_once: int = VECTORS_AT_ONCE) -> Iterator[AtomsBatch]:
     """Some systems at a time, so many that their pairs are no more than `at_once`."""
-    systems = torch.arange(batch.n_systems, device=batch.device)
-    for part in systems.split(max(1, at_once // max(1, n_pairs))):
+    n = max(1, at_once // max(1, n_pairs))
+    if batch.n_systems <= n:
+        yield batch
+        return
+    for part in torch.arange(batch.n_systems, device=batch.device).split(n):
         yield batch.select(part)

@@ -11,7 +11,7 @@ from stabie_ase.dynamics import MDState
 from stabie_ase.stability.criteria.base import OneFrame, Verdict, check_one_size, extreme_of_kind, tolerance_of
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.chains import bonded_chains
-from stabie_ase.structures.geometry import bond_angles, in_parts
+from stabie_ase.structures.geometry import bond_angles
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
@@ -47,10 +47,8 @@ class AngleDeviation(OneFrame):
         angles = bonded_chains(topology, 3)
         if not angles.shape[1]:
             raise ValueError("the reference has no atom with two bonds, so that no angle can leave its range; leave the criterion out")
-        seen = [bond_angles(part, angles) for part in in_parts(AtomsBatch.from_atoms(setting.frames), 2 * angles.shape[1])]
-        places = topology.place[angles]
-        smallest = extreme_of_kind(torch.stack([x.amin(dim=0) for x in seen]).amin(dim=0), places, "amin")
-        largest = extreme_of_kind(torch.stack([x.amax(dim=0) for x in seen]).amax(dim=0), places, "amax")
+        seen, places = bond_angles(AtomsBatch.from_atoms(setting.frames), angles), topology.place[angles]
+        smallest, largest = (extreme_of_kind(x, places, which) for x, which in ((seen.amin(dim=0), "amin"), (seen.amax(dim=0), "amax")))
         return cls(angles, smallest, largest, tolerance)
 
     def judge(self, state: MDState) -> Verdict:

@@ -30,6 +30,7 @@ TRAINING, VERDICT = 0.25, 0.5
 DEGREES_PER_A = 80.0
 """Tolerance of angles for one of lengths: the end of a bond of 0.72 Å, as short as any, moves by the one if it turns by the other."""
 
+
 def default_criteria(setting: Setting, tolerance: float, windows: bool = False) -> str:
     """The criteria that suit a kind of system, as `criteria_from` reads them.
 
@@ -56,10 +57,12 @@ def default_criteria(setting: Setting, tolerance: float, windows: bool = False) 
         names.append(f"bonds:{tolerance:g}")
     if kind.name == ISOLATED:
         names.append(f"contacts:{tolerance:g}")
-    elif kind.bonding == "molecules" and max(len(atoms) for atoms in setting.topology.members) > 2:
-        names += [f"angles:{DEGREES_PER_A * tolerance:g}", f"contacts:{tolerance:g}"]
-    if kind.name != ISOLATED and kind.bonding != "network" and int(setting.topology.molecule.max()) > 0:
-        names.append("intermolecular")
+    elif kind.bonding != "network":
+        members = setting.topology.members
+        if kind.bonding == "molecules" and max(len(atoms) for atoms in members) > 2:
+            names += [f"angles:{DEGREES_PER_A * tolerance:g}", f"contacts:{tolerance:g}"]
+        if len(members) > 1:
+            names.append("intermolecular")
     if kind.at_sites:
         names.append("lindemann")
     names += ["energy", "temperature"]
