@@ -119,8 +119,7 @@ def after_a_step(**changes):
     _, trajectory, _ = pool.learn()
     targets = pool.condition.targets
     samples = Samples.from_trajectory(trajectory, [t.observable for t in targets], pool.condition.grouping, training.potential)
-    found = training.rule._found(pool.condition, samples)
-    assert found is not None
+    (found,) = training.rule._found(pool.condition, samples)
     held = Lifted.of(training.potential, found.estimate)
     return training, replace(held, energies=held.energies + 5.0)  # as if a step had lifted all by so much
 

@@ -206,7 +206,7 @@ REFUSED = {
     ("argon", "radius:-1"): "radius='-1', expected a positive distance in Å",
     ("argon", "radius:nan"): "radius='nan', expected a positive distance in Å",
     ("argon", "radius"): "'radius' gives no number",
-    ("argon", "local"): "expected one estimator, got 'local'; .*known: global, molecules, nearest, radius",
+    ("argon", "local"): "expected one estimator, got 'local'; .*known: global, molecules, conditional, nearest, radius",
     ("argon", "molecule"): "did you mean 'molecules'?",
     ("argon", "global,molecules"): "expected one estimator, got 'global,molecules'",
     ("argon", ""): "expected one estimator, got ''",
@@ -263,7 +263,7 @@ class Count(MeanSquare):
 
 CHOSEN = {
     "argon": ("nearest:12", "the system is 32 atoms Ar"),
-    "water": ("molecules", "the system is 8 molecules H2O"),
+    "water": ("molecules", "the system is 8 molecules H2O, and nothing that is matched is of their conformations"),
     "ethanol": ("global", "the system is not periodic"),
     "silicon": ("nearest:12", "the system is 64 atoms Si"),
     "salt": ("global", r"molecules or atoms that differ (Cl, Na) are not samples of one distribution"),
@@ -285,14 +285,19 @@ def test_energies_of_atoms_are_needed():
     assert found.name == "global" and found.reason == "molecules would suit, but the opaque potential gives no energies of atoms"
     with pytest.raises(ValueError, match="--estimator molecules needs energies of atoms, and the opaque potential gives none; give"):
         choose_grouping("molecules", SETTINGS["water"], [], Opaque())
+    lengths = BondLengths.from_spec(SimpleNamespace(read=lambda *_: {}), SETTINGS["water"])
+    for text in (None, "conditional"):  # conditional energies are of whole systems
+        assert choose_grouping(text, SETTINGS["water"], [lengths], Opaque()).conformers is not None
+    with pytest.raises(ValueError, match="--estimator conditional needs energies of atoms, and the opaque potential gives none; give"):
+        choose_grouping("conditional", SETTINGS["water"], [lengths, RadialDistribution((8, 8), 3.0)], Opaque())
 
 
 def test_an_observable_that_is_no_mean_over_molecules_keeps_its_system_whole():
     setting = SETTINGS["water"]
     lengths = BondLengths.from_spec(SimpleNamespace(read=lambda *_: {}), setting)
-    assert choose_grouping(None, setting, [lengths], Harmonic()).name == "molecules"
+    assert choose_grouping(None, setting, [lengths], Harmonic()).describe() == "conditional (the system is 8 molecules H2O)"
     found = choose_grouping(None, setting, [lengths, Count()], Harmonic())
-    assert found.name == "global" and found.reason == "molecules would suit, but count of the system is not a mean over molecules"
+    assert found.name == "global" and found.reason == "conditional would suit, but count of the system is not a mean over molecules"
     found = choose_grouping(None, setting, [BondLengths(setting.topology)], Harmonic())
     assert found.name == "global" and "not for bond-length: bond lengths are of a system of 24 atoms" in found.reason
     assert choose_grouping("molecules", setting, [Count()], Harmonic()).name == "molecules"  # as asked for
@@ -344,7 +349,14 @@ def loop(estimator, update="natural"):
 
 @pytest.mark.parametrize(
     ("estimator", "update"),
-    [(None, "natural"), ("nearest:2", "natural"), ("radius:5.5", "natural"), ("molecules", "penalized:sgd,learning_rate=1e-3")],
+    [
+        (None, "natural"),
+        ("molecules", "natural"),
+        ("nearest:2", "natural"),
+        ("radius:5.5", "natural"),
+        ("molecules", "penalized:sgd,learning_rate=1e-3"),
+        ("conditional", "penalized:sgd,learning_rate=1e-3"),
+    ],
 )
 def test_training_on_groups(estimator, update):
     """A liquid's molecules are its samples, by default too; updates are made, and repeat to the bit."""
@@ -352,7 +364,7 @@ def test_training_on_groups(estimator, update):
     for _ in range(2):
         training = loop(estimator, update)
         condition = training.pools[0].condition
-        assert condition.grouping.name == (estimator or "molecules") and condition.targets[0].samples.shape == (24 * DIMERS, 1)
+        assert condition.grouping.name == (estimator or "conditional") and condition.targets[0].samples.shape == (24 * DIMERS, 1)
         records = []
         while not any(record.get("updates") for record in records):
             records.append(training.step()[0])
@@ -385,7 +397,7 @@ def test_updates_know_where_groups_came_from():
     while not samples:
         training.step()
     (condition, window), rule = samples[0][0], loop("molecules").rule
-    known = rule._found(condition, window)
+    (known,) = rule._found(condition, window)
     estimator, targets, estimate = known.estimator, known.targets, known.estimate
     assert estimator.half_width == training.config.half_width(whole=False) == 0 and not estimator.within and estimator.winsorized
     potential = rule.work.potential

@@ -9,7 +9,7 @@ from helpers import Vector, estimate, samples_of
 from torch import multiprocessing
 
 from stabie_ase.boltzmann import Estimator, StatePoint, accumulate_gradient
-from stabie_ase.boltzmann.estimate import evened
+from stabie_ase.boltzmann.winsorizing import evened
 from stabie_ase.observables import Target
 from stabie_ase.potentials.analytic import Harmonic
 from stabie_ase.structures.batch import AtomsBatch

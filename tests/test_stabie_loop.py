@@ -350,7 +350,7 @@ def lesson(monkeypatch, max_raise_kT, updates_per_window):
     until_learning(training)
     pool = training.pools[0]
     samples = Samples.from_trajectory(pool.learn()[1], [target.observable for target in pool.condition.targets])
-    estimate = training.rule._found(pool.condition, samples).estimate
+    estimate = training.rule._found(pool.condition, samples)[0].estimate
     info = training.rule.apply_([(pool.condition, samples)])
     rise = (potential_energies(training.potential, estimate.samples.frames) - estimate.samples.energies).numpy()
     weights = estimate.weights.numpy()
@@ -713,7 +713,7 @@ def test_observables_of_any_unit_count_alike():
     until_learning(training)
     pool = training.pools[0]
     samples = Samples.from_trajectory(pool.learn()[1], observables)
-    found = training.rule._found(pool.condition, samples)
+    (found,) = training.rule._found(pool.condition, samples)
     assert found.estimate.losses["hr"] == pytest.approx(found.estimate.losses["scaled"], rel=1e-6)
     alone = found.estimator(samples, found.targets[:1])
     torch.testing.assert_close(found.estimate.weights, 2 * alone.weights, rtol=1e-6, atol=1e-12)

@@ -8,7 +8,7 @@ import torch
 from helpers import Vector, samples_of
 
 from stabie_ase.boltzmann import Estimator, StatePoint
-from stabie_ase.boltzmann.estimate import THRESHOLD, evened, winsorized
+from stabie_ase.boltzmann.winsorizing import THRESHOLD, evened, winsorized
 from stabie_ase.observables import Target
 from stabie_ase.system.options import BadOption
 from stabie_ase.training.options import EstimatorOptions

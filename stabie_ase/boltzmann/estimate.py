@@ -14,12 +14,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann.samples import Samples
+from stabie_ase.boltzmann.samples import Samples, in_a_row, row_parts
 from stabie_ase.boltzmann.state_point import StatePoint
 from stabie_ase.boltzmann.weights import probabilities, response_weights, weighted_mean
+from stabie_ase.boltzmann.winsorizing import evened, winsorized
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import precision_weights
 from stabie_ase.system.processes import total
+
+CONFORMATIONS = 256
+"""Samples whose conditional energies are worked out: each takes a system, and its frame one more."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Estimator:
     Of long trajectories both are the same but for 1/N_eff of each.
 
     Where a group is the whole system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy
-    is the paper's approximation.
+    is the paper's approximation. Of conditional energies (`group_energies`) those of `CONFORMATIONS` samples stand for all, drawn with the
+    rare ones favoured.
 
     Parameters
     ----------
@@ -137,7 +142,7 @@ class Estimator:
             samples = evened(samples, self.near)
         pairs = [(0, 1), (1, 0)] if self.cross_fit else [(None, None)]
         residuals = [(own, residual_of(self._mean(samples, values, energy_change, other), targets)) for own, other in pairs]
-        means = {t.observable.name: t.observable.statistic(part) for t, part in zip(targets, _parts(mean, targets))}
+        means = {t.observable.name: t.observable.statistic(part) for t, part in zip(targets, row_parts(mean, targets))}
         losses = {t.observable.name: float(t.weight * (t.metric * (means[t.observable.name] - t.value).square()).sum()) for t in targets}
         near = samples.averaged(self.half_width)
         change = energy_change
@@ -146,6 +151,9 @@ class Estimator:
             near = near.within(self.near)
         if self.winsorized:
             near = winsorized(near, targets, residuals[0][1])
+        if near.conformers is not None and change is None and len(near) > CONFORMATIONS:
+            off = in_a_row(near, targets) @ torch.stack([residual for _, residual in residuals]).mean(dim=0)
+            near = near.favouring(off, CONFORMATIONS, seed=0)
         return self.reweighted(Estimate(means, losses, near, mean.new_zeros(0), math.nan, residuals), targets, change)
 
     def _mean(self, samples: Samples, values: Tensor, energy_change: Tensor | None, half: int | None = None) -> Tensor:
@@ -191,94 +199,10 @@ class Estimator:
         return Estimate(estimate.means, estimate.losses, near, weights, effective, estimate.residuals, stress)
 
 
-def in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
-    """Values of all targets' observables, shape (n_groups, Σ width)."""
-    values = [samples.values[target.observable.name].double() for target in targets]
-    return values[0] if len(values) == 1 else torch.cat(values, dim=1)
-
-
-def _parts(row: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
-    """What belongs to each target, shape (..., width)."""
-    return row.split([target.observable.width for target in targets], dim=-1)
-
-
-def evened(samples: Samples, near: float = math.inf) -> Samples:
-    """Samples in which the unstable frames of each replica count alike, together as much as they did.
-
-    One that fails at the start of a window has most of its frames unstable, one that fails at the end a few, and both failed once.
-
-    Parameters
-    ----------
-    samples : Samples
-    near : float
-        Largest severity of these frames; those beyond count as they did.
-
-    Returns
-    -------
-    Samples
-        Those given if no frame is unstable, of any process.
-    """
-    chosen = (samples.severity > 1.0) & (samples.severity <= near)
-    n = torch.bincount(samples.replica[chosen]).double()
-    n_frames, n_failed = total(torch.stack([n.sum(), (n > 0).sum().to(n)]))
-    if not n_failed > 0:
-        return samples
-    counts = torch.zeros_like(samples.severity, dtype=torch.float64)
-    counts[chosen] = (n_frames / n_failed / n[samples.replica[chosen]]).log()
-    known = 0.0 if samples.log_weights is None else samples.log_weights
-    return replace(samples, log_weights=known + counts[samples.groups.system])
-
-
-QUARTILES_APART = 1.349
-"""Standard deviations, of a normal distribution."""
-
-THRESHOLD = 4.0
-"""Standard deviations of sound samples within which none is off, see `winsorized`."""
-
-
-def winsorized(samples: Samples, targets: Sequence[Target], residual: Tensor) -> Samples:
-    """Samples of which none is farther off than the median unstable frame, and those no farther off than sound ones fluctuate are not.
-
-    How far off a sample is tells ψ_i = λ·(g_i - m), to first order what it adds to the loss; m is the mean of those samples of stable
-    frames whose λ·g_i is between the quartiles, as averaging has some of them explode already. A frame is as far off as the worst of
-    its groups; the median of the unstable frames, where that is positive, is the largest ψ (Winsor's way with outliers; Tukey, Ann. Math.
-    Stat. 33, 1, 1962). Then |ψ| is less by `THRESHOLD` standard deviations, as the quartiles tell them, but no more than half of
-    that largest ψ, and what is below that is zero (soft thresholding; Donoho, IEEE Trans. Inf. Theory 41, 613, 1995): of a liquid
-    thousands of sound molecules would drown a few broken ones. g_i - m is scaled as its ψ is.
-
-    Parameters
-    ----------
-    samples : Samples
-    targets : sequence of Target
-    residual : Tensor, shape (Σ width,)
-        λ = ∂L/∂ḡ.
-
-    Returns
-    -------
-    Samples
-        Those given if all frames are stable, or none is.
-    """
-    values, unstable = in_a_row(samples, targets), samples.severity > 1.0
-    sound = values[~unstable[samples.groups.system]]
-    if not len(sound) or not bool(unstable.any()):
-        return samples
-    along = sound @ residual
-    low, high = along.kthvalue(1 + len(along) // 4).values, along.kthvalue(len(along) - len(along) // 4).values
-    off = values - sound[(along >= low) & (along <= high)].mean(dim=0)
-    psi = off @ residual
-    worst = psi.new_full((samples.frames.n_systems,), -math.inf).scatter_reduce(0, samples.groups.system, psi, "amax")
-    limit = float(worst[unstable].median())
-    limit = limit if limit > 0.0 else math.inf
-    threshold = min(THRESHOLD * float(high - low) / QUARTILES_APART, 0.5 * limit)
-    bounded = psi.sign() * (psi.clamp(max=limit).abs() - threshold).clamp(min=0.0)
-    kept = values + off * (torch.where(psi == 0.0, 1.0, bounded / psi) - 1.0)[:, None]
-    return replace(samples, values={target.observable.name: part for target, part in zip(targets, _parts(kept, targets))})
-
-
 def residual_of(mean: Tensor, targets: Sequence[Target]) -> Tensor:
     """∂L/∂ḡ of L = Σ w Σ_k c_k (s_k(ḡ) - g_k^ref)², shape (Σ width,), differentiable in ḡ if that asks for a gradient."""
     parts = []
-    for target, part in zip(targets, _parts(mean, targets)):
+    for target, part in zip(targets, row_parts(mean, targets)):
         with torch.enable_grad():
             at = part if part.requires_grad else part.detach().requires_grad_()
             compared = target.observable.statistic(at)
@@ -315,7 +239,7 @@ def explicit_weights(
     stress = None if known.stress is None else known.stress.detach().clone().requires_grad_()
     here, total_ = replace(known, energies=energies, stress=stress), torch.zeros((), dtype=torch.float64, device=energies.device)
     with torch.enable_grad():
-        for target, part in zip(targets, _parts(residual, targets)):
+        for target, part in zip(targets, row_parts(residual, targets)):
             if target.observable.needs:
                 total_ = total_ + probabilities @ (target.observable.sample(samples.frames, None, here) @ part)
     wanted = [energies] if stress is None else [energies, stress]

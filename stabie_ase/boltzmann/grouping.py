@@ -13,6 +13,7 @@ from stabie_ase.boltzmann.samples import GroupsOf
 from stabie_ase.observables import Observable, Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.conformers import Conformers
 from stabie_ase.structures.neighbourhoods import centre_distances, formulas, nearest, units, within
 from stabie_ase.structures.reference import spread
 from stabie_ase.structures.setting import Setting
@@ -42,12 +43,15 @@ class Grouping:
         Groups are of the same atoms in every frame, so that each has a trajectory.
     reason : str
         Why this one, in words.
+    conformers : Conformers or None
+        Where energies of groups are conditional, see `group_energies`.
     """
 
     name: str
     of: GroupsOf
     lasting: bool = True
     reason: str = "as asked for"
+    conformers: Conformers | None = None
 
     @property
     def whole(self) -> bool:
@@ -73,8 +77,9 @@ def grouping_from(text: str, setting: Setting) -> Grouping:
     Parameters
     ----------
     text : str
-        "global", "molecules", "nearest:K" for each molecule with its K nearest, or "radius:R" for each with those within R Å;
-        atoms take the place of molecules where there are none.
+        "global", "molecules", "conditional" for molecules by their conditional energies (`group_energies`), "nearest:K" for each molecule
+        with its K nearest, or "radius:R" for each with those within R Å; but for "conditional" atoms take the place of molecules where
+        there are none.
     setting : Setting
         The system.
 
@@ -100,7 +105,9 @@ def grouping_from(text: str, setting: Setting) -> Grouping:
     if name == "global":
         return WHOLE
     topology = setting.topology
-    makers: dict[str, Callable[..., Groups]] = {"molecules": Groups.molecules, "nearest": nearest, "radius": within}
+    makers: dict[str, Callable[..., Groups]] = {
+        "molecules": Groups.molecules, "conditional": Groups.molecules, "nearest": nearest, "radius": within
+    }  # fmt: skip
     of = partial(makers[name], topology=topology, **given)
     _check_sizes(text, of, setting, **given)
     kinds = sorted(set(formulas(topology)))
@@ -109,13 +116,17 @@ def grouping_from(text: str, setting: Setting) -> Grouping:
             f"--estimator {text} makes groups around molecules or atoms that differ ({', '.join(kinds[:4])}), which are not samples of "
             "one distribution; give --estimator global"
         )
-    return Grouping(text, of, name == "molecules")
+    if name != "conditional":
+        return Grouping(text, of, name == "molecules")
+    if int(topology.molecule.max()) + 1 == len(topology.molecule):
+        raise ValueError("--estimator conditional is for conformations of molecules, and these are atoms; give --estimator nearest:K")
+    return Grouping(text, of, conformers=Conformers.of(setting.frames, topology))
 
 
 def _read(text: str) -> tuple[str, dict[str, Any]]:
     """The name and the options of one estimator."""
     readers: dict[str, Mapping[str, Callable]] = {
-        "global": {}, "molecules": {}, "nearest": {"k": int}, "radius": {"radius": _positive}
+        "global": {}, "molecules": {}, "conditional": {}, "nearest": {"k": int}, "radius": {"radius": _positive}
     }  # fmt: skip
     wanted = parse(text)
     if len(wanted) != 1 or wanted[0].name not in readers:
@@ -184,7 +195,7 @@ def suggested_grouping(setting: Setting) -> tuple[str, str]:
     Returns
     -------
     (str, str)
-        Of an isolated system "global". Of a liquid or solid of molecules that are all alike "molecules"; of one of single atoms of
+        Of an isolated system "global". Of a liquid or solid of molecules that are all alike "conditional"; of one of single atoms of
         one element "nearest" with `MAX_DEFAULT_NEAREST` of them, or so few that no group holds more than half of the atoms.
     """
     if not any(atoms.pbc.any() for atoms in setting.frames):
@@ -197,7 +208,7 @@ def suggested_grouping(setting: Setting) -> tuple[str, str]:
     if len(kinds) > 1:
         return "global", f"molecules or atoms that differ ({', '.join(kinds[:4])}) are not samples of one distribution"
     if n < len(setting.topology.numbers):
-        return "molecules", f"the system is {n} molecules {kinds[0]}"
+        return "conditional", f"the system is {n} molecules {kinds[0]}"
     k = min(MAX_DEFAULT_NEAREST, n // 2 - 1)
     return (f"nearest:{k}", f"the system is {n} atoms {kinds[0]}") if k > 0 else ("global", "the system has few atoms")
 
@@ -226,7 +237,7 @@ def choose_grouping(text: str | None, setting: Setting, observables: Sequence[Ob
     """
     if text is not None:
         grouping = grouping_from(text, setting)
-        if grouping is not WHOLE and not potential.gives_atomic_energies:
+        if _needs_atoms(grouping, observables) and not potential.gives_atomic_energies:
             raise ValueError(
                 f"--estimator {text} needs energies of atoms, and the {potential.family} potential gives none; give --estimator global"
             )
@@ -234,11 +245,19 @@ def choose_grouping(text: str | None, setting: Setting, observables: Sequence[Ob
     text, reason = suggested_grouping(setting)
     if text == "global":
         return replace(WHOLE, reason=reason)
-    if not potential.gives_atomic_energies:
-        return replace(WHOLE, reason=f"{text} would suit, but the {potential.family} potential gives no energies of atoms")
+    if text == "conditional" and not any(observable.internal for observable in observables):
+        text, reason = "molecules", f"{reason}, and nothing that is matched is of their conformations"
     grouping = replace(grouping_from(text, setting), reason=reason)
+    if _needs_atoms(grouping, observables) and not potential.gives_atomic_energies:
+        return replace(WHOLE, reason=f"{text} would suit, but the {potential.family} potential gives no energies of atoms")
     unfit = next((name for name in (_unfit(observable, grouping, setting) for observable in observables) if name), None)
     return grouping if unfit is None else replace(WHOLE, reason=f"{text} would suit, but {unfit}")
+
+
+def _needs_atoms(grouping: Grouping, observables: Sequence[Observable]) -> bool:
+    """Whether energies of some groups are sums over their atoms, see `Samples.by_energies`."""
+    conditional = grouping.conformers is not None and all(observable.internal for observable in observables)
+    return not (grouping.whole or conditional)
 
 
 def _unfit(observable: Observable, grouping: Grouping, setting: Setting) -> str | None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann.estimate import Estimate, in_a_row, residual_of
+from stabie_ase.boltzmann.estimate import Estimate, residual_of
 from stabie_ase.boltzmann.gradient import energies_of, of_present
-from stabie_ase.boltzmann.samples import Samples
+from stabie_ase.boltzmann.samples import Samples, in_a_row
 from stabie_ase.boltzmann.state_point import StatePoint
 from stabie_ase.boltzmann.weights import bessel_of, stratum_means
 from stabie_ase.observables import Target

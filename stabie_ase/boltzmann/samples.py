@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from stabie_ase.dynamics import Trajectory
-from stabie_ase.observables import Observable
+from stabie_ase.observables import Observable, Target
 from stabie_ase.observables.energetics import Energetics
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.structures.conformers import Conformers
 from stabie_ase.structures.topology import Groups
 
 GroupsOf = Callable[[AtomsBatch], Groups]
@@ -41,6 +42,9 @@ class Samples:
         Logarithms of what groups count for, up to a constant, where some were favoured; None where all count alike.
     energetics : Energetics or None
         What the potential says of the frames, where observables are made of that.
+    conformers : Conformers or None
+        Where they are given, the energy of a group, a molecule, is that of its frame less that of the frame with the molecule put into
+        a sound conformation (`gradient.group_energies`).
     """
 
     frames: AtomsBatch
@@ -53,6 +57,7 @@ class Samples:
     group_energies: Tensor | None = None
     log_weights: Tensor | None = None
     energetics: Energetics | None = None
+    conformers: Conformers | None = None
 
     @classmethod
     def from_trajectory(
@@ -61,6 +66,7 @@ class Samples:
         observables: Sequence[Observable],
         groups_of: GroupsOf = Groups.systems,
         potential: Potential | None = None,
+        conformers: Conformers | None = None,
     ) -> Samples:
         """All frames of a trajectory whose energies and observables are finite.
 
@@ -72,6 +78,8 @@ class Samples:
             Groups of atoms that are samples; whole frames by default.
         potential : Potential, optional
             That drove the dynamics, for observables that need its stress.
+        conformers : Conformers, optional
+            By which the energies of groups are told.
 
         Returns
         -------
@@ -83,7 +91,7 @@ class Samples:
         groups = groups_of(frames)
         found = _energetics(frames, observables, energies, potential) if len(replica) else None
         values = {o.name: o.sample(frames, groups, found) if len(replica) else energies.new_zeros((0, o.width)) for o in observables}
-        everything = cls(frames, groups, values, energies, severity, frame, replica, energetics=found)
+        everything = cls(frames, groups, values, energies, severity, frame, replica, energetics=found, conformers=conformers)
         bad = torch.stack([~torch.isfinite(x).all(dim=1) for x in values.values()]).any(dim=0)
         bad_frames = torch.zeros_like(energies).index_add(0, groups.system, bad.double()) > 0
         return everything.select((torch.isfinite(energies) & ~bad_frames).nonzero()[:, 0])
@@ -164,6 +172,14 @@ class Samples:
         values = {name: x[chosen] for name, x in self.values.items()}
         rest = replace(self, groups=self.groups.select(chosen), values=values, **rows)
         return rest.select(rest.groups.system.unique())
+
+    def by_energies(self, targets: Sequence[Target]) -> list[tuple[Samples, list[Target]]]:
+        """Some targets, each with the energies that it is a matter of: conditional ones, where there are conformers, if it is internal."""
+        if self.conformers is None:
+            return [(self, list(targets))]
+        parts = [(self, [t for t in targets if t.observable.internal])]
+        parts.append((replace(self, conformers=None), [t for t in targets if not t.observable.internal]))
+        return [part for part in parts if part[1]]
 
     def within(self, severity: float) -> Samples:
         """Those of frames of at most this severity (dimensionless), by every criterion; within 1 they are stable."""
@@ -275,3 +291,14 @@ def trajectory_averages(values: Tensor, frame: Tensor, replica: Tensor, half_wid
     first, last = (frame - half_width).clamp(min=0), (frame + half_width + 1).clamp(max=n_frames)
     sums = sums[last, replica] - sums[first, replica]
     return sums[:, :-1] / sums[:, -1:]
+
+
+def in_a_row(samples: Samples, targets: Sequence[Target]) -> Tensor:
+    """Values of all targets' observables, shape (n_groups, Σ width)."""
+    values = [samples.values[target.observable.name].double() for target in targets]
+    return values[0] if len(values) == 1 else torch.cat(values, dim=1)
+
+
+def row_parts(row: Tensor, targets: Sequence[Target]) -> tuple[Tensor, ...]:
+    """What belongs to each target, shape (..., width)."""
+    return row.split([target.observable.width for target in targets], dim=-1)

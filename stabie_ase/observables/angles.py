@@ -35,6 +35,8 @@ class BondAngles(Observable):
         Atomic numbers of i, j and l, j at the centre; all angles if none are given.
     """
 
+    internal = True
+
     topology: Topology
     elements: tuple[int, int, int] | None = None
     label = "angle (°)"

@@ -77,6 +77,8 @@ class Observable:
         What it is matched to; the reference if that is None.
     needs : frozenset of str
         Of "energy" and "stress", what a potential says of frames that it is made of, so that it depends on the parameters itself.
+    internal : bool
+        That of a molecule is known to be a matter of its conformation alone, not of where others are.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Observable:
     weight = 1.0
     data: ClassVar[Curve | Number | TargetFrames | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
+    internal: ClassVar[bool] = False
 
     @property
     def subject(self) -> str:

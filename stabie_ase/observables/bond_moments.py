@@ -43,6 +43,8 @@ class BondLengthMoments(LocalMean):
         Atomic numbers of the two elements; all bonds if none are given.
     """
 
+    internal = True
+
     topology: Topology
     mean: float
     spread: float

@@ -36,6 +36,8 @@ class BondLengths(Observable):
         Means over the bonds of the same two elements, the only ones that groups of atoms of a system have.
     """
 
+    internal = True
+
     topology: Topology
     elements: tuple[int, int] | None = None
     by_kind: bool = False

@@ -42,6 +42,8 @@ class DihedralDistribution(LocalDensity):
         In degrees; a fraction 1/n of 360.
     """
 
+    internal = True
+
     topology: Topology
     elements: tuple[int, int, int, int] | None = None
     bin_width: float = 5.0

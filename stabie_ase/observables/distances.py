@@ -45,6 +45,8 @@ class DistanceDistribution(Observable):
         Atomic numbers of the two elements; None for all distances.
     """
 
+    internal = True
+
     r_max: float
     bin_width: float = 0.02
     smearing: float = 0.02

@@ -31,6 +31,8 @@ class RadiusOfGyration(LocalMean):
     topology : Topology
     """
 
+    internal = True
+
     topology: Topology
     name, label = "gyration", "radius of gyration (Å)"
     axis = Axis.of_names("", ["R_g"])

@@ -232,6 +232,13 @@ class Groups:
         fields = {name: getattr(batch, name)[rows[per]] for name, per in rows_of(AtomsBatch).items()}
         return AtomsBatch(**fields, system=self.group, n_systems=self.n_groups)
 
+    def apart(self, batch: AtomsBatch) -> tuple[AtomsBatch, Groups]:
+        """For every group a copy of the system that it is part of, and the groups as atoms of these n_groups systems."""
+        copies = batch.select(self.system)
+        starts = torch.cumsum(copies.counts, 0) - copies.counts
+        atoms = starts[self.group] + batch.index_in_system[self.atoms]
+        return copies, Groups(atoms, self.group, torch.arange(self.n_groups, device=batch.device))
+
     def spread(self, weights: Tensor, batch: AtomsBatch) -> Tensor:
         """Weights of atoms from weights of groups, W_a = Σ_{j∋a} w_j, shape (n_atoms,)."""
         return weights.new_zeros(batch.n_atoms).index_add(0, self.atoms, weights[self.group])

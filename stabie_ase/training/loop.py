@@ -21,6 +21,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.boltzmann import Grouping, Samples
+from stabie_ase.dynamics import Trajectory
 from stabie_ase.observables import Observable
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability import Criterion, OnLook
@@ -170,6 +171,10 @@ class TrainingLoop:
             self._enter(following)
         return record, unstable
 
+    def _samples(self, condition: Condition, trajectory: Trajectory) -> Samples:
+        observables, groups = [target.observable for target in condition.targets], condition.grouping
+        return Samples.from_trajectory(trajectory, observables, groups, self.potential, groups.conformers)
+
     def _learn(self) -> tuple[dict[str, object], list[Atoms]]:
         """One window of the lesson from the start of the phase, then updates on its samples."""
         progress, matching = self.progress, self.progress.phase == MATCHING
@@ -181,10 +186,7 @@ class TrainingLoop:
         record = self._record(unstable_fraction=fraction)
         learned, updates = self.schedule.teaches(fraction, self.unstable_fraction), progress.updates
         if learned:
-            samples = [
-                (c, Samples.from_trajectory(trajectory, [target.observable for target in c.targets], c.grouping, self.potential))
-                for c, (_, trajectory, _) in zip((pool.condition for pool in self.pools), windows)
-            ]
+            samples = [(pool.condition, self._samples(pool.condition, trajectory)) for pool, (_, trajectory, _) in zip(self.pools, windows)]
             before = self._weights() if matching and self.work.accurate() else None
             record |= {"n_samples": sum(len(s) for _, s in samples)} | self._apply(samples)
             if before and record.get("observable_loss", math.inf) < self.best.get("loss", math.inf):

@@ -33,12 +33,16 @@ class Lifted:
     atoms : Tensor of bool, shape (n_atoms,)
         Those whose energies count: of whole frames all, else the groups that are to become rarer.
     energies : Tensor of float64, shape (n_frames,)
-        In eV, of these atoms, on the scale of the labels: less as much for each atom as energies of labelled frames were off.
+        In eV, of these atoms, on the scale of the labels: less as much for each atom as energies of labelled frames were off. Or of the
+        frames beside those at rest.
+    at_rest : AtomsBatch or None
+        The same frames with these atoms in a sound conformation, where energies are conditional.
     """
 
     frames: AtomsBatch
     atoms: Tensor
     energies: Tensor
+    at_rest: AtomsBatch | None = None
 
     @classmethod
     def of(cls, potential: Potential, estimate: Estimate, offset: float = 0.0) -> Lifted | None:
@@ -50,13 +54,18 @@ class Lifted:
         system = samples.groups.system
         lowest = weights.new_zeros(samples.frames.n_systems).scatter_reduce(0, system, weights, "amin")
         # With equal weights of all their atoms whole frames are groups like any other.
-        held = (weights < 0.0) & (weights <= LOWEST_PART * lowest[system])
-        atoms = samples.groups.spread(held.double(), samples.frames) > 0
-        chosen = ((samples.severity > 1.0) & (lowest < 0.0)).nonzero()[:, 0]
-        if not len(chosen):
+        held = (samples.severity > 1.0)[system] & (weights < 0.0) & (weights <= LOWEST_PART * lowest[system])
+        if not bool(held.any()):
             return None
-        chosen = chosen[spread(len(chosen), MAX_FRAMES)]
-        some = cls(samples.frames.select(chosen), atoms[samples.frames.atom_index(chosen)], weights.new_zeros(len(chosen)))
+        if samples.conformers is None:
+            chosen = _spread(system[held].unique())
+            atoms = samples.groups.spread(held.double(), samples.frames)[samples.frames.atom_index(chosen)] > 0
+            some = cls(samples.frames.select(chosen), atoms, weights.new_zeros(len(chosen)))
+        else:
+            groups = samples.groups.select(_spread(held.nonzero()[:, 0]))
+            frames, own = groups.apart(samples.frames)
+            atoms = own.spread(weights.new_ones(own.n_groups), frames) > 0
+            some = cls(frames, atoms, weights.new_zeros(own.n_groups), samples.conformers.at_rest(samples.frames, groups))
         with torch.no_grad():
             energies = [some.select(part)._now(potential, offset) for part in some.frames.chunks()]
         return replace(some, energies=torch.cat(energies))
@@ -66,7 +75,8 @@ class Lifted:
 
     def select(self, systems: Tensor) -> Lifted:
         """Some of the frames by index, shape (n,)."""
-        return Lifted(self.frames.select(systems), self.atoms[self.frames.atom_index(systems)], self.energies[systems])
+        at_rest = None if self.at_rest is None else self.at_rest.select(systems)
+        return Lifted(self.frames.select(systems), self.atoms[self.frames.atom_index(systems)], self.energies[systems], at_rest)
 
     def sunk(self, potential: Potential, offset: float | Tensor = 0.0) -> Tensor:
         """Mean over frames of max(0, U* - U)²/N in eV², with its graph: U* the energies, N the number of atoms that count."""
@@ -77,6 +87,8 @@ class Lifted:
 
     def _now(self, potential: Potential, offset: float | Tensor) -> Tensor:
         neighbors = neighbor_list(self.frames, potential.cutoff)
+        if self.at_rest is not None:
+            return potential(self.frames, neighbors) - potential(self.at_rest, neighbor_list(self.at_rest, potential.cutoff))
         if bool(self.atoms.all()):
             return potential(self.frames, neighbors) - offset * self._counts()
         return self.frames.sum_over_atoms((potential(self.frames, neighbors, of_atoms=True) - offset) * self.atoms)
@@ -84,11 +96,18 @@ class Lifted:
     def tensors(self) -> dict[str, Tensor]:
         """All there is, by name, to be saved (`restored` is the way back)."""
         of_frames = {name: getattr(self.frames, name) for name in rows_of(AtomsBatch)}
-        return of_frames | {"system": self.frames.system, "atoms": self.atoms, "energies": self.energies}
+        there = {} if self.at_rest is None else {"at_rest": self.at_rest.positions}
+        return of_frames | {"system": self.frames.system, "atoms": self.atoms, "energies": self.energies} | there
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], device: torch.device) -> Lifted:
         """What `tensors` returned."""
         known = {name: x.to(device) for name, x in tensors.items()}
-        atoms, energies = known.pop("atoms"), known.pop("energies")
-        return cls(AtomsBatch(**known, n_systems=len(energies)), atoms, energies)
+        atoms, energies, positions = known.pop("atoms"), known.pop("energies"), known.pop("at_rest", None)
+        frames = AtomsBatch(**known, n_systems=len(energies))
+        return cls(frames, atoms, energies, None if positions is None else frames.replace(positions=positions))
+
+
+def _spread(chosen: Tensor) -> Tensor:
+    """At most `MAX_FRAMES` of some indices, shape (n,), all over them."""
+    return chosen[spread(len(chosen), MAX_FRAMES)]

@@ -82,6 +82,8 @@ class _Found:
     estimator : Estimator
     targets : list of Target
     estimate : Estimate
+    sound : AtomsBatch
+        Frames that are stable.
     change : Tensor of float64, shape (n_groups,)
         Energies of its samples by the present potential beside those by the one that drove the dynamics, in eV.
     """
@@ -90,6 +92,7 @@ class _Found:
     estimator: Estimator
     targets: list[Target]
     estimate: Estimate
+    sound: AtomsBatch
     change: Tensor
 
     def raised(self, change: Tensor) -> float:
@@ -126,7 +129,7 @@ class NaturalGradient(UpdateRule):
         replicas get lost is a matter of the way out, and what they find further on takes no learning, but most of a step.
         """
         work, config, info = self.work, self.work.config, UpdateInfo()
-        estimates = [found for found in (self._found(*window) for window in windows) if found is not None]
+        estimates = [found for window in windows for found in self._found(*window)]
         if not estimates:
             return info
         self.steps.calibrate()
@@ -204,20 +207,22 @@ class NaturalGradient(UpdateRule):
                 break
         return growth
 
-    def _found(self, condition: Condition, samples: Samples) -> _Found | None:
-        """The estimate of a window; None where too little of it is near."""
+    def _found(self, condition: Condition, samples: Samples) -> list[_Found]:
+        """The estimate of a window, or one for each kind of energies (`Samples.by_energies`); none where too little of it is near."""
         config = self.work.config
         near = samples.within(config.estimator.near_factor)
         if min(int(near.half(k).sum()) for k in ((0, 1) if config.estimator.cross_fit else (None,))) < 2:
             logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
-            return None
+            return []
         own, whole = config.estimator, condition.grouping.whole
         half_width, within = config.half_width(whole), config.within(whole)
         estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, within, config.winsorized)
-        targets = self._weighted(condition.targets, near.within(1.0))
-        estimate = estimator(samples, targets)
-        estimate = replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
-        return _Found(condition, estimator, targets, estimate, torch.zeros_like(estimate.weights))
+        stable, found = near.within(1.0), []
+        for part, targets in samples.by_energies(self._weighted(condition.targets, stable)):
+            estimate = estimator(part, targets)
+            estimate = replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
+            found.append(_Found(condition, estimator, targets, estimate, stable.frames, torch.zeros_like(estimate.weights)))
+        return found
 
     def _weighted(self, targets: Sequence[Target], stable: Samples) -> list[Target]:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
@@ -257,7 +262,7 @@ class NaturalGradient(UpdateRule):
     def _direction(self, estimates: list[_Found]) -> tuple[list[Tensor], float]:
         """Where to go by the gradient that the parameters hold, and how far that changes forces."""
         work, config = self.work, self.work.config
-        sound = [work.labelled.batch, *(found.estimate.samples.within(1.0).frames for found in estimates)]
+        sound = [work.labelled.batch, *{id(found.sound): found.sound for found in estimates}.values()]
         frames, others = self._some(sound, 2 * self.steps.runs), self._some(sound, 2 * self.steps.runs + 1)
         squares, iterations = self.steps.squares(), config.update.natural_iterations
         return natural_direction(work.potential, frames, work.loss, iterations, squares=squares, unseen=others)

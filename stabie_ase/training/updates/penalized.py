@@ -57,9 +57,10 @@ class PenalizedGradient(UpdateRule):
         for condition, samples in windows:
             if len(samples) < 2:
                 continue
-            estimate = Estimator(condition.point, config.estimator.cross_fit)(samples, condition.targets)
-            accumulate(work.potential, estimate)
-            loss += estimate.loss
+            for part, targets in samples.by_energies(condition.targets):
+                estimate = Estimator(condition.point, config.estimator.cross_fit)(part, targets)
+                accumulate(work.potential, estimate)
+                loss += estimate.loss
         sum_gradients(work.potential.parameters())
         chosen = minibatch(len(work.labelled), work.batch_size, config.seed, self.updates)
         labels = self.loss(work.potential, work.labelled.select(chosen))
