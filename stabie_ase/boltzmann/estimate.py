@@ -22,9 +22,6 @@ from stabie_ase.observables import Target
 from stabie_ase.observables.averages import precision_weights
 from stabie_ase.system.processes import total
 
-CONFORMATIONS = 256
-"""Samples whose conditional energies are worked out: each takes a system, and its frame one more."""
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -82,8 +79,7 @@ class Estimator:
     Of long trajectories both are the same but for 1/N_eff of each.
 
     Where a group is the whole system this is exact; that a molecule, or a neighbourhood, is Boltzmann distributed in its own local energy
-    is the paper's approximation. Of conditional energies (`group_energies`) those of `CONFORMATIONS` samples stand for all, drawn with the
-    rare ones favoured.
+    is the paper's approximation.
 
     Parameters
     ----------
@@ -103,6 +99,9 @@ class Estimator:
         median unstable frame, or off at all where sound ones fluctuate as much, see `winsorized`; means and losses stay those of the
         samples. Not where samples are cross-fitted. What explodes is orders of magnitude farther off than a bond that is too long, and
         what fails early has ten times as many frames.
+    drawn : int or None
+        Of more samples so many stand for all in the covariance, the rare ones among them favoured (`Samples.favouring`); means and
+        losses are those of all. Not where a change of energies is given. Conditional energies take a system for each sample.
     """
 
     point: StatePoint
@@ -111,6 +110,7 @@ class Estimator:
     near: float = math.inf
     within: bool = False
     winsorized: bool = False
+    drawn: int | None = None
 
     def __post_init__(self):
         if self.cross_fit and self.winsorized:
@@ -151,9 +151,9 @@ class Estimator:
             near = near.within(self.near)
         if self.winsorized:
             near = winsorized(near, targets, residuals[0][1])
-        if near.conformers is not None and change is None and len(near) > CONFORMATIONS:
+        if self.drawn is not None and change is None and len(near) > self.drawn:
             off = in_a_row(near, targets) @ torch.stack([residual for _, residual in residuals]).mean(dim=0)
-            near = near.favouring(off, CONFORMATIONS, seed=0)
+            near = near.favouring(off, self.drawn, seed=0)
         return self.reweighted(Estimate(means, losses, near, mean.new_zeros(0), math.nan, residuals), targets, change)
 
     def _mean(self, samples: Samples, values: Tensor, energy_change: Tensor | None, half: int | None = None) -> Tensor:

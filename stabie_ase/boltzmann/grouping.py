@@ -29,6 +29,10 @@ MAX_TRIED_FRAMES = 50
 """Reference frames whose groups are looked at before a run."""
 
 
+MOST_CONDITIONAL = 256
+"""Samples that stand for all where energies are conditional: each takes a system, and its frame one more."""
+
+
 @dataclass(frozen=True)
 class Grouping:
     """Which groups of atoms are samples of their own.
@@ -57,6 +61,11 @@ class Grouping:
     def whole(self) -> bool:
         """Whether each frame is one sample."""
         return self.of == WHOLE.of
+
+    @property
+    def drawn(self) -> int | None:
+        """How many samples are to stand for all (`Estimator`); None where all do for themselves."""
+        return None if self.conformers is None else MOST_CONDITIONAL
 
     def __call__(self, batch: AtomsBatch) -> Groups:
         """The groups of some frames."""

@@ -216,7 +216,8 @@ class NaturalGradient(UpdateRule):
             return []
         own, whole = config.estimator, condition.grouping.whole
         half_width, within = config.half_width(whole), config.within(whole)
-        estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, within, config.winsorized)
+        drawn = condition.grouping.drawn
+        estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, within, config.winsorized, drawn)
         stable, found = near.within(1.0), []
         for part, targets in samples.by_energies(self._weighted(condition.targets, stable)):
             estimate = estimator(part, targets)

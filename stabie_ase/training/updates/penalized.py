@@ -57,8 +57,9 @@ class PenalizedGradient(UpdateRule):
         for condition, samples in windows:
             if len(samples) < 2:
                 continue
+            estimator = Estimator(condition.point, config.estimator.cross_fit, drawn=condition.grouping.drawn)
             for part, targets in samples.by_energies(condition.targets):
-                estimate = Estimator(condition.point, config.estimator.cross_fit)(part, targets)
+                estimate = estimator(part, targets)
                 accumulate(work.potential, estimate)
                 loss += estimate.loss
         sum_gradients(work.potential.parameters())
