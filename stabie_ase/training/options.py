@@ -99,8 +99,9 @@ class EstimatorOptions:
 
     groups: str | None = option(
         None,
-        "what one sample is: global (a frame), molecules, nearest:K (each molecule with its K nearest ones), radius:R (each with those "
-        "within R Å); atoms where there are no molecules; if not given, of a liquid or solid of one kind of molecules molecules, of one "
+        "what one sample is: global (a frame), molecules, conditional (molecules, whose conformations are told by the energy of the system "
+        "beside that with the molecule in a sound one), nearest:K (each molecule with its K nearest ones), radius:R (each with those "
+        "within R Å); atoms where there are no molecules; if not given, of a liquid or solid of one kind of molecules conditional, of one "
         "element nearest:12, else global",
         name="estimator",
     )

@@ -98,9 +98,13 @@ class _Found:
     def raised(self, change: Tensor) -> float:
         """By how many k_B T what is to become rarer has risen beside what is to become more common, from now to another `change`.
 
-        That is samples of w_i < 0 and w_i > 0; each counts by w_i², so that the few far off are not lost among the many that fluctuate.
+        That is samples of w_i < 0 and w_i > 0; each counts by w_i², so that the few far off are not lost among the many that fluctuate. One
+        that was drawn for v_i others counts as many times by (w_i/v_i)².
         """
-        rarer, squares = self.estimate.weights < 0.0, self.estimate.weights.square()
+        estimate = self.estimate
+        rarer, squares = estimate.weights < 0.0, estimate.weights.square()
+        if self.estimator.drawn is not None and estimate.samples.log_weights is not None:
+            squares = squares / estimate.samples.log_weights.exp()
         rise = squares * self.condition.point.beta * (change - self.change)
         # Of all processes: each takes the same step.
         sums = [x[part].sum() for x in (rise, squares) for part in (rarer, ~rarer)]
