@@ -88,7 +88,7 @@ def test_sound_molecules_are_at_rest_where_they_are():
 
 @pytest.mark.parametrize("formula", ["N2", "CO2", "CH3CH2OH"])
 def test_molecules_of_any_shape_keep_their_distances_at_rest(formula):
-    """Linear ones too, for which one turn is as good as another; none is mirrored."""
+    """Linear ones too, for which one turn is as good as another."""
     size = len(molecule(formula))
     sound, hot = ([liquid(seed, 2, noise, formula) for seed in seeds] for noise, seeds in ((0.0, (0,)), (0.1, (5, 6))))
     topology, batch = Topology.from_frames(sound), AtomsBatch.from_atoms(hot)
@@ -97,9 +97,18 @@ def test_molecules_of_any_shape_keep_their_distances_at_rest(formula):
         at, expected = unfolded(atoms, k % 2, size), unfolded(sound[0], k % 2, size)
         distances = [np.linalg.norm(x[:, None] - x, axis=2) for x in (at, expected)]
         np.testing.assert_allclose(*distances, atol=1e-9)
-        if size > 4:
-            handed = [np.linalg.det(x[1:4] - x[0]) for x in (at, expected)]
-            assert handed[0] == pytest.approx(handed[1], abs=1e-9)
+
+
+def test_no_conformation_is_mirrored():
+    """A mirror image would be nearest to its own mirror image; what is put there can be reached without breaking bonds."""
+    sound = molecule("CH3CH2OH")
+    sound.positions += np.random.default_rng(0).normal(0, 0.05, sound.positions.shape)  # ethanol has a mirror plane
+    mirrored = sound.copy()
+    mirrored.positions *= [-1, 1, 1]
+    topology, batch = Topology.from_frames([sound]), AtomsBatch.from_atoms(mirrored)
+    (found,) = Conformers.of([sound], topology).at_rest(batch, Groups.molecules(batch, topology)).to_atoms()
+    handed = [np.linalg.det(atoms.positions[[1, 2, 5]] - atoms.positions[0]) for atoms in (found, sound)]
+    assert handed[0] == pytest.approx(handed[1]) and abs(handed[1]) > 0.01
 
 
 # -- energies
