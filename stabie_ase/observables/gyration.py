@@ -12,7 +12,7 @@ from torch import Tensor
 from stabie_ase.observables.base import Axis
 from stabie_ase.observables.local import LocalMean, Terms, check_size, terms_of_topology
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.geometry import pair_vectors
+from stabie_ase.structures.geometry import first_atoms, pair_vectors
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology
 from stabie_ase.system.spec import Spec
@@ -52,8 +52,7 @@ class RadiusOfGyration(LocalMean):
         """The first atom of each molecule of two atoms or more, shape (n_molecules,)."""
         molecule = self.topology.molecule
         atoms = torch.arange(len(molecule))
-        first = torch.full_like(molecule, len(molecule)).scatter_reduce(0, molecule, atoms, "amin")
-        return atoms[(first[molecule] == atoms) & (torch.bincount(molecule)[molecule] > 1)]
+        return atoms[(first_atoms(molecule)[molecule] == atoms) & (torch.bincount(molecule)[molecule] > 1)]
 
     @cached_property
     def _levels(self) -> list[Tensor]:

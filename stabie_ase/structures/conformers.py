@@ -10,7 +10,7 @@ from ase import Atoms
 from torch import Tensor
 
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.geometry import pair_vectors
+from stabie_ase.structures.geometry import molecule_vectors
 from stabie_ase.structures.reference import spread
 from stabie_ase.structures.topology import Groups, Topology
 
@@ -35,16 +35,10 @@ class Conformers:
 
     @classmethod
     def of(cls, frames: Sequence[Atoms], topology: Topology) -> Conformers:
-        """Those of some frames of a reference with these bonds, at most `MAX_SHAPES`.
-
-        A molecule may lie across the faces of its cell: its atoms are taken where they are nearest to its first one, which is right
-        for molecules that reach less than half the width of the cell from there.
-        """
+        """Those of some frames of a reference with these bonds, at most `MAX_SHAPES`; across faces of the cell see `molecule_vectors`."""
         batch = AtomsBatch.from_atoms([frames[k] for k in spread(len(frames), MAX_SHAPES)])
-        vectors, masses = _from_first(batch, topology.molecule), batch.masses.double().view(batch.n_systems, -1, 1)
-        n = int(topology.molecule.max()) + 1
-        moments, sums = (x.new_zeros((len(x), n, x.shape[2])).index_add(1, topology.molecule, x) for x in (masses * vectors, masses))
-        return cls(topology.molecule, vectors - (moments / sums)[:, topology.molecule])
+        vectors, centres = molecule_vectors(batch, topology.molecule)
+        return cls(topology.molecule, vectors - centres[:, topology.molecule])
 
     def at_rest(self, frames: AtomsBatch, groups: Groups) -> AtomsBatch:
         """A frame for every group, in which that molecule has the nearest of its conformations and all else is where it was.
@@ -69,29 +63,17 @@ class Conformers:
             return there
         molecule, shapes, n = self.molecule.to(frames.device), self.shapes.to(frames.device), len(self.molecule)
         inside = own.spread(torch.ones(own.n_groups, device=frames.device), there).view(-1, n) > 0
-        vectors = torch.where(inside[:, :, None], _from_first(there, molecule), 0.0)
+        vectors, centres = molecule_vectors(there, molecule)
+        off = vectors - centres[:, molecule]
         masses = torch.where(inside, there.masses.double().view(-1, n), 0.0)
-        centre = torch.einsum("ga,gai->gi", masses, vectors) / masses.sum(dim=1, keepdim=True)
-        off = vectors - centre[:, None]
         turns = _turns(torch.einsum("ga,sai,gaj->gsij", masses, shapes, off))
         # Σ m |R s - v|² is least where Σ m (v·R s - |s|²/2) is largest.
         overlap = torch.einsum("ga,gai,gsij,saj->gs", masses, off, turns, shapes)
         nearest = (overlap - 0.5 * masses @ shapes.square().sum(dim=2).T).argmax(dim=1)
         turned = torch.einsum("gij,gaj->gai", turns[torch.arange(len(nearest)), nearest], shapes[nearest])
         positions = there.positions.double().view(-1, n, 3)
-        moved = positions - vectors + centre[:, None] + turned  # from the first atom of the molecule, by the images that are nearest to it
+        moved = positions - off + turned
         return there.replace(positions=torch.where(inside[:, :, None], moved, positions).view(-1, 3).to(there.dtype))
-
-
-def _first(molecule: Tensor) -> Tensor:
-    """The first atom of each molecule, shape (n_molecules,)."""
-    atoms = torch.arange(len(molecule), device=molecule.device)
-    return atoms.new_full((int(molecule.max()) + 1,), len(molecule)).scatter_reduce(0, molecule, atoms, "amin")
-
-
-def _from_first(batch: AtomsBatch, molecule: Tensor) -> Tensor:
-    """Vectors to each atom from the first of its molecule, shape (n_systems, n_atoms, 3)."""
-    return pair_vectors(batch, torch.stack([_first(molecule)[molecule], torch.arange(len(molecule), device=molecule.device)]))
 
 
 def _turns(moments: Tensor) -> Tensor:

@@ -60,6 +60,36 @@ def pair_distances(batch: AtomsBatch, pairs: Tensor) -> Tensor:
     return pair_vectors(batch, pairs).norm(dim=2)
 
 
+def first_atoms(unit: Tensor) -> Tensor:
+    """The first atom of each molecule, int64, shape (n,), of the molecule of each atom, numbered from 0, shape (n_atoms,)."""
+    atoms = torch.arange(len(unit), device=unit.device)
+    return atoms.new_full((int(unit.max()) + 1,), len(unit)).scatter_reduce(0, unit, atoms, "amin")
+
+
+def molecule_vectors(batch: AtomsBatch, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors from the first atom of each molecule to its atoms, and to its centre of mass.
+
+    A molecule may lie across the faces of its cell: its atoms are taken where they are nearest to its first one, which is right for
+    molecules that reach less than half the width of the cell from there. For longer distances see `pair_vectors`.
+
+    Parameters
+    ----------
+    batch : AtomsBatch
+        Systems of one size.
+    unit : Tensor of int64, shape (n_atoms_of_a_system,)
+        The molecule of each atom, numbered from 0.
+
+    Returns
+    -------
+    vectors : Tensor of float64, shape (n_systems, n_atoms_of_a_system, 3), in Å
+    centres : Tensor of float64, shape (n_systems, n_molecules, 3), in Å
+    """
+    vectors = pair_vectors(batch, torch.stack([first_atoms(unit)[unit], torch.arange(len(unit), device=unit.device)]))
+    masses, n = batch.masses.double().view(batch.n_systems, -1, 1), int(unit.max()) + 1
+    sums = (x.new_zeros((batch.n_systems, n, x.shape[2])).index_add(1, unit, x) for x in (masses * vectors, masses))
+    return vectors, torch.div(*sums)
+
+
 def bond_angles(batch: AtomsBatch, chains: Tensor) -> Tensor:
     """Angles at the second of three atoms in every system, some systems at a time; bonds by the nearest image, see `pair_vectors`.
 

@@ -9,7 +9,7 @@ from ase.symbols import Symbols
 from torch import Tensor
 
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.geometry import in_parts, nearest_images, pair_vectors
+from stabie_ase.structures.geometry import first_atoms, in_parts, molecule_vectors, nearest_images
 from stabie_ase.structures.topology import Groups, Topology
 
 
@@ -97,8 +97,7 @@ def _around(batch: AtomsBatch, unit: Tensor, choose: Callable[[Tensor], Tensor])
 def centre_distances(batch: AtomsBatch, unit: Tensor) -> Tensor:
     """Distances between the centres of mass of molecules by the nearest image, float64, in Å.
 
-    A molecule may lie across the faces of its cell: its atoms are taken where they are nearest to its first one, which is right for
-    molecules that reach less than half the width of the cell from there. For longer distances see `pair_vectors`.
+    A molecule may lie across the faces of its cell, see `molecule_vectors`. For longer distances see `pair_vectors`.
 
     Parameters
     ----------
@@ -112,12 +111,8 @@ def centre_distances(batch: AtomsBatch, unit: Tensor) -> Tensor:
     Tensor, shape (n_systems, n, n)
         Infinite where a position is not finite.
     """
-    n, atoms = int(unit.max()) + 1, torch.arange(len(unit), device=batch.device)
-    first = atoms.new_full((n,), len(unit)).scatter_reduce(0, unit, atoms, "amin")
-    masses = batch.masses.double().view(batch.n_systems, -1, 1)
-    moments = masses * pair_vectors(batch, torch.stack([first[unit], atoms]))
-    sums = (x.new_zeros((batch.n_systems, n, x.shape[2])).index_add(1, unit, x) for x in (moments, masses))
-    centres = batch.positions.double().view(batch.n_systems, -1, 3)[:, first] + torch.div(*sums)
+    _, from_first = molecule_vectors(batch, unit)
+    n, centres = from_first.shape[1], batch.positions.double().view(batch.n_systems, -1, 3)[:, first_atoms(unit)] + from_first
     vectors = (centres[:, None] - centres[:, :, None]).flatten(1, 2)
     vectors = nearest_images(vectors, batch) if bool(batch.pbc.any()) else vectors
     return vectors.norm(dim=2).nan_to_num(nan=torch.inf).view(batch.n_systems, n, n)
