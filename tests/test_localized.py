@@ -12,7 +12,7 @@ from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from stabie_ase.boltzmann import WHOLE, Estimator, Samples, StatePoint, accumulate_gradient, choose_grouping, grouping_from
+from stabie_ase.boltzmann import WHOLE, Estimator, Samples, StatePoint, accumulate_gradient, choose_grouping, grouping, grouping_from
 from stabie_ase.boltzmann.gradient import energy_change, group_energies, with_group_energies
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.observables import BondLengths, Observable, RadialDistribution, Target, observables_from
@@ -336,12 +336,13 @@ def gas(n_frames=24):
     return reference_of(frames)
 
 
-def loop(estimator, update="natural"):
+def loop(estimator, update="natural", **changes):
     """On a potential whose bonds are far too soft."""
     reference, potential = gas(), Morse(1.0, 1.2, 1.5, CUTOFF)
     setting = Setting(reference.frames, 600.0)
-    options = {} if estimator is None else {"estimator": estimator}
-    config = tiny.config(replicas=6, sample_every_fs=10.0, force_error_bound=100.0, energy_error_bound=100.0, update=update, **options)
+    options = changes if estimator is None else {"estimator": estimator, **changes}
+    options = {"sample_every_fs": 10.0, **options}
+    config = tiny.config(replicas=6, force_error_bound=100.0, energy_error_bound=100.0, update=update, **options)
     return TrainingLoop.from_reference(
         potential, reference, observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting), config
     )
@@ -373,6 +374,15 @@ def test_training_on_groups(estimator, update):
     assert last["n_samples"] % DIMERS == 0 and last["n_samples"] > 6 * DIMERS and np.isfinite(last["observable_loss"])
     assert 0.0 < last.get("ess_fraction", 0.5) < 1.0
     assert torch.equal(*ends) and not torch.equal(ends[0], torch.tensor([1.0, 1.2, 1.5]).double())
+
+
+def test_drawn_samples_serve_as_long_as_others(monkeypatch):
+    """What counts is what a step has left of their effective number, which favours and weights make small from the beginning."""
+    monkeypatch.setattr(grouping, "MOST_CONDITIONAL", 32)
+    training = loop("conditional", updates_per_window=3, observable_weight=1e-3, sample_every_fs=2.0)
+    while not (record := training.step()[0]).get("updates"):
+        pass
+    assert record["n_samples"] > 256 and training.progress.updates == 3 and 0.9 < record["ess_fraction"] < 1.0
 
 
 def test_a_liquid_that_fails_needs_no_sound_replicas_beside_it():

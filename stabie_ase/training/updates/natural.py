@@ -86,6 +86,9 @@ class _Found:
         Frames that are stable.
     change : Tensor of float64, shape (n_groups,)
         Energies of its samples by the present potential beside those by the one that drove the dynamics, in eV.
+    effective : float
+        Effective number of its samples before any change. Those that were drawn to favour rare ones, or count alike by replicas, are
+        fewer than there are from the beginning.
     """
 
     condition: Condition
@@ -94,6 +97,7 @@ class _Found:
     estimate: Estimate
     sound: AtomsBatch
     change: Tensor
+    effective: float
 
     def raised(self, change: Tensor) -> float:
         """By how many k_B T what is to become rarer has risen beside what is to become more common, from now to another `change`.
@@ -226,7 +230,8 @@ class NaturalGradient(UpdateRule):
         for part, targets in samples.by_energies(self._weighted(condition.targets, stable)):
             estimate = estimator(part, targets)
             estimate = replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
-            found.append(_Found(condition, estimator, targets, estimate, stable.frames, torch.zeros_like(estimate.weights)))
+            change, effective = torch.zeros_like(estimate.weights), estimate.effective_samples
+            found.append(_Found(condition, estimator, targets, estimate, stable.frames, change, effective))
         return found
 
     def _weighted(self, targets: Sequence[Target], stable: Samples) -> list[Target]:
@@ -339,5 +344,5 @@ def _noise(here: Tensor, known: Tensor, samples: Samples) -> Tensor:
 
 
 def _ess(estimates: list[_Found]) -> float:
-    """The smallest effective fraction of the samples of any condition."""
-    return min(found.estimate.effective_samples / len(found.estimate.samples) for found in estimates)
+    """What changes of energies have left of the effective number of samples, of the condition where that is least."""
+    return min(found.estimate.effective_samples / found.effective for found in estimates)
