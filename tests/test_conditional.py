@@ -206,6 +206,16 @@ def test_the_gradient_is_exact_where_molecules_are_independent(n_frames):
         np.testing.assert_allclose(found[:, 1], 0.0, atol=1e-12)  # how energies are parted among atoms is no matter of dynamics
 
 
+def test_halves_are_drawn_from_apart():
+    """Each of two halves that are held against one another has the weight of all of its samples."""
+    samples = samples_of(stretched(1, 3.0, 100), CONFORMERS)
+    target = Target(Stretch(), samples.values["stretch"].mean(dim=0) - 0.5)
+    found = Estimator(StatePoint(T), cross_fit=True, drawn=64)(samples, [target]).samples
+    assert len(found) == 64
+    for k in (0, 1):
+        assert float(found.log_weights[found.half(k)].exp().sum()) == pytest.approx(int(samples.half(k).sum()))
+
+
 def test_own_energies_of_molecules_follow_how_energies_are_parted():
     """Which is why there are conditional ones: a step may move energies from molecules to their neighbours, and nothing else."""
     frames = stretched(3, 3.0, 50)

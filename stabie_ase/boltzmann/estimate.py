@@ -153,7 +153,7 @@ class Estimator:
             near = winsorized(near, targets, residuals[0][1])
         if self.drawn is not None and change is None and len(near) > self.drawn:
             off = in_a_row(near, targets) @ torch.stack([residual for _, residual in residuals]).mean(dim=0)
-            near = near.favouring(off, self.drawn, seed=0)
+            near = near.favouring(off, self.drawn, seed=0, apart=near.half(1) if self.cross_fit else None)
         return self.reweighted(Estimate(means, losses, near, mean.new_zeros(0), math.nan, residuals), targets, change)
 
     def _mean(self, samples: Samples, values: Tensor, energy_change: Tensor | None, half: int | None = None) -> Tensor:

@@ -125,7 +125,7 @@ class Samples:
         whole = len(self) == self.frames.n_systems and torch.equal(self.groups.group, self.frames.system)
         return None if whole else self.groups
 
-    def favouring(self, deviation: Tensor, n: int, seed: int, n_bins: int = 10) -> Samples:
+    def favouring(self, deviation: Tensor, n: int, seed: int, n_bins: int = 10, apart: Tensor | None = None) -> Samples:
         """Some of the groups, rare deviations among them as often as common ones, and weights that make good for it.
 
         The range of deviations is cut into bins of one width, and as many groups are drawn of each as there are to be had (Raja et al.,
@@ -140,6 +140,9 @@ class Samples:
             Groups to be drawn.
         seed : int
         n_bins : int
+        apart : Tensor of bool, shape (n_groups,), optional
+            Which groups have bins of their own. Of halves that were drawn from as one, neither has the number of each bin that the weights
+            are of.
 
         Returns
         -------
@@ -152,6 +155,8 @@ class Samples:
             More groups than there are, or fewer than bins that hold any.
         """
         bins = _bins(deviation.double(), n_bins)
+        if apart is not None:
+            bins, n_bins = bins + n_bins * apart, 2 * n_bins
         sizes = torch.bincount(bins, minlength=n_bins)
         if not int((sizes > 0).sum()) <= n <= len(self):
             raise ValueError(
