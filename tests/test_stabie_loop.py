@@ -294,7 +294,7 @@ def test_without_the_observable_no_dynamics_are_run():
 @pytest.mark.parametrize("within", [False, True])
 def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator(within, monkeypatch):
     """The change of the weights against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample, of all or within trajectories."""
-    monkeypatch.setattr(natural, "_is_noise", lambda info: False)  # so few samples are
+    monkeypatch.setattr(natural, "is_noise", lambda known: False)  # so few samples are
     changes = {"observable_weight": 1e-3, "natural_iterations": 0, "near_factor": 1.5, "within_trajectories": within, "winsorized": False}
     training, before, trajectory = learned(qm_steps=0, **changes)
     potential, config = tiny.model(), training.config
@@ -306,7 +306,7 @@ def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator(with
     stable = (severity <= 1.0).nonzero()[:, 0]
     assert 0 < len(stable) < len(values)
     known = torch.cat([target.observable(AtomsBatch.from_atoms(training.pools[0].condition.starts)), values[stable]])
-    loss_weights = fluctuation_weights(known, target.observable.measure, config.estimator.fluctuation_floor)
+    loss_weights = fluctuation_weights(known, target.observable.measure, config.fluctuation_floor(whole=True))
     residual = 2.0 * loss_weights * (values.mean(dim=0) - target.value)
     near = (severity <= config.estimator.near_factor).nonzero()[:, 0]
     assert len(stable) < len(near) < len(values)

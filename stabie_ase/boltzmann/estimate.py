@@ -41,6 +41,8 @@ class Estimate:
         Kish's effective number of these, 1 / Σ p_i².
     residuals : list of (int or None, Tensor of shape (Σ width,))
         ∂L/∂ḡ of all targets in a row, and the half of the replicas whose covariance it meets.
+    all_samples : Samples
+        Those that these were drawn from; the same ones where none were drawn.
     stress_weights : Tensor of float64, shape (n_frames, 3, 3), or None
         s_i of stresses σ_i (eV/Å³), whose ∇_θ Σ_i s_i·σ_i belongs to the gradient; None where no observable is made of them.
     """
@@ -51,6 +53,7 @@ class Estimate:
     weights: Tensor
     effective_samples: float
     residuals: list[tuple[int | None, Tensor]]
+    all_samples: Samples
     stress_weights: Tensor | None = None
 
     @property
@@ -151,10 +154,11 @@ class Estimator:
             near = near.within(self.near)
         if self.winsorized:
             near = winsorized(near, targets, residuals[0][1])
+        there = near
         if self.drawn is not None and change is None and len(near) > self.drawn:
             off = in_a_row(near, targets) @ torch.stack([residual for _, residual in residuals]).mean(dim=0)
             near = near.favouring(off, self.drawn, seed=0, apart=near.half(1) if self.cross_fit else None)
-        return self.reweighted(Estimate(means, losses, near, mean.new_zeros(0), math.nan, residuals), targets, change)
+        return self.reweighted(Estimate(means, losses, near, mean.new_zeros(0), math.nan, residuals, there), targets, change)
 
     def _mean(self, samples: Samples, values: Tensor, energy_change: Tensor | None, half: int | None = None) -> Tensor:
         """ḡ of all samples, or of those of half of the replicas, shape (Σ d,)."""
@@ -196,7 +200,7 @@ class Estimator:
                 explicit = explicit_weights(near, targets, residual, p / n)
                 weights = weights + explicit[0]
                 stress = explicit[1] if stress is None or explicit[1] is None else stress + explicit[1]
-        return Estimate(estimate.means, estimate.losses, near, weights, effective, estimate.residuals, stress)
+        return replace(estimate, weights=weights, effective_samples=effective, stress_weights=stress)
 
 
 def residual_of(mean: Tensor, targets: Sequence[Target]) -> Tensor:

@@ -62,7 +62,8 @@ def projection(
         φ_i = λ·[-β ((g_i - ḡ) (u_i - ū) - Cov(g, u)) + h_i - ⟨h⟩] + (g_i - ḡ)·(∂λ/∂ḡ) D,
 
     and as frames of one replica are correlated while replicas are not, the variance is R/(R - 1) Σ_r (Σ_{i∈r} φ_i / N)² over the R
-    replicas. On a gradient's own direction the value is its length, which noise alone makes positive.
+    replicas. Where samples were drawn from more, the last term is of all of these: so are ḡ and λ. On a gradient's own direction the
+    value is its length, which noise alone makes positive.
 
     Parameters
     ----------
@@ -85,28 +86,40 @@ def projection(
     """
     samples, beta = estimate.samples, point.beta
     u, h = _derivatives(potential, samples, targets, direction)
-    p = torch.ones_like(u) if samples.log_weights is None else samples.log_weights.exp()
-    p = p / total(p.sum())
-    values = in_a_row(samples, targets)
+    p, values = _probabilities(samples), in_a_row(samples, targets)
     mean, mean_u, mean_h = (total(p @ x) for x in (values, u, h))
-    centred, off = values - mean, u - mean_u
-    compared = centred
+    compared, off = values - mean, u - mean_u
     if strata is not None:
         compared = values - stratum_means(values, p, strata)
         off = (u - stratum_means(u, p, strata)) * bessel_of(p, strata)
     slope = -beta * total((p * off) @ compared) + mean_h
+    residual = torch.stack([residual for _, residual in estimate.residuals]).mean(dim=0)
+    known, shares = in_a_row(estimate.all_samples, targets), _probabilities(estimate.all_samples)
+    known_mean = total(shares @ known)
     with torch.enable_grad():
-        at = mean.detach().requires_grad_()
+        at = known_mean.detach().requires_grad_()
         along = residual_of(at, targets) @ slope
     curvature = torch.autograd.grad(along, at)[0]
-    residual = torch.stack([residual for _, residual in estimate.residuals]).mean(dim=0)
-    influence = p * ((-beta * off[:, None] * compared + h - slope) @ residual + centred @ curvature)
-    replica = samples.replica[samples.groups.system]
-    sums = torch.zeros(int(replica.max()) + 1 if len(replica) else 0, dtype=torch.float64, device=u.device).index_add(0, replica, influence)
-    present = torch.bincount(replica, minlength=len(sums)) > 0
-    n = int(total(present.sum()))
+    sums = _by_replica(samples, p * ((-beta * off[:, None] * compared + h - slope) @ residual))
+    others = _by_replica(estimate.all_samples, shares * ((known - known_mean) @ curvature))
+    n = int(total((torch.bincount(estimate.all_samples.replica) > 0).sum()))
+    sums = others.index_add(0, torch.arange(len(sums), device=sums.device), sums)
     squares = float(total(sums.square().sum()))
     return Projection(float(residual @ slope), (squares * n / (n - 1)) ** 0.5 if n > 1 else float("nan"))
+
+
+def _probabilities(samples: Samples) -> Tensor:
+    """p of each, shape (n_groups,)."""
+    p = torch.ones(len(samples), dtype=torch.float64, device=samples.severity.device)
+    p = p if samples.log_weights is None else samples.log_weights.exp()
+    return p / total(p.sum())
+
+
+def _by_replica(samples: Samples, influence: Tensor) -> Tensor:
+    """Sums over what is of each replica, up to the last that there is."""
+    replica = samples.replica[samples.groups.system]
+    sums = torch.zeros(int(replica.max()) + 1 if len(replica) else 0, dtype=torch.float64, device=influence.device)
+    return sums.index_add(0, replica, influence)
 
 
 def _derivatives(

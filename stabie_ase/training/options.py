@@ -115,9 +115,10 @@ class EstimatorOptions:
     near_factor: float = option(
         4.0, "the energies of frames beyond this many times a criterion's tolerance are not changed for the observable", 1.0, 1e6
     )
-    fluctuation_floor: float = option(
-        1e-4,
-        "a bin counts by the inverse of its variance in stable frames plus this fraction of the mean variance; 1e6: all bins alike",
+    fluctuation_floor: float | None = option(
+        None,
+        "a bin counts by the inverse of its variance in stable frames plus this fraction of the mean variance; 1e6: all bins alike; if not "
+        "given 1e-4 of whole systems and 3e-3 of groups of their atoms",
         1e-9,
         1e9,
     )
@@ -322,6 +323,11 @@ class FinetuneOptions:
         """Whether samples are compared within their trajectories, of whole systems or of groups of their atoms."""
         given = self.estimator.within_trajectories
         return not (whole or self.winsorized) if given is None else given
+
+    def fluctuation_floor(self, whole: bool) -> float:
+        """The least variance of a bin beside the mean one; of a molecule what is rare and what never is are not so far apart."""
+        given = self.estimator.fluctuation_floor
+        return (1e-4 if whole else 3e-3) if given is None else given
 
     @property
     def winsorized(self) -> bool:

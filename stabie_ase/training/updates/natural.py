@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights, of_present
+from stabie_ase.boltzmann import Estimator, Samples, accumulate, fluctuation_weights, of_present
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
 from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
-from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
+from stabie_ase.observables.averages import linearised
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.system.processes import sum_gradients, total
+from stabie_ase.system.processes import sum_gradients
 from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import energy_offset, minibatch
 from stabie_ase.training.schedule import STABILITY
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
 from stabie_ase.training.updates.direction import natural_direction
+from stabie_ase.training.updates.found import Found, ess_fraction, is_noise, squared_errors
 from stabie_ase.training.updates.label_steps import LabelSteps
 from stabie_ase.training.updates.lifted import Lifted
 
@@ -45,7 +45,7 @@ what it spoils with the square of that.
 """
 
 MAX_RAISE_KT, TOLD_KT = 5.0, 1.0
-"""How far one step lifts what is to become rarer at most, see `_Found.raised`, in k_B T; and how far all steps on one window's samples have
+"""How far one step lifts what is to become rarer at most, see `Found.raised`, in k_B T; and how far all steps on one window's samples have
 lifted it when they end.
 
 Where failures are much rarer already, what is left to be seen in the samples is noise, and following it spoils forces for nothing. Holes
@@ -70,50 +70,6 @@ by 5 kT: forces +0.5 %, after a run of 60 +0.7 %, after one of 240 more +0.2 % a
 
 MAX_LIFTED = 32
 """Windows whose frames are held."""
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What the samples of a condition have told.
-
-    Attributes
-    ----------
-    condition : Condition
-    estimator : Estimator
-    targets : list of Target
-    estimate : Estimate
-    sound : AtomsBatch
-        Frames that are stable.
-    change : Tensor of float64, shape (n_groups,)
-        Energies of its samples by the present potential beside those by the one that drove the dynamics, in eV.
-    effective : float
-        Effective number of its samples before any change. Those that were drawn to favour rare ones, or count alike by replicas, are
-        fewer than there are from the beginning.
-    """
-
-    condition: Condition
-    estimator: Estimator
-    targets: list[Target]
-    estimate: Estimate
-    sound: AtomsBatch
-    change: Tensor
-    effective: float
-
-    def raised(self, change: Tensor) -> float:
-        """By how many k_B T what is to become rarer has risen beside what is to become more common, from now to another `change`.
-
-        That is samples of w_i < 0 and w_i > 0; each counts by w_i², so that the few far off are not lost among the many that fluctuate. One
-        that was drawn for v_i others counts as many times by (w_i/v_i)².
-        """
-        estimate = self.estimate
-        rarer, squares = estimate.weights < 0.0, estimate.weights.square()
-        if self.estimator.drawn is not None and estimate.samples.log_weights is not None:
-            squares = squares / estimate.samples.log_weights.exp()
-        rise = squares * self.condition.point.beta * (change - self.change)
-        # Of all processes: each takes the same step.
-        sums = [x[part].sum() for x in (rise, squares) for part in (rarer, ~rarer)]
-        up, down, n_up, n_down = total(torch.stack(sums)).tolist()
-        return up / n_up - down / n_down if n_up > 0.0 and n_down > 0.0 else 0.0
 
 
 class NaturalGradient(UpdateRule):
@@ -145,9 +101,10 @@ class NaturalGradient(UpdateRule):
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
             if direction is None:
+                estimates = estimates if info.figures else self._telling(estimates)
                 self._collect(estimates)
                 info.figures = info.figures or self._known(estimates)
-                if config.goal == STABILITY and _is_noise(info):
+                if config.goal == STABILITY and is_noise(info.figures):
                     info.growth = info.growth or work.accuracy.measure(work.potential)
                     break
                 direction = self._direction(estimates)
@@ -162,7 +119,7 @@ class NaturalGradient(UpdateRule):
                 following, direction, lifted = [self._reweighted(found) for found in estimates], None, stepped
                 raised += max(was.raised(now.change) for was, now in zip(estimates, following))
                 estimates = following
-                told = raised > TOLD_KT or not _ess(estimates) >= config.estimator.min_ess_fraction
+                told = raised > TOLD_KT or not ess_fraction(estimates) >= config.estimator.min_ess_fraction
             else:
                 # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
                 # window would be this one again, with the same weights from the same start.
@@ -174,7 +131,7 @@ class NaturalGradient(UpdateRule):
         self.lifted = [*self.lifted, *lifted][-MAX_LIFTED:]
         info.figures |= {
             "observable_loss": sum(found.estimate.loss for found in estimates),
-            "ess_fraction": _ess(estimates),
+            "ess_fraction": ess_fraction(estimates),
             "raised_kT": raised,
             "balance": self.balance,
             "force_mae_eV_per_A": info.growth.force_mae,
@@ -183,7 +140,7 @@ class NaturalGradient(UpdateRule):
         }
         return info
 
-    def _lifted(self, estimates: list[_Found]) -> list[Lifted]:
+    def _lifted(self, estimates: list[Found]) -> list[Lifted]:
         """What is to be held of a step."""
         potential = self.work.potential
         offset = energy_offset(potential, self.work.some_labelled())
@@ -215,7 +172,7 @@ class NaturalGradient(UpdateRule):
                 break
         return growth
 
-    def _found(self, condition: Condition, samples: Samples) -> list[_Found]:
+    def _found(self, condition: Condition, samples: Samples) -> list[Found]:
         """The estimate of a window, or one for each kind of energies (`Samples.by_energies`); none where too little of it is near."""
         config = self.work.config
         near = samples.within(config.estimator.near_factor)
@@ -227,41 +184,53 @@ class NaturalGradient(UpdateRule):
         drawn = condition.grouping.drawn
         estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, within, config.winsorized, drawn)
         stable, found = near.within(1.0), []
-        for part, targets in samples.by_energies(self._weighted(condition.targets, stable)):
+        for part, targets in samples.by_energies(self._weighted(condition, stable)):
             estimate = estimator(part, targets)
             estimate = replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
             change, effective = torch.zeros_like(estimate.weights), estimate.effective_samples
-            found.append(_Found(condition, estimator, targets, estimate, stable.frames, change, effective))
+            found.append(Found(condition, estimator, targets, estimate, stable.frames, change, effective))
         return found
 
-    def _weighted(self, targets: Sequence[Target], stable: Samples) -> list[Target]:
+    def _telling(self, estimates: list[Found]) -> list[Found]:
+        """Those whose own gradients are longer than their standard errors: others cost forces for nothing. All if none is."""
+        if len(estimates) < 2 or self.work.config.goal != STABILITY:
+            return estimates
+        kept = []
+        for found in estimates:
+            self._collect([found])
+            if not is_noise(self._known([found])):
+                kept.append(found)
+        return kept or estimates
+
+    def _weighted(self, condition: Condition, stable: Samples) -> list[Target]:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
 
         A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise. By chance sound
         replicas are as far off by every observable, whatever its unit, as by the first: Σ_k c_k σ_k² with the standard errors σ_k of their
         means. What is slow, as the structure of a liquid is, is known worse than what is fast, and counts for less.
         """
-        weighted, typical, floor = [], [], self.work.config.estimator.fluctuation_floor
-        for target in targets:
+        weighted, typical, floor = [], [], self.work.config.fluctuation_floor(condition.grouping.whole)
+        for target in condition.targets:
             here = stable.values[target.observable.name].to(target.value)
             known = here if target.samples is None else torch.cat([target.samples, here])
             mean, statistic = known.mean(dim=0), target.observable.statistic
             known = linearised(statistic, mean, known)
             by_errors = target.components  # a curve that tells its errors
             components = fluctuation_weights(known, target.measure, floor).to(target.value) if by_errors is None else by_errors
-            typical.append(float((components * _noise(linearised(statistic, mean, here), known, stable)).sum()) if len(known) else 0.0)
+            errors = squared_errors(linearised(statistic, mean, here), known, stable) if len(known) else components.new_zeros(())
+            typical.append(float((components * errors).sum()))
             scale = typical[0] / typical[-1] if min(typical[0], typical[-1]) > 0 else 1.0
             weighted.append(replace(target, components=components * scale))
         return weighted
 
-    def _reweighted(self, found: _Found) -> _Found:
+    def _reweighted(self, found: Found) -> Found:
         potential, targets = self.work.potential, found.targets
         change = energy_change(potential, found.estimate.samples)
         samples = of_present(potential, found.estimate.samples, [target.observable for target in targets])
         estimate = found.estimator.reweighted(replace(found.estimate, samples=samples), targets, change)
         return replace(found, estimate=estimate, change=change)
 
-    def _collect(self, estimates: list[_Found]) -> None:
+    def _collect(self, estimates: list[Found]) -> None:
         """The gradient for the observables, into the parameters."""
         potential = self.work.potential
         self.steps.optimizer.zero_grad()
@@ -269,7 +238,7 @@ class NaturalGradient(UpdateRule):
             accumulate(potential, found.estimate)
         sum_gradients(potential.parameters())
 
-    def _direction(self, estimates: list[_Found]) -> tuple[list[Tensor], float]:
+    def _direction(self, estimates: list[Found]) -> tuple[list[Tensor], float]:
         """Where to go by the gradient that the parameters hold, and how far that changes forces."""
         work, config = self.work, self.work.config
         sound = [work.labelled.batch, *{id(found.sound): found.sound for found in estimates}.values()]
@@ -277,7 +246,7 @@ class NaturalGradient(UpdateRule):
         squares, iterations = self.steps.squares(), config.update.natural_iterations
         return natural_direction(work.potential, frames, work.loss, iterations, squares=squares, unseen=others)
 
-    def _known(self, estimates: list[_Found]) -> dict[str, float]:
+    def _known(self, estimates: list[Found]) -> dict[str, float]:
         """The length of the gradient that the parameters hold, and its standard error."""
         own = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.work.potential.parameters()]
         length = sum(float(part.double().square().sum()) for part in own) ** 0.5
@@ -306,7 +275,7 @@ class NaturalGradient(UpdateRule):
             p.sub_((length * part).to(p.dtype))
 
     @torch.no_grad()
-    def _shorten(self, before: dict[str, Tensor], estimates: list[_Found]) -> float:
+    def _shorten(self, before: dict[str, Tensor], estimates: list[Found]) -> float:
         """The step from some parameters to the present ones no longer than it takes to lift failures; the part of it that is left."""
         potential = self.work.potential
         raised = max(found.raised(energy_change(potential, found.estimate.samples)) for found in estimates)
@@ -326,23 +295,3 @@ class NaturalGradient(UpdateRule):
         self.steps.restore(state)
         self.balance = state["balance"]
         self.lifted = [Lifted.restored(x, self.work.potential.device) for x in state["lifted"]]
-
-
-def _is_noise(info: UpdateInfo) -> bool:
-    """Whether a gradient is shorter than its standard error."""
-    known = info.figures
-    return known.get("gradient_norm", math.inf) < known.get("gradient_norm_error", 0.0)
-
-
-def _noise(here: Tensor, known: Tensor, samples: Samples) -> Tensor:
-    """Squares of the standard errors of the mean of some samples, shape (d,); of few replicas the variances of all that is known."""
-    replica = samples.replica[samples.groups.system].unique(return_inverse=True)[1]
-    n = int(replica.max()) + 1 if len(replica) else 0
-    cells = SlicedMeans.collect(here, replica, torch.zeros_like(replica), n, 1)
-    errors = jackknife_errors(cells.sums[:, 0], cells.counts)
-    return known.var(dim=0, correction=0) if errors is None else errors.to(known).square()
-
-
-def _ess(estimates: list[_Found]) -> float:
-    """What changes of energies have left of the effective number of samples, of the condition where that is least."""
-    return min(found.estimate.effective_samples / found.effective for found in estimates)

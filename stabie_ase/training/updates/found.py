@@ -1,0 +1,79 @@
+"""What the samples of a window have told, and how much that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stabie_ase.boltzmann import Estimate, Estimator, Samples
+from stabie_ase.observables import Target
+from stabie_ase.observables.averages import SlicedMeans, jackknife_errors
+from stabie_ase.structures.batch import AtomsBatch
+from stabie_ase.system.processes import total
+from stabie_ase.training.condition import Condition
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the samples of a condition have told.
+
+    Attributes
+    ----------
+    condition : Condition
+    estimator : Estimator
+    targets : list of Target
+    estimate : Estimate
+    sound : AtomsBatch
+        Frames that are stable.
+    change : Tensor of float64, shape (n_groups,)
+        Energies of its samples by the present potential beside those by the one that drove the dynamics, in eV.
+    effective : float
+        Effective number of its samples before any change. Those that were drawn to favour rare ones, or count alike by replicas, are
+        fewer than there are from the beginning.
+    """
+
+    condition: Condition
+    estimator: Estimator
+    targets: list[Target]
+    estimate: Estimate
+    sound: AtomsBatch
+    change: Tensor
+    effective: float
+
+    def raised(self, change: Tensor) -> float:
+        """By how many k_B T what is to become rarer has risen beside what is to become more common, from now to another `change`.
+
+        That is samples of w_i < 0 and w_i > 0; each counts by w_i², so that the few far off are not lost among the many that fluctuate. One
+        that was drawn for v_i others counts as many times by (w_i/v_i)².
+        """
+        estimate = self.estimate
+        rarer, squares = estimate.weights < 0.0, estimate.weights.square()
+        if self.estimator.drawn is not None and estimate.samples.log_weights is not None:
+            squares = squares / estimate.samples.log_weights.exp()
+        rise = squares * self.condition.point.beta * (change - self.change)
+        # Of all processes: each takes the same step.
+        sums = [x[part].sum() for x in (rise, squares) for part in (rarer, ~rarer)]
+        up, down, n_up, n_down = total(torch.stack(sums)).tolist()
+        return up / n_up - down / n_down if n_up > 0.0 and n_down > 0.0 else 0.0
+
+
+def is_noise(known: dict[str, float]) -> bool:
+    """Whether a gradient is shorter than its standard error."""
+    return known.get("gradient_norm", math.inf) < known.get("gradient_norm_error", 0.0)
+
+
+def squared_errors(here: Tensor, known: Tensor, samples: Samples) -> Tensor:
+    """Squares of the standard errors of the mean of some samples, shape (d,); of few replicas the variances of all that is known."""
+    replica = samples.replica[samples.groups.system].unique(return_inverse=True)[1]
+    n = int(replica.max()) + 1 if len(replica) else 0
+    cells = SlicedMeans.collect(here, replica, torch.zeros_like(replica), n, 1)
+    errors = jackknife_errors(cells.sums[:, 0], cells.counts)
+    return known.var(dim=0, correction=0) if errors is None else errors.to(known).square()
+
+
+def ess_fraction(estimates: list[Found]) -> float:
+    """What changes of energies have left of the effective number of samples, of the condition where that is least."""
+    return min(found.estimate.effective_samples / found.effective for found in estimates)
