@@ -206,6 +206,21 @@ def test_the_gradient_is_exact_where_molecules_are_independent(n_frames):
         np.testing.assert_allclose(found[:, 1], 0.0, atol=1e-12)  # how energies are parted among atoms is no matter of dynamics
 
 
+@pytest.mark.parametrize("drawn", [None, 64])
+def test_the_standard_error_is_the_scatter_of_gradients(drawn):
+    """Of 30 sets of frames; means are those of all samples and known as well as these tell, however few of them are drawn."""
+    target = Target(Stretch(), torch.tensor([0.7 * KT / 3.0], dtype=torch.float64))
+    one, potential = Conformers(CONFORMERS.molecule, CONFORMERS.shapes[:1]), Springs()
+    direction = [torch.ones_like(potential.stiffness), torch.zeros_like(potential.moved)]
+    found = []
+    for seed in range(30):
+        estimate = Estimator(StatePoint(T), drawn=drawn)(samples_of(stretched(seed, 3.0, 400), one), [target])
+        found.append(projection(potential, estimate, [target], StatePoint(T), direction))
+    values, errors = (np.array([getattr(part, name) for part in found]) for name in ("value", "error"))
+    # A variance of 30 has a relative error of 0.26.
+    assert values.std(ddof=1) ** 2 == pytest.approx((errors**2).mean(), rel=3 * 0.26)
+
+
 def test_halves_are_drawn_from_apart():
     """Each of two halves that are held against one another has the weight of all of its samples."""
     samples = samples_of(stretched(1, 3.0, 100), CONFORMERS)

@@ -336,15 +336,15 @@ def gas(n_frames=24):
     return reference_of(frames)
 
 
-def loop(estimator, update="natural", **changes):
+def loop(estimator, update="natural", observables="bond-length:C-C", **changes):
     """On a potential whose bonds are far too soft."""
     reference, potential = gas(), Morse(1.0, 1.2, 1.5, CUTOFF)
     setting = Setting(reference.frames, 600.0)
     options = changes if estimator is None else {"estimator": estimator, **changes}
-    options = {"sample_every_fs": 10.0, **options}
-    config = tiny.config(replicas=6, force_error_bound=100.0, energy_error_bound=100.0, update=update, **options)
+    options = {"sample_every_fs": 10.0, "replicas": 6, **options}
+    config = tiny.config(force_error_bound=100.0, energy_error_bound=100.0, update=update, **options)
     return TrainingLoop.from_reference(
-        potential, reference, observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting), config
+        potential, reference, observables_from(observables, setting), criteria_from("bonds:0.3", setting), config
     )
 
 
@@ -397,6 +397,24 @@ def test_a_liquid_that_fails_needs_no_sound_replicas_beside_it():
         learners[estimator] = (len(rows), int(failed[rows].sum()), int(failed.sum()))
     n, taught, n_failed = learners["molecules"]
     assert 0 < n == taught == n_failed < 6 == learners["global"][0]
+
+
+@pytest.mark.parametrize(("noisy", "kept"), [("rdf:C-C", [0]), ("bond-length:C-C", [1]), ("none", [0, 1]), ("both", [0, 1])])
+def test_a_gradient_that_is_noise_is_left_out(noisy, kept):
+    """Of two of one window, with energies of their own; both are followed if neither tells anything, and seen as one later."""
+    training = loop("conditional", observables="bond-length:C-C,rdf:C-C")
+    samples = []
+    training.rule.apply_, real = lambda windows: samples.append(windows) or real(windows), training.rule.apply_
+    while not samples:
+        training.step()
+    rule = loop("conditional", observables="bond-length:C-C,rdf:C-C").rule
+    known = rule._found(*samples[0][0])
+    names = [[target.observable.name for target in found.targets] for found in known]
+    assert names == [["bond-length:C-C"], ["rdf:C-C"]]
+    errors = {name: 2.0 if noisy in (name, "both") else 0.5 for (name,) in names}
+    rule._known = lambda at: {"gradient_norm": 1.0, "gradient_norm_error": errors[at[0].targets[0].observable.name]}
+    told = rule._telling(known)
+    assert len(told) == len(kept) and all(told[n] is known[k] for n, k in enumerate(kept))
 
 
 def test_updates_know_where_groups_came_from():

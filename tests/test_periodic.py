@@ -14,8 +14,8 @@ from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.stability import default_criteria
 from stabie_ase.structures.reference import read_reference, reference_energies
 from stabie_ase.structures.setting import Setting
-from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 ARGON = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "data" / "make_argon.py"))
 

@@ -17,8 +17,9 @@ from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, reference_energies
 from stabie_ase.system.options import BadOption, from_dict
 from stabie_ase.training.labels import LabelledFrames, QMLoss, energy_offset, force_errors_by_frame, minibatch, qm_errors, upper_limit
-from stabie_ase.training.options import DynamicsOptions, FinetuneOptions, PretrainOptions
+from stabie_ase.training.options import DynamicsOptions, FinetuneOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 
 def of_sizes(*sizes, seed=0):

@@ -31,8 +31,9 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import neighbor_list
 from stabie_ase.structures.reference import Reference, read_reference, reference_energies
 from stabie_ase.system.options import from_dict
-from stabie_ase.training.options import FinetuneOptions, PretrainOptions
+from stabie_ase.training.options import FinetuneOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 TEMPERATURE = 600.0
 BOND = 1.5

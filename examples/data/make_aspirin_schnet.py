@@ -14,8 +14,8 @@ from stabie_ase.potentials.checkpoint import save_potential
 from stabie_ase.potentials.family import families
 from stabie_ase.structures.reference import read_reference
 from stabie_ase.training.labels import LabelledFrames, qm_errors
-from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.structures.reference import interaction_energy, read_reference, reference_energies
 from stabie_ase.system.allocator import keep_freed_memory
 from stabie_ase.training.labels import LabelledFrames, QMLoss, qm_errors
-from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining, pretrain
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 
 def parsed():

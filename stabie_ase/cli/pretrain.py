@@ -9,7 +9,7 @@ from stabie_ase.cli.options import build, options_from, reference_option
 from stabie_ase.cli.progress import Terminal
 from stabie_ase.potentials.family import names
 from stabie_ase.system.files import check_new_file
-from stabie_ase.training.options import PretrainOptions
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 
 @main.command()

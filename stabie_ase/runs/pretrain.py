@@ -21,8 +21,8 @@ from stabie_ase.runs.monitor import Monitor
 from stabie_ase.runs.run import Live, Run
 from stabie_ase.structures.reference import Reference, read_reference
 from stabie_ase.system.options import BadOption
-from stabie_ase.training.options import PretrainOptions
 from stabie_ase.training.pretrain import Pretraining
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 SAVE_EVERY = 5.0
 """Seconds between two saved states: what ctrl-C or a crash may cost, and an epoch can be shorter than a disk's sync."""

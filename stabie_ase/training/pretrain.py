@@ -13,7 +13,7 @@ from torch import Tensor
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.reference import Reference
 from stabie_ase.training.labels import LabelledFrames, QMErrors, QMLoss, minibatch, qm_errors
-from stabie_ase.training.options import PretrainOptions
+from stabie_ase.training.pretrain_options import PretrainOptions
 
 
 class Pretraining:
