@@ -101,7 +101,8 @@ class NaturalGradient(UpdateRule):
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
             if direction is None:
-                estimates = estimates if info.figures else self._telling(estimates)
+                if not info.figures:
+                    estimates, info.figures = self._telling(estimates)
                 self._collect(estimates)
                 info.figures = info.figures or self._known(estimates)
                 if config.goal == STABILITY and is_noise(info.figures):
@@ -191,16 +192,19 @@ class NaturalGradient(UpdateRule):
             found.append(Found(condition, estimator, targets, estimate, stable.frames, change, effective))
         return found
 
-    def _telling(self, estimates: list[Found]) -> list[Found]:
-        """Those whose own gradients are longer than their standard errors: others cost forces for nothing. All if none is."""
+    def _telling(self, estimates: list[Found]) -> tuple[list[Found], dict[str, float]]:
+        """Those whose own gradients are longer than their standard errors, or all if none is, and what is known of theirs if it is one.
+
+        What tells nothing costs forces for nothing.
+        """
         if len(estimates) < 2 or self.work.config.goal != STABILITY:
-            return estimates
+            return estimates, {}
         kept = []
         for found in estimates:
             self._collect([found])
-            if not is_noise(self._known([found])):
-                kept.append(found)
-        return kept or estimates
+            if not is_noise(known := self._known([found])):
+                kept.append((found, known))
+        return [found for found, _ in kept] or estimates, kept[0][1] if len(kept) == 1 else {}
 
     def _weighted(self, condition: Condition, stable: Samples) -> list[Target]:
         """Deviations count in units of the fluctuations of all frames that are as they should be.
