@@ -60,6 +60,22 @@ class Found:
         return up / n_up - down / n_down if n_up > 0.0 and n_down > 0.0 else 0.0
 
 
+    def rarer(self, change: Tensor) -> float:
+        """Minus the logarithm of the factor by which what is to become rarer has become so, from now to another `change`.
+
+        -ln Σ p_i exp(-β ΔU_i), p_i ∝ |w_i| of samples of w_i < 0. Where some failures are lifted far and others are not it is small; their
+        mean rise is not.
+        """
+        weights, rise = self.estimate.weights, self.condition.point.beta * (change - self.change)
+        rarer = weights < 0.0
+        sums = [x[part].sum() for x in (weights.abs() * rise, weights.abs()) for part in (rarer, ~rarer)]
+        _, common, n_rarer, n_common = total(torch.stack(sums)).tolist()
+        if not (n_rarer > 0.0 and n_common > 0.0):
+            return 0.0
+        left = total((weights.abs() * torch.exp(common / n_common - rise))[rarer].sum())
+        return -float((left / n_rarer).log())
+
+
 def is_noise(known: dict[str, float]) -> bool:
     """Whether a gradient is shorter than its standard error."""
     return known.get("gradient_norm", math.inf) < known.get("gradient_norm_error", 0.0)

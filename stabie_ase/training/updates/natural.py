@@ -45,8 +45,8 @@ what it spoils with the square of that.
 """
 
 MAX_RAISE_KT, TOLD_KT = 5.0, 1.0
-"""How far one step lifts what is to become rarer at most, see `Found.raised`, in k_B T; and how far all steps on one window's samples have
-lifted it when they end.
+"""How far one step lifts what is to become rarer at most, see `Found.raised`, in k_B T; and how much rarer, see `Found.rarer`, it is when
+steps on one window's samples end.
 
 Where failures are much rarer already, what is left to be seen in the samples is noise, and following it spoils forces for nothing. Holes
 of a model that is far from right are deep: the demo's failures fell by 1.6 and 1.7 in seven minutes with 2 kT a step, by 3.5 with 5 kT, one
@@ -97,7 +97,7 @@ class NaturalGradient(UpdateRule):
         if not estimates:
             return info
         self.steps.calibrate()
-        raised, direction, lifted = 0.0, None, list[Lifted]()
+        raised, rarer, direction, lifted = 0.0, 0.0, None, list[Lifted]()
         for _ in range(config.update.updates_per_window):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
             if direction is None:
@@ -119,8 +119,9 @@ class NaturalGradient(UpdateRule):
             if info.growth.within(work.bounds):
                 following, direction, lifted = [self._reweighted(found) for found in estimates], None, stepped
                 raised += max(was.raised(now.change) for was, now in zip(estimates, following))
+                rarer += max(was.rarer(now.change) for was, now in zip(estimates, following))
                 estimates = following
-                told = raised > TOLD_KT or not ess_fraction(estimates) >= config.estimator.min_ess_fraction
+                told = rarer > TOLD_KT or not ess_fraction(estimates) >= config.estimator.min_ess_fraction
             else:
                 # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
                 # window would be this one again, with the same weights from the same start.
