@@ -325,7 +325,17 @@ class FinetuneOptions:
         return not (whole or self.winsorized) if given is None else given
 
     def fluctuation_floor(self, whole: bool) -> float:
-        """The least variance of a bin beside the mean one; of a molecule what is rare and what never is are not so far apart."""
+        """The least variance of a bin beside the mean one; of a molecule what is rare and what never is are not so far apart.
+
+        Parameters
+        ----------
+        whole : bool
+            Of whole systems, not of groups of their atoms.
+
+        Returns
+        -------
+        float
+        """
         given = self.estimator.fluctuation_floor
         return (1e-4 if whole else 3e-3) if given is None else given
 

@@ -48,6 +48,16 @@ class Found:
 
         That is samples of w_i < 0 and w_i > 0; each counts by w_i², so that the few far off are not lost among the many that fluctuate. One
         that was drawn for v_i others counts as many times by (w_i/v_i)².
+
+        Parameters
+        ----------
+        change : Tensor of float64, shape (n_groups,)
+            As the attribute, by the potential of now, in eV.
+
+        Returns
+        -------
+        float
+            Zero where nothing is to become rarer, or nothing more common.
         """
         estimate = self.estimate
         rarer, squares = estimate.weights < 0.0, estimate.weights.square()
@@ -65,6 +75,16 @@ class Found:
 
         -ln Σ p_i exp(-β ΔU_i), p_i ∝ |w_i| of samples of w_i < 0. Where some failures are lifted far and others are not it is small; their
         mean rise is not.
+
+        Parameters
+        ----------
+        change : Tensor of float64, shape (n_groups,)
+            As the attribute, by the potential of now, in eV.
+
+        Returns
+        -------
+        float
+            Zero where nothing is to become rarer, or nothing more common.
         """
         weights, rise = self.estimate.weights, self.condition.point.beta * (change - self.change)
         rarer = weights < 0.0
@@ -77,12 +97,35 @@ class Found:
 
 
 def is_noise(known: dict[str, float]) -> bool:
-    """Whether a gradient is shorter than its standard error."""
+    """Whether a gradient is shorter than its standard error.
+
+    Parameters
+    ----------
+    known : dict of str to float
+        "gradient_norm" and "gradient_norm_error" of it; empty where nothing is known.
+
+    Returns
+    -------
+    bool
+    """
     return known.get("gradient_norm", math.inf) < known.get("gradient_norm_error", 0.0)
 
 
 def squared_errors(here: Tensor, known: Tensor, samples: Samples) -> Tensor:
-    """Squares of the standard errors of the mean of some samples, shape (d,); of few replicas the variances of all that is known."""
+    """Squares of the standard errors of the mean of some samples; of few replicas the variances of all that is known.
+
+    Parameters
+    ----------
+    here : Tensor, shape (n_groups, d)
+        Values of the samples.
+    known : Tensor, shape (n, d)
+        Those and values of the reference.
+    samples : Samples
+
+    Returns
+    -------
+    Tensor of float64, shape (d,)
+    """
     replica = samples.replica[samples.groups.system].unique(return_inverse=True)[1]
     n = int(replica.max()) + 1 if len(replica) else 0
     cells = SlicedMeans.collect(here, replica, torch.zeros_like(replica), n, 1)
@@ -91,5 +134,15 @@ def squared_errors(here: Tensor, known: Tensor, samples: Samples) -> Tensor:
 
 
 def ess_fraction(estimates: list[Found]) -> float:
-    """What changes of energies have left of the effective number of samples, of the condition where that is least."""
+    """What changes of energies have left of the effective number of samples, of the condition where that is least.
+
+    Parameters
+    ----------
+    estimates : list of Found
+        One or more.
+
+    Returns
+    -------
+    float
+    """
     return min(found.estimate.effective_samples / found.effective for found in estimates)
