@@ -26,6 +26,7 @@ from stabie_ase.structures.reference import reference_of
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups, Topology
 from stabie_ase.training.loop import TrainingLoop
+from stabie_ase.training.updates.found import Found
 
 T = 300.0
 KT = units.kB * T
@@ -415,6 +416,16 @@ def test_a_gradient_that_is_noise_is_left_out(noisy, kept):
     rule._known = lambda at: {"gradient_norm": 1.0, "gradient_norm_error": errors[at[0].targets[0].observable.name]}
     told, figures = rule._telling(known)
     assert bool(figures) is (len(kept) == 1) and len(told) == len(kept) and all(told[n] is known[k] for n, k in enumerate(kept))
+
+
+def test_failures_are_as_much_rarer_as_boltzmann_factors_say():
+    """Of two failures alike one is lifted by 20 kT: they are rarer by a factor of two, whatever their mean rise is; of both, by e^20."""
+    training, point = loop("conditional"), StatePoint(600.0)
+    estimate = SimpleNamespace(weights=torch.tensor([-1.0, -1.0, 1.0, 1.0]).double())
+    zero = torch.zeros(4, dtype=torch.float64)
+    found = Found(replace(training.pools[0].condition, point=point), None, [], estimate, None, zero, 4.0)
+    for lifted, expected in (([20, 0, 0, 0], np.log(2)), ([20, 20, 0, 0], 20.0), ([3, 3, 1, 1], 2.0), ([0, 0, 0, 0], 0.0)):
+        assert found.rarer(torch.tensor(lifted).double() / point.beta) == pytest.approx(expected, abs=1e-6)
 
 
 def test_updates_know_where_groups_came_from():

@@ -13,7 +13,7 @@ from stabie_ase.boltzmann.estimate import Estimate, residual_of
 from stabie_ase.boltzmann.gradient import energies_of, of_present
 from stabie_ase.boltzmann.samples import Samples, in_a_row
 from stabie_ase.boltzmann.state_point import StatePoint
-from stabie_ase.boltzmann.weights import bessel_of, stratum_means
+from stabie_ase.boltzmann.weights import bessel_of, probabilities, stratum_means
 from stabie_ase.observables import Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.system.processes import total
@@ -86,7 +86,8 @@ def projection(
     """
     samples, beta = estimate.samples, point.beta
     u, h = _derivatives(potential, samples, targets, direction)
-    p, values = _probabilities(samples), in_a_row(samples, targets)
+    values = in_a_row(samples, targets)
+    p = probabilities(values, point, log_weights=samples.log_weights)
     mean, mean_u, mean_h = (total(p @ x) for x in (values, u, h))
     compared, off = values - mean, u - mean_u
     if strata is not None:
@@ -94,7 +95,8 @@ def projection(
         off = (u - stratum_means(u, p, strata)) * bessel_of(p, strata)
     slope = -beta * total((p * off) @ compared) + mean_h
     residual = torch.stack([residual for _, residual in estimate.residuals]).mean(dim=0)
-    known, shares = in_a_row(estimate.all_samples, targets), _probabilities(estimate.all_samples)
+    known = in_a_row(estimate.all_samples, targets)
+    shares = probabilities(known, point, log_weights=estimate.all_samples.log_weights)
     known_mean = total(shares @ known)
     with torch.enable_grad():
         at = known_mean.detach().requires_grad_()
@@ -106,13 +108,6 @@ def projection(
     sums = others.index_add(0, torch.arange(len(sums), device=sums.device), sums)
     squares = float(total(sums.square().sum()))
     return Projection(float(residual @ slope), (squares * n / (n - 1)) ** 0.5 if n > 1 else float("nan"))
-
-
-def _probabilities(samples: Samples) -> Tensor:
-    """p of each, shape (n_groups,)."""
-    p = torch.ones(len(samples), dtype=torch.float64, device=samples.severity.device)
-    p = p if samples.log_weights is None else samples.log_weights.exp()
-    return p / total(p.sum())
 
 
 def _by_replica(samples: Samples, influence: Tensor) -> Tensor:

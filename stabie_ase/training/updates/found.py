@@ -60,15 +60,11 @@ class Found:
             Zero where nothing is to become rarer, or nothing more common.
         """
         estimate = self.estimate
-        rarer, squares = estimate.weights < 0.0, estimate.weights.square()
+        squares = estimate.weights.square()
         if self.estimator.drawn is not None and estimate.samples.log_weights is not None:
             squares = squares / estimate.samples.log_weights.exp()
-        rise = squares * self.condition.point.beta * (change - self.change)
-        # Of all processes: each takes the same step.
-        sums = [x[part].sum() for x in (rise, squares) for part in (rarer, ~rarer)]
-        up, down, n_up, n_down = total(torch.stack(sums)).tolist()
+        up, down, n_up, n_down = self._sides(squares, self._rise(change))
         return up / n_up - down / n_down if n_up > 0.0 and n_down > 0.0 else 0.0
-
 
     def rarer(self, change: Tensor) -> float:
         """Minus the logarithm of the factor by which what is to become rarer has become so, from now to another `change`.
@@ -86,14 +82,21 @@ class Found:
         float
             Zero where nothing is to become rarer, or nothing more common.
         """
-        weights, rise = self.estimate.weights, self.condition.point.beta * (change - self.change)
-        rarer = weights < 0.0
-        sums = [x[part].sum() for x in (weights.abs() * rise, weights.abs()) for part in (rarer, ~rarer)]
-        _, common, n_rarer, n_common = total(torch.stack(sums)).tolist()
+        weights, rise = self.estimate.weights.abs(), self._rise(change)
+        _, common, n_rarer, n_common = self._sides(weights, rise)
         if not (n_rarer > 0.0 and n_common > 0.0):
             return 0.0
-        left = total((weights.abs() * torch.exp(common / n_common - rise))[rarer].sum())
-        return -float((left / n_rarer).log())
+        left, *_ = self._sides(weights, torch.exp(common / n_common - rise))
+        return math.log(n_rarer / left) if left > 0.0 else math.inf
+
+    def _rise(self, change: Tensor) -> Tensor:
+        """Of energies from now to another `change`, in k_B T."""
+        return self.condition.point.beta * (change - self.change)
+
+    def _sides(self, counts: Tensor, x: Tensor) -> list[float]:
+        """Sums of counts times x and of counts, of what is to become rarer and of the rest, of all processes: they take the same step."""
+        rarer = self.estimate.weights < 0.0
+        return total(torch.stack([y[part].sum() for y in (counts * x, counts) for part in (rarer, ~rarer)])).tolist()
 
 
 def is_noise(known: dict[str, float]) -> bool:
