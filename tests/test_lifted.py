@@ -19,6 +19,8 @@ from stabie_ase.structures.topology import Groups
 from stabie_ase.training.accuracy import Bounds, Growth
 from stabie_ase.training.labels import energy_offset
 from stabie_ase.training.schedule import LEARNING, SIMULATION
+from stabie_ase.training.updates import natural
+from stabie_ase.training.updates.found import find
 from stabie_ase.training.updates.lifted import MAX_FRAMES, Lifted
 from stabie_ase.training.updates.natural import LEAST_MENDED, MAX_MENDING_RUNS, MENDED_FRACTION, MENDING_LENGTH
 
@@ -119,7 +121,7 @@ def after_a_step(**changes):
     _, trajectory, _ = pool.learn()
     targets = pool.condition.targets
     samples = Samples.from_trajectory(trajectory, [t.observable for t in targets], pool.condition.grouping, training.potential)
-    (found,) = training.rule._found(pool.condition, samples)
+    (found,) = find(training.work, pool.condition, samples)
     held = Lifted.of(training.potential, found.estimate)
     return training, replace(held, energies=held.energies + 5.0)  # as if a step had lifted all by so much
 
@@ -197,7 +199,7 @@ def test_a_gradient_that_is_shorter_than_its_standard_error_moves_nothing_and_en
     training = loop(updates_per_window=1, max_learning_windows=9, force_error_bound=100.0, energy_error_bound=100.0)
     until_learning(training)
     before = weights(training)
-    monkeypatch.setattr(training.rule, "_known", lambda estimates: {"gradient_norm": 1.0, "gradient_norm_error": error})
+    monkeypatch.setattr(natural, "known_gradient", lambda potential, estimates: {"gradient_norm": 1.0, "gradient_norm_error": error})
     record, _ = training.step()
     assert record["updates"] == updates and record["gradient_norm_error"] == error
     assert all(torch.equal(x, before[name]) for name, x in weights(training).items()) is (updates == 0)

@@ -26,7 +26,7 @@ from stabie_ase.structures.reference import reference_of
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups, Topology
 from stabie_ase.training.loop import TrainingLoop
-from stabie_ase.training.updates.found import Found
+from stabie_ase.training.updates.found import Found, find, telling
 
 T = 300.0
 KT = units.kB * T
@@ -401,7 +401,7 @@ def test_a_liquid_that_fails_needs_no_sound_replicas_beside_it():
 
 
 @pytest.mark.parametrize(("noisy", "kept"), [("rdf:C-C", [0]), ("bond-length:C-C", [1]), ("none", [0, 1]), ("both", [0, 1])])
-def test_a_gradient_that_is_noise_is_left_out(noisy, kept):
+def test_a_gradient_that_is_noise_is_left_out(noisy, kept, monkeypatch):
     """Of two of one window, with energies of their own; both are followed if neither tells anything, and seen as one later."""
     training = loop("conditional", observables="bond-length:C-C,rdf:C-C")
     samples = []
@@ -409,12 +409,16 @@ def test_a_gradient_that_is_noise_is_left_out(noisy, kept):
     while not samples:
         training.step()
     rule = loop("conditional", observables="bond-length:C-C,rdf:C-C").rule
-    known = rule._found(*samples[0][0])
+    known = find(rule.work, *samples[0][0])
     names = [[target.observable.name for target in found.targets] for found in known]
     assert names == [["bond-length:C-C"], ["rdf:C-C"]]
     errors = {name: 2.0 if noisy in (name, "both") else 0.5 for (name,) in names}
-    rule._known = lambda at: {"gradient_norm": 1.0, "gradient_norm_error": errors[at[0].targets[0].observable.name]}
-    told, figures = rule._telling(known)
+
+    def known_gradient(potential, at):
+        return {"gradient_norm": 1.0, "gradient_norm_error": errors[at[0].targets[0].observable.name]}
+
+    monkeypatch.setattr("stabie_ase.training.updates.found.known_gradient", known_gradient)
+    told, figures = telling(rule.work, known)
     assert bool(figures) is (len(kept) == 1) and len(told) == len(kept) and all(told[n] is known[k] for n, k in enumerate(kept))
 
 
@@ -436,7 +440,7 @@ def test_updates_know_where_groups_came_from():
     while not samples:
         training.step()
     (condition, window), rule = samples[0][0], loop("molecules").rule
-    (known,) = rule._found(condition, window)
+    (known,) = find(rule.work, condition, window)
     estimator, targets, estimate = known.estimator, known.targets, known.estimate
     assert estimator.half_width == training.config.half_width(whole=False) == 0 and not estimator.within and estimator.winsorized
     potential = rule.work.potential

@@ -30,6 +30,7 @@ from stabie_ase.training.labels import LabelledFrames, force_errors_by_frame, mi
 from stabie_ase.training.loop import MIN_DOUBTFUL_UPDATES, TrainingLoop
 from stabie_ase.training.schedule import FINISHED, LEARNING, MATCHING, SIMULATION
 from stabie_ase.training.updates import natural
+from stabie_ase.training.updates.found import find
 from stabie_ase.training.updates.natural import FIRST_STEP_FRACTION, MAX_BALANCE, MIN_BALANCE
 
 
@@ -350,7 +351,7 @@ def lesson(monkeypatch, max_raise_kT, updates_per_window):
     until_learning(training)
     pool = training.pools[0]
     samples = Samples.from_trajectory(pool.learn()[1], [target.observable for target in pool.condition.targets])
-    estimate = training.rule._found(pool.condition, samples)[0].estimate
+    estimate = find(training.work, pool.condition, samples)[0].estimate
     info = training.rule.apply_([(pool.condition, samples)])
     rise = (potential_energies(training.potential, estimate.samples.frames) - estimate.samples.energies).numpy()
     weights = estimate.weights.numpy()
@@ -713,7 +714,7 @@ def test_observables_of_any_unit_count_alike():
     until_learning(training)
     pool = training.pools[0]
     samples = Samples.from_trajectory(pool.learn()[1], observables)
-    (found,) = training.rule._found(pool.condition, samples)
+    (found,) = find(training.work, pool.condition, samples)
     assert found.estimate.losses["hr"] == pytest.approx(found.estimate.losses["scaled"], rel=1e-6)
     alone = found.estimator(samples, found.targets[:1])
     torch.testing.assert_close(found.estimate.weights, 2 * alone.weights, rtol=1e-6, atol=1e-12)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimate, Estimator, Samples
+from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights
+from stabie_ase.boltzmann.gradient import with_group_energies
+from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
-from stabie_ase.observables.averages import SlicedMeans, jackknife_errors
+from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
+from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.system.processes import total
+from stabie_ase.system.processes import sum_gradients, total
 from stabie_ase.training.condition import Condition
+from stabie_ase.training.options import FinetuneOptions
+from stabie_ase.training.schedule import STABILITY
+from stabie_ase.training.updates.base import Work
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,131 @@ class Found:
         rarer = self.estimate.weights < 0.0
         return total(torch.stack([y[part].sum() for y in (counts * x, counts) for part in (rarer, ~rarer)])).tolist()
 
+
+def find(work: Work, condition: Condition, samples: Samples) -> list[Found]:
+    """The estimate of a window, or one for each kind of energies (`Samples.by_energies`).
+
+    All frames tell what is off. Only the energies of those not far outside the criteria are changed for it: where
+    replicas get lost is a matter of the way out, and what they find further on takes no learning, but most of a step.
+
+    Parameters
+    ----------
+    work : Work
+        Its potential is the one that drove the dynamics.
+    condition : Condition
+    samples : Samples
+        All of the window.
+
+    Returns
+    -------
+    list of Found
+        None where too little of the window is near.
+    """
+    own, whole = work.config.estimator, condition.grouping.whole
+    near = samples.within(own.near_factor)
+    if min(int(near.half(k).sum()) for k in ((0, 1) if own.cross_fit else (None,))) < 2:
+        logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
+        return []
+    half_width, within = work.config.half_width(whole), work.config.within(whole)
+    estimator = Estimator(
+        condition.point, own.cross_fit, half_width, own.near_factor, within, work.config.winsorized, condition.grouping.drawn
+    )
+    stable, found = near.within(1.0), []
+    for part, targets in samples.by_energies(_weighted(work.config, condition, stable)):
+        estimate = estimator(part, targets)
+        estimate = replace(estimate, samples=with_group_energies(work.potential, estimate.samples))
+        change, effective = torch.zeros_like(estimate.weights), estimate.effective_samples
+        found.append(Found(condition, estimator, targets, estimate, stable.frames, change, effective))
+    return found
+
+
+def _weighted(config: FinetuneOptions, condition: Condition, stable: Samples) -> list[Target]:
+    """Deviations count in units of the fluctuations of all frames that are as they should be.
+
+    A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise. By chance sound
+    replicas are as far off by every observable, whatever its unit, as by the first: Σ_k c_k σ_k² with the standard errors σ_k of their
+    means. What is slow, as the structure of a liquid is, is known worse than what is fast, and counts for less.
+    """
+    weighted, typical, floor = [], [], config.fluctuation_floor(condition.grouping.whole)
+    for target in condition.targets:
+        here = stable.values[target.observable.name].to(target.value)
+        known = here if target.samples is None else torch.cat([target.samples, here])
+        mean, statistic = known.mean(dim=0), target.observable.statistic
+        known = linearised(statistic, mean, known)
+        by_errors = target.components  # a curve that tells its errors
+        components = fluctuation_weights(known, target.measure, floor).to(target.value) if by_errors is None else by_errors
+        errors = squared_errors(linearised(statistic, mean, here), known, stable) if len(known) else components.new_zeros(())
+        typical.append(float((components * errors).sum()))
+        scale = typical[0] / typical[-1] if min(typical[0], typical[-1]) > 0 else 1.0
+        weighted.append(replace(target, components=components * scale))
+    return weighted
+
+
+def collect(potential: Potential, estimates: Sequence[Found]) -> None:
+    """The gradient for the observables, of all processes, into the parameters.
+
+    Parameters
+    ----------
+    potential : Potential
+    estimates : sequence of Found
+    """
+    for p in potential.parameters():
+        p.grad = None
+    for found in estimates:
+        accumulate(potential, found.estimate)
+    sum_gradients(potential.parameters())
+
+
+def known_gradient(potential: Potential, estimates: Sequence[Found]) -> dict[str, float]:
+    """The length of the gradient that the parameters hold, and its standard error.
+
+    Parameters
+    ----------
+    potential : Potential
+    estimates : sequence of Found
+        That the gradient was collected from.
+
+    Returns
+    -------
+    dict of str to float
+        "gradient_norm" and "gradient_norm_error", in units of the loss per unit of each parameter; empty for one without a length.
+    """
+    own = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in potential.parameters()]
+    length = sum(float(part.double().square().sum()) for part in own) ** 0.5
+    if not (math.isfinite(length) and length > 0):
+        return {}
+    own = [part / length for part in own]
+    squared = 0.0
+    for at in estimates:
+        strata = at.estimator.strata(at.estimate.samples)
+        squared += projection(potential, at.estimate, at.targets, at.estimator.point, own, strata).error ** 2
+    return {"gradient_norm": length, "gradient_norm_error": squared**0.5}
+
+
+def telling(work: Work, estimates: list[Found]) -> tuple[list[Found], dict[str, float]]:
+    """Those whose own gradients are longer than their standard errors: what tells nothing costs forces for nothing.
+
+    Parameters
+    ----------
+    work : Work
+    estimates : list of Found
+        One for each kind of energies.
+
+    Returns
+    -------
+    told : list of Found
+        All if none is, if there is one, or if stability is not the goal.
+    known : dict of str to float
+        `known_gradient` of the one that is left of several; else empty.
+    """
+    if len(estimates) < 2 or work.config.goal != STABILITY:
+        return estimates, {}
+    kept = []
+    for found in estimates:
+        collect(work.potential, [found])
+        if not is_noise(known := known_gradient(work.potential, [found])):
+            kept.append((found, known))
+    return [found for found, _ in kept] or estimates, kept[0][1] if len(kept) == 1 else {}
 
 def is_noise(known: dict[str, float]) -> bool:
     """Whether a gradient is shorter than its standard error.

@@ -9,20 +9,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimator, Samples, accumulate, fluctuation_weights, of_present
-from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
-from stabie_ase.boltzmann.projection import projection
-from stabie_ase.observables import Target
-from stabie_ase.observables.averages import linearised
+from stabie_ase.boltzmann import of_present
+from stabie_ase.boltzmann.gradient import energy_change
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.system.processes import sum_gradients
 from stabie_ase.training.accuracy import Growth
-from stabie_ase.training.condition import Condition
 from stabie_ase.training.labels import energy_offset, minibatch
 from stabie_ase.training.schedule import STABILITY
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
 from stabie_ase.training.updates.direction import natural_direction
-from stabie_ase.training.updates.found import Found, ess_fraction, is_noise, squared_errors
+from stabie_ase.training.updates.found import Found, collect, ess_fraction, find, is_noise, known_gradient, telling
 from stabie_ase.training.updates.label_steps import LabelSteps
 from stabie_ase.training.updates.lifted import Lifted
 
@@ -93,7 +88,7 @@ class NaturalGradient(UpdateRule):
         replicas get lost is a matter of the way out, and what they find further on takes no learning, but most of a step.
         """
         work, config, info = self.work, self.work.config, UpdateInfo()
-        estimates = [found for window in windows for found in self._found(*window)]
+        estimates = [found for window in windows for found in find(work, *window)]
         if not estimates:
             return info
         self.steps.calibrate()
@@ -102,9 +97,9 @@ class NaturalGradient(UpdateRule):
             before = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
             if direction is None:
                 if not info.figures:
-                    estimates, info.figures = self._telling(estimates)
-                self._collect(estimates)
-                info.figures = info.figures or self._known(estimates)
+                    estimates, info.figures = telling(work, estimates)
+                collect(work.potential, estimates)
+                info.figures = info.figures or known_gradient(work.potential, estimates)
                 if config.goal == STABILITY and is_noise(info.figures):
                     info.growth = info.growth or work.accuracy.measure(work.potential)
                     break
@@ -174,74 +169,12 @@ class NaturalGradient(UpdateRule):
                 break
         return growth
 
-    def _found(self, condition: Condition, samples: Samples) -> list[Found]:
-        """The estimate of a window, or one for each kind of energies (`Samples.by_energies`); none where too little of it is near."""
-        config = self.work.config
-        near = samples.within(config.estimator.near_factor)
-        if min(int(near.half(k).sum()) for k in ((0, 1) if config.estimator.cross_fit else (None,))) < 2:
-            logger.warning("all replicas broke at once: %d frames are too few to learn from", len(near))
-            return []
-        own, whole = config.estimator, condition.grouping.whole
-        half_width, within = config.half_width(whole), config.within(whole)
-        drawn = condition.grouping.drawn
-        estimator = Estimator(condition.point, own.cross_fit, half_width, own.near_factor, within, config.winsorized, drawn)
-        stable, found = near.within(1.0), []
-        for part, targets in samples.by_energies(self._weighted(condition, stable)):
-            estimate = estimator(part, targets)
-            estimate = replace(estimate, samples=with_group_energies(self.work.potential, estimate.samples))
-            change, effective = torch.zeros_like(estimate.weights), estimate.effective_samples
-            found.append(Found(condition, estimator, targets, estimate, stable.frames, change, effective))
-        return found
-
-    def _telling(self, estimates: list[Found]) -> tuple[list[Found], dict[str, float]]:
-        """Those whose own gradients are longer than their standard errors, or all if none is, and what is known of theirs if it is one.
-
-        What tells nothing costs forces for nothing.
-        """
-        if len(estimates) < 2 or self.work.config.goal != STABILITY:
-            return estimates, {}
-        kept = []
-        for found in estimates:
-            self._collect([found])
-            if not is_noise(known := self._known([found])):
-                kept.append((found, known))
-        return [found for found, _ in kept] or estimates, kept[0][1] if len(kept) == 1 else {}
-
-    def _weighted(self, condition: Condition, stable: Samples) -> list[Target]:
-        """Deviations count in units of the fluctuations of all frames that are as they should be.
-
-        A few reference frames do not know the tails, and what looks rarer than it is drowns the failures in noise. By chance sound
-        replicas are as far off by every observable, whatever its unit, as by the first: Σ_k c_k σ_k² with the standard errors σ_k of their
-        means. What is slow, as the structure of a liquid is, is known worse than what is fast, and counts for less.
-        """
-        weighted, typical, floor = [], [], self.work.config.fluctuation_floor(condition.grouping.whole)
-        for target in condition.targets:
-            here = stable.values[target.observable.name].to(target.value)
-            known = here if target.samples is None else torch.cat([target.samples, here])
-            mean, statistic = known.mean(dim=0), target.observable.statistic
-            known = linearised(statistic, mean, known)
-            by_errors = target.components  # a curve that tells its errors
-            components = fluctuation_weights(known, target.measure, floor).to(target.value) if by_errors is None else by_errors
-            errors = squared_errors(linearised(statistic, mean, here), known, stable) if len(known) else components.new_zeros(())
-            typical.append(float((components * errors).sum()))
-            scale = typical[0] / typical[-1] if min(typical[0], typical[-1]) > 0 else 1.0
-            weighted.append(replace(target, components=components * scale))
-        return weighted
-
     def _reweighted(self, found: Found) -> Found:
         potential, targets = self.work.potential, found.targets
         change = energy_change(potential, found.estimate.samples)
         samples = of_present(potential, found.estimate.samples, [target.observable for target in targets])
         estimate = found.estimator.reweighted(replace(found.estimate, samples=samples), targets, change)
         return replace(found, estimate=estimate, change=change)
-
-    def _collect(self, estimates: list[Found]) -> None:
-        """The gradient for the observables, into the parameters."""
-        potential = self.work.potential
-        self.steps.optimizer.zero_grad()
-        for found in estimates:
-            accumulate(potential, found.estimate)
-        sum_gradients(potential.parameters())
 
     def _direction(self, estimates: list[Found]) -> tuple[list[Tensor], float]:
         """Where to go by the gradient that the parameters hold, and how far that changes forces."""
@@ -250,19 +183,6 @@ class NaturalGradient(UpdateRule):
         frames, others = self._some(sound, 2 * self.steps.runs), self._some(sound, 2 * self.steps.runs + 1)
         squares, iterations = self.steps.squares(), config.update.natural_iterations
         return natural_direction(work.potential, frames, work.loss, iterations, squares=squares, unseen=others)
-
-    def _known(self, estimates: list[Found]) -> dict[str, float]:
-        """The length of the gradient that the parameters hold, and its standard error."""
-        own = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.work.potential.parameters()]
-        length = sum(float(part.double().square().sum()) for part in own) ** 0.5
-        if not (math.isfinite(length) and length > 0):
-            return {}
-        own = [part / length for part in own]
-        found = [
-            projection(self.work.potential, at.estimate, at.targets, at.estimator.point, own, at.estimator.strata(at.estimate.samples))
-            for at in estimates
-        ]
-        return {"gradient_norm": length, "gradient_norm_error": sum(part.error**2 for part in found) ** 0.5}
 
     def _some(self, pools: list[AtomsBatch], draw: int) -> list[AtomsBatch]:
         """A few frames of each pool that has any, other ones in each draw."""
