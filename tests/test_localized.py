@@ -450,6 +450,6 @@ def test_updates_know_where_groups_came_from():
     with torch.no_grad():
         potential.depth.mul_(1.02)
     change = group_energies(potential, estimate.samples.frames, estimate.samples.groups) - estimate.samples.group_energies
-    found = rule._reweighted(known).estimate
+    found = known.reweighted(potential).estimate
     torch.testing.assert_close(found.weights, estimator.reweighted(estimate, targets, change).weights)
     assert 1.0 < found.effective_samples < len(found.samples)

@@ -22,6 +22,7 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.options import ConditionOptions, FinetuneOptions
+from stabie_ase.training.updates import usual_rule
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def planned(config: FinetuneOptions, reference: Reference, potential: Potential,
         dynamics = replace(config.dynamics, temperature_K=found.temperature_K)
         estimator = replace(config.estimator, groups=plan.condition.grouping.name)
         found_out = {"dynamics": dynamics, "estimator": estimator, "observable": found.observable, "criterion": found.criterion}
-        return replace(config, **found_out), [plan]
+        return _with_rule(replace(config, **found_out), [plan]), [plan]
     _check_used(config)
     plans = [_plan(own, config, reference, potential, live) for own in config.conditions]
     names = [plan.name for plan in plans]
@@ -92,7 +93,18 @@ def planned(config: FinetuneOptions, reference: Reference, potential: Potential,
             raise BadOption(f"conditions: {names.count(name)} are of {name}; name each state point once")
     # All of them now have their own: what stood beside them is used up.
     dynamics = replace(config.dynamics, temperature_K=None, pressure_GPa=None)
-    return replace(config, conditions=tuple(plan.options for plan in plans), dynamics=dynamics, observable=None, criterion=None), plans
+    found_out = {"conditions": tuple(plan.options for plan in plans), "dynamics": dynamics, "observable": None, "criterion": None}
+    return _with_rule(replace(config, **found_out), plans), plans
+
+
+def _with_rule(config: FinetuneOptions, plans: Sequence[Plan]) -> FinetuneOptions:
+    """With the update rule that suits where none is given."""
+    groupings = [plan.condition.grouping for plan in plans]
+    rule = usual_rule(groupings, config.goal) if config.update.rule is None else config.update.rule
+    if rule in ("natural", "regression"):  # others compare samples as they come
+        for grouping in groupings:
+            _check_samples(config, grouping)
+    return replace(config, update=replace(config.update, rule=rule))
 
 
 def _check_used(config: FinetuneOptions) -> None:
@@ -130,13 +142,18 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
 
 def _check_times(config: FinetuneOptions, grouping: Grouping) -> None:
     """Whether windows are long enough for what is done within them."""
-    window, sample, average = config.phases.window_fs, config.dynamics.sample_every_fs, config.estimator.average_fs or 0.0
+    average = config.estimator.average_fs or 0.0
     if average and not grouping.lasting:
         raise BadOption(
             f"average_fs is {average:g}, expected none with the estimator {grouping.name}: neighbours come and go, so that a group has no "
             "trajectory of its own; leave --average out"
         )
-    if config.update.rule == "natural" and config.within(grouping.whole) and not max(2.0 * sample, average) <= window:
+
+
+def _check_samples(config: FinetuneOptions, grouping: Grouping) -> None:
+    """Whether each window has samples to compare."""
+    window, sample, average = config.phases.window_fs, config.dynamics.sample_every_fs, config.estimator.average_fs or 0.0
+    if config.within(grouping.whole) and not max(2.0 * sample, average) <= window:
         raise BadOption(
             f"sample_every_fs is {sample:g} and average_fs {average:g}, expected two samples or more in a window ({window:g} fs), which "
             "are compared with each other, and averages over a part of it; --no-within-trajectories compares those of all windows"

@@ -33,7 +33,7 @@ from stabie_ase.structures.reference import Reference
 from stabie_ase.training.labels import LabelledFrames, qm_errors
 from stabie_ase.training.loop import SIMULATION, WHY_TAKEN_BACK, TrainingLoop
 from stabie_ase.training.options import FinetuneOptions
-from stabie_ase.training.updates import rule_class
+from stabie_ase.training.updates import ignored, rule_class
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class Finetuning(Run):
             monitor.message(f"Code of yours: {file}")
         if changes := config.of_the_recipe():
             monitor.message(f"Recipe {config.recipe}: {changes}")
-        rule_class(config.update.rule)
+        if config.update.rule is not None:
+            rule_class(config.update.rule)
         reference, validation = inputs.read_reference(), inputs.read_validation()
         potential = inputs.load_potential()
         reference, validation = (part and part.isolated(potential.cutoff) for part in (reference, validation))
@@ -77,6 +78,9 @@ class Finetuning(Run):
         config, plans = planned(config, reference, potential, live)
         for plan in plans:
             _tell(plan, len(plans), potential, monitor)
+        monitor.message(f"Update: {config.update.rule}")
+        if unused := ignored(str(config.update.rule), config):
+            monitor.message(f"Not used by this update: {', '.join(unused)}")
         torch.manual_seed(config.seed)
         training = TrainingLoop.at([plan.condition for plan in plans], potential, reference, config, validation)
         held_out = f"{len(training.accuracy.frames)} frames of the reference that are held out" if validation is None else validation.source

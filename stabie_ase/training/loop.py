@@ -32,7 +32,7 @@ from stabie_ase.training.labels import LabelledFrames, QMLoss
 from stabie_ase.training.options import FinetuneOptions
 from stabie_ase.training.pool import SEED_STRIDE, ReplicaPool, Window
 from stabie_ase.training.schedule import FINISHED, LEARNING, MATCHING, OBSERVABLES, SIMULATION, Matching, Progress, Schedule
-from stabie_ase.training.updates import Work, rule_class
+from stabie_ase.training.updates import Work, rule_class, usual_rule
 from stabie_ase.training.updates.base import ENERGY_WEIGHT, OFFSET_WEIGHT
 
 logger = logging.getLogger(__name__)
@@ -72,11 +72,12 @@ class TrainingLoop:
         config: FinetuneOptions,
     ):
         self.potential, self.config = potential, config
-        rule, spec = rule_class(config.update.rule)
+        given = config.update.rule
+        rule, spec = rule_class(usual_rule([x.grouping for x in conditions], config.goal) if given is None else given)
         self.accuracy = Accuracy(potential, held_out, config.labels.force_error_confidence)
         bounds = Bounds(config.labels.force_error_bound, config.labels.energy_error_bound)
         loss = QMLoss(ENERGY_WEIGHT, offset_weight=OFFSET_WEIGHT)
-        self.work = Work(potential, labelled, loss, self.accuracy, bounds, config, self._out_of_time)
+        self.work = Work(potential, labelled, loss, self.accuracy, bounds, config, self._seconds_left)
         self.rule = rule.from_spec(spec, self.work)
         dynamics, phases = config.dynamics, config.phases
         length, looks, samples = map(dynamics.steps, (phases.window_fs, dynamics.check_every_fs, dynamics.sample_every_fs))
@@ -292,13 +293,13 @@ class TrainingLoop:
         ps = sum(pool.counters.stable_steps for pool in self.pools) * self.config.dynamics.timestep_fs / 1000.0
         return (sum(pool.counters.failures for pool in self.pools) + 0.5) / max(ps, 1e-9)
 
-    def _out_of_time(self) -> bool:
-        return self.seconds >= 60.0 * self.config.max_time_min
+    def _seconds_left(self) -> float:
+        return 60.0 * self.config.max_time_min - self.seconds
 
     def _budget_spent(self) -> bool:
         config, progress = self.config, self.progress
         return (
-            self._out_of_time()
+            self._seconds_left() <= 0.0
             or (config.max_cycles is not None and progress.cycle >= config.max_cycles)
             or (config.max_updates is not None and progress.updates >= config.max_updates)
         )

@@ -2,20 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from stabie_ase.boltzmann import Grouping
 from stabie_ase.system import plugins, spec
+from stabie_ase.training.options import FinetuneOptions
+from stabie_ase.training.schedule import STABILITY
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
 from stabie_ase.training.updates.labels_only import LabelsOnly
 from stabie_ase.training.updates.natural import NaturalGradient
 from stabie_ase.training.updates.penalized import PenalizedGradient
+from stabie_ase.training.updates.regression import Regression
 
 UPDATES = {
     "natural": "stabie_ase.training.updates.natural:NaturalGradient",
     "labels-only": "stabie_ase.training.updates.labels_only:LabelsOnly",
+    "regression": "stabie_ase.training.updates.regression:Regression",
     "penalized": "stabie_ase.training.updates.penalized:PenalizedGradient",
 }
 """By their names; those of other packages are entry points of the group "stabie_ase.updates"."""
 
-__all__ = ["UPDATES", "LabelsOnly", "NaturalGradient", "PenalizedGradient", "UpdateInfo", "UpdateRule", "Windows", "Work", "rule_class"]
+__all__ = [
+    "UPDATES",
+    "LabelsOnly",
+    "NaturalGradient",
+    "PenalizedGradient",
+    "Regression",
+    "UpdateInfo",
+    "UpdateRule",
+    "Windows",
+    "Work",
+    "ignored",
+    "rule_class",
+    "usual_rule",
+]
+
+
+def usual_rule(groupings: Sequence[Grouping], goal: str) -> str:
+    """The update rule where none is asked for.
+
+    Parameters
+    ----------
+    groupings : sequence of Grouping
+        Of all conditions.
+    goal : str
+
+    Returns
+    -------
+    str
+        "regression" where energies are conditional: the natural gradient of a liquid raises what is cheapest and leaves other failures
+        where they are. Else, and for observables that are matched, "natural".
+    """
+    conditional = all(grouping.conformers is not None for grouping in groupings)
+    return "regression" if conditional and goal == STABILITY else "natural"
+
+
+def ignored(rule: str, config: FinetuneOptions) -> list[str]:
+    """Options of updates and labels that are given and that a rule has no use for.
+
+    Parameters
+    ----------
+    rule : str
+        As `rule_class` reads it.
+    config : FinetuneOptions
+
+    Returns
+    -------
+    list of str
+        Their names.
+    """
+    given = [name for own in (config.update, config.labels) for name, x in vars(own).items() if x != getattr(type(own)(), name)]
+    return [name for name in given if name in rule_class(rule)[0].unused]
 
 
 def rule_class(text: str) -> tuple[type[UpdateRule], spec.Spec]:

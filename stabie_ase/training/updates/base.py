@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -56,8 +57,8 @@ class Work:
     bounds : Bounds
         By how much they may grow in a state that is kept.
     config : FinetuneOptions
-    out_of_time : callable
-        Whether the run's time is over.
+    seconds_left : callable
+        How much of the run's time is left, in seconds.
     on_label_step : callable or None
         Told the number of each step on energies and forces, and how many there are in its run, so that progress is seen.
     """
@@ -68,7 +69,7 @@ class Work:
     accuracy: Accuracy
     bounds: Bounds
     config: FinetuneOptions
-    out_of_time: Callable[[], bool] = lambda: False
+    seconds_left: Callable[[], float] = lambda: math.inf
     on_label_step: Callable[[int, int], None] | None = None
 
     @property
@@ -77,6 +78,10 @@ class Work:
         given, frames = self.config.labels.qm_batch_size, self.labelled
         fitting = round(ATOMS_AT_ONCE * len(frames) / frames.batch.n_atoms)
         return given or min(max(fitting, MIN_FRAMES_AT_ONCE), MAX_FRAMES_AT_ONCE)
+
+    def out_of_time(self) -> bool:
+        """Whether the run's time is over."""
+        return self.seconds_left() <= 0.0
 
     def some_labelled(self) -> LabelledFrames:
         """At most `FRAMES_OF_OFFSET` of them, all over the set."""
@@ -110,6 +115,10 @@ class UpdateInfo:
     force_calls: int = 0
 
 
+OF_GRADIENTS = frozenset({"observable_weight", "natural_iterations", "updates_per_window"})
+"""Options of rules that go down a gradient of the estimator and shape their steps."""
+
+
 class UpdateRule:
     """Changes the parameters by what windows of dynamics have told.
 
@@ -122,9 +131,12 @@ class UpdateRule:
     ----------
     needs_dynamics : bool
         Without them it is called with no windows, and the run consists of updates alone.
+    unused : frozenset of str
+        Names of options of updates and labels that it ignores.
     """
 
     needs_dynamics: ClassVar[bool] = True
+    unused: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, work: Work):
         self.work = work

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights
-from stabie_ase.boltzmann.gradient import with_group_energies
+from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights, of_present
+from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
 from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
@@ -52,6 +52,22 @@ class Found:
     sound: AtomsBatch
     change: Tensor
     effective: float
+
+    def reweighted(self, potential: Potential) -> Found:
+        """The same samples by the potential as it is now, whose energies and with them weights are others.
+
+        Parameters
+        ----------
+        potential : Potential
+
+        Returns
+        -------
+        Found
+        """
+        change, samples = energy_change(potential, self.estimate.samples), self.estimate.samples
+        samples = of_present(potential, samples, [target.observable for target in self.targets])
+        estimate = self.estimator.reweighted(replace(self.estimate, samples=samples), self.targets, change)
+        return replace(self, estimate=estimate, change=change)
 
     def raised(self, change: Tensor) -> float:
         """By how many k_B T what is to become rarer has risen beside what is to become more common, from now to another `change`.

@@ -26,13 +26,17 @@ At 1.1e-5 its forces stayed as they were, and energies, 40 meV, grew by 4 % in o
 into such noise. Both were measured when what all atoms have in common counted whole (`OFFSET_WEIGHT`), which was much of it.
 """
 
+LEARNING_RATE, STEPS = 1e-4, 120
+"""Of a run that mends what a step has spoiled, and how many times, where nothing is given."""
+
 HOLDING_WEIGHT = 20.0
 """Of energies that have sunk, in 1/eV². Ten times as much cost a good model 1.8 % of its forces in place of 1.0 %, for a lift of 6.0 kT in
 place of 5.9."""
 
-RISE = 0.25
-"""Part of a run in which the learning rate rises. Adam's first steps are as long as the rate whatever the gradient is, as long as it
-has seen only a few; 120 steps at 1e-4 left a SchNet of water at 31.14 meV/Å without, 31.04 with it, its energies at 40.1 and 39.5 meV."""
+RISE, MOST_RISING = 0.25, 60
+"""Part of a run in which the learning rate rises, and steps at most. Adam's first steps are as long as the rate whatever the gradient
+is, as long as it has seen only a few; 120 steps at 1e-4 left a SchNet of water at 31.14 meV/Å without, 31.04 with it, its energies at
+40.1 and 39.5 meV."""
 
 RATE_FACTOR, MAX_TRIES = 1.0 / 3.0, 5
 """From one learning rate to the next that is tried, and how many are."""
@@ -44,6 +48,12 @@ class LabelSteps:
     Parameters
     ----------
     work : Work
+    n_steps : int
+        Of a run, where `qm_steps` is not given.
+    learning_rate : float
+        The largest of a run, where none is given.
+    holding_weight : float
+        Of energies that have sunk, in 1/eV².
 
     Attributes
     ----------
@@ -53,22 +63,27 @@ class LabelSteps:
         The largest learning rate of a run; None until `calibrate` has found it.
     """
 
-    def __init__(self, work: Work):
-        self.work, self.runs = work, 0
+    def __init__(
+        self, work: Work, n_steps: int = STEPS, learning_rate: float = LEARNING_RATE, holding_weight: float = HOLDING_WEIGHT
+    ):
+        given = work.config.labels
+        self.work, self.runs, self.holding_weight = work, 0, holding_weight
+        self.n_steps = n_steps if given.qm_steps is None else given.qm_steps
+        self.learning_rate = learning_rate if given.learning_rate is None else given.learning_rate
         self.rate: float | None = None
         self._tried: list[Tensor] | None = None
-        self.optimizer = torch.optim.Adam(work.potential.parameters(), lr=work.config.labels.learning_rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(work.potential.parameters(), lr=self.learning_rate, betas=(0.9, 0.99))
 
     def calibrate(self) -> None:
         """Once: the learning rate that was asked for, or a smaller one if a run by itself spoils the potential as it is.
 
         Weights and optimizer stay what they were; what the last try has learned of the sizes of gradients is kept for `squares`.
         """
-        work, config = self.work, self.work.config
+        work = self.work
         if self.rate is not None:
             return
-        rate = self.rate = config.labels.learning_rate
-        if not config.labels.qm_steps:
+        rate = self.rate = self.learning_rate
+        if not self.n_steps:
             return
         weights = {name: x.detach().clone() for name, x in work.potential.state_dict().items()}
         optimizer, before = copy.deepcopy(self.optimizer.state_dict()), work.accuracy.measure(work.potential)
@@ -83,7 +98,7 @@ class LabelSteps:
             if (forces and energies) or work.out_of_time():
                 break
             rate = self.rate = rate * RATE_FACTOR
-        if rate < config.labels.learning_rate:
+        if rate < self.learning_rate:
             logger.info("steps on energies and forces begin with a learning rate of %.2g: larger ones alone spoil the model", rate)
 
     def squares(self) -> list[Tensor] | None:
@@ -92,16 +107,20 @@ class LabelSteps:
         return [known[p]["exp_avg_sq"] if p in known else torch.zeros_like(p) for p in parameters] if known else self._tried
 
     def run(self, lifted: Sequence[Lifted] = (), length: int = 1) -> None:
-        """One run, so many times as long as `qm_steps`, in which what was lifted shall not sink (`HOLDING_WEIGHT`)."""
+        """One run, so many times as long as others, in which what was lifted shall not sink; shorter where time would run out first."""
         self._steps(lifted, length)
         self.runs += length
 
     def _steps(self, lifted: Sequence[Lifted] = (), length: int = 1) -> None:
         work, config = self.work, self.work.config
-        rate = config.labels.learning_rate if self.rate is None else self.rate
-        n = length * config.labels.qm_steps
+        rate, n = self.learning_rate if self.rate is None else self.rate, length * self.n_steps
+        time_left, rising = work.seconds_left(), min(RISE, MOST_RISING / max(n, 1))
         for k in range(n):
-            step = self.runs * config.labels.qm_steps + k
+            # Steps that time does not allow are left out as the run goes on, not at its end, where the rate falls.
+            part = max((k + 0.5) / n, 1.0 - work.seconds_left() / time_left if 0.0 < time_left < math.inf else 0.0)
+            if part >= 1.0:
+                break
+            step = self.runs * self.n_steps + k
             chosen = minibatch(len(work.labelled), work.batch_size, config.seed, step)
             self.optimizer.zero_grad()
             loss, offset = work.loss.with_offset(work.potential, work.labelled.select(chosen))
@@ -111,7 +130,7 @@ class LabelSteps:
             if not torch.isfinite(norm):
                 break
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * _rise_and_fall((k + 0.5) / n)
+                group["lr"] = rate * _rise_and_fall(part, rising)
             self.optimizer.step()
             if work.on_label_step:
                 work.on_label_step(k + 1, n)
@@ -123,7 +142,7 @@ class LabelSteps:
             return 0.0
         window = lifted[step % len(lifted)]
         some = window.select(minibatch(len(window), work.batch_size, work.config.seed, step // len(lifted)).to(work.potential.device))
-        return HOLDING_WEIGHT * some.sunk(work.potential, offset)
+        return self.holding_weight * some.sunk(work.potential, offset)
 
     def _share(self) -> None:
         """The mean of the gradients of all processes: the same steps in all of them, though each holds frames of its own."""
@@ -144,6 +163,6 @@ class LabelSteps:
         self.runs, self.rate = state["runs"], state["rate"]
 
 
-def _rise_and_fall(part: float) -> float:
-    """The learning rate at a part of a run, beside the largest."""
-    return part / RISE if part < RISE else 0.5 * (1.0 + math.cos(math.pi * (part - RISE) / (1.0 - RISE)))
+def _rise_and_fall(part: float, rising: float) -> float:
+    """The learning rate at a part of a run, beside the largest, which is reached after another part."""
+    return part / rising if part < rising else 0.5 * (1.0 + math.cos(math.pi * (part - rising) / (1.0 - rising)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
+from stabie_ase.training.updates.base import OF_GRADIENTS, UpdateInfo, UpdateRule, Windows, Work
 from stabie_ase.training.updates.label_steps import LabelSteps
 
 
@@ -10,6 +10,7 @@ class LabelsOnly(UpdateRule):
     """As many steps on energies and forces in each update as other rules take to make good what a step has spoiled."""
 
     needs_dynamics = False
+    unused = OF_GRADIENTS
 
     def __init__(self, work: Work):
         super().__init__(work)

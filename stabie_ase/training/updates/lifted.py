@@ -45,16 +45,32 @@ class Lifted:
     at_rest: AtomsBatch | None = None
 
     @classmethod
-    def of(cls, potential: Potential, estimate: Estimate, offset: float = 0.0) -> Lifted | None:
+    def of(cls, potential: Potential, estimate: Estimate, offset: float = 0.0, least: float = 0.0) -> Lifted | None:
         """Frames of an estimate that are unstable and to become rarer, at the energies that they have now; None where there are none.
 
-        `offset` is by how much energies of labelled frames are off, in eV for each atom (`energy_offset`).
+        Of samples that were drawn each counts as itself, not as those it stands for: a sound one stands for thousands.
+
+        Parameters
+        ----------
+        potential : Potential
+        estimate : Estimate
+        offset : float
+            By how much energies of labelled frames are off, in eV for each atom (`energy_offset`).
+        least : float
+            Part of the most negative weight of all that each has at least.
+
+        Returns
+        -------
+        Lifted or None
         """
         samples, weights = estimate.samples, estimate.weights
-        system = samples.groups.system
+        if samples.log_weights is not None:
+            weights = weights / samples.log_weights.exp()
+        system, unstable = samples.groups.system, samples.severity > 1.0
         lowest = weights.new_zeros(samples.frames.n_systems).scatter_reduce(0, system, weights, "amin")
         # With equal weights of all their atoms whole frames are groups like any other.
-        held = (samples.severity > 1.0)[system] & (weights < 0.0) & (weights <= LOWEST_PART * lowest[system])
+        held = unstable[system] & (weights < 0.0) & (weights <= LOWEST_PART * lowest[system])
+        held &= weights <= least * lowest.where(unstable, 0.0).min()
         if not bool(held.any()):
             return None
         if samples.conformers is None:

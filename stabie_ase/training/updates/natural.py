@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import of_present
 from stabie_ase.boltzmann.gradient import energy_change
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.training.accuracy import Growth
@@ -112,7 +110,7 @@ class NaturalGradient(UpdateRule):
             self._rebalance(info.growth, part)
             told = False
             if info.growth.within(work.bounds):
-                following, direction, lifted = [self._reweighted(found) for found in estimates], None, stepped
+                following, direction, lifted = [found.reweighted(work.potential) for found in estimates], None, stepped
                 raised += max(was.raised(now.change) for was, now in zip(estimates, following))
                 rarer += max(was.rarer(now.change) for was, now in zip(estimates, following))
                 estimates = following
@@ -168,13 +166,6 @@ class NaturalGradient(UpdateRule):
             if not growth.part(work.bounds) < was - LEAST_MENDED:
                 break
         return growth
-
-    def _reweighted(self, found: Found) -> Found:
-        potential, targets = self.work.potential, found.targets
-        change = energy_change(potential, found.estimate.samples)
-        samples = of_present(potential, found.estimate.samples, [target.observable for target in targets])
-        estimate = found.estimator.reweighted(replace(found.estimate, samples=samples), targets, change)
-        return replace(found, estimate=estimate, change=change)
 
     def _direction(self, estimates: list[Found]) -> tuple[list[Tensor], float]:
         """Where to go by the gradient that the parameters hold, and how far that changes forces."""

@@ -10,7 +10,7 @@ from stabie_ase.boltzmann import Estimator, accumulate
 from stabie_ase.system.processes import sum_gradients
 from stabie_ase.system.spec import BadSpec, Spec, did_you_mean
 from stabie_ase.training.labels import QMLoss, minibatch
-from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
+from stabie_ase.training.updates.base import OF_GRADIENTS, UpdateInfo, UpdateRule, Windows, Work
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -35,6 +35,8 @@ class PenalizedGradient(UpdateRule):
     decay : float
         Factor on the learning rate from one learning phase to the next.
     """
+
+    unused = OF_GRADIENTS | {"learning_rate", "qm_steps"}
 
     def __init__(self, work: Work, optimizer: str = "sgd", learning_rate: float = 1e-3, penalty: float = 1.0, decay: float = 1.0):
         super().__init__(work)

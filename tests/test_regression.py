@@ -1,0 +1,178 @@
+"""Regression: failures gain the energy that is asked for, labels keep theirs, and what cannot be had is taken back."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import units
+from helpers import samples_of
+from scipy.optimize import minimize_scalar
+from test_lifted import TRUTH, energies, estimate, stretched
+from test_localized import CUTOFF, gas
+from test_stabie_loop import loop as loop_of_a_molecule
+from tiny import config as configured
+
+from stabie_ase.boltzmann import WHOLE
+from stabie_ase.observables import observables_from
+from stabie_ase.potentials.analytic import Morse
+from stabie_ase.stability import criteria_from
+from stabie_ase.structures.setting import Setting
+from stabie_ase.system.spec import BadSpec
+from stabie_ase.training.loop import TrainingLoop
+from stabie_ase.training.updates import LabelsOnly, NaturalGradient, Regression, ignored, usual_rule
+from stabie_ase.training.updates.label_steps import RATE_FACTOR
+from stabie_ase.training.updates.lifted import Lifted
+from stabie_ase.training.updates.regression import LEARNING_RATE, RAISE_KT, STEPS, WEIGHT
+
+KT = units.kB * 1200.0
+
+
+class Stepped(Morse):
+    """The truth, but for a hole of 2 eV from 1.9 to 2.6 Å, where no label is, with a step at its edge whose height in eV can be trained."""
+
+    def __init__(self):
+        super().__init__(3.0, 1.8, 1.5, CUTOFF)
+        for p in self.parameters():
+            p.requires_grad_(False)
+        self.step = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def pair_energies(self, distances):
+        edges = torch.sigmoid((distances - 1.9) / 0.005) * torch.sigmoid((2.6 - distances) / 0.005)
+        return super().pair_energies(distances) + (self.step - 2.0) * edges
+
+
+def loop(potential=None, **changes):
+    reference = gas()
+    setting = Setting(reference.frames, 1200.0, 1200.0)
+    given = {"sample_every_fs": 5.0, "replicas": 16, "force_error_bound": 100.0, "energy_error_bound": 100.0, "criterion": "bonds:0.5"}
+    given |= {"temperature_K": 1200.0, "reweight": False}
+    config = configured(**{**given, "qm_steps": 300, "learning_rate": 0.005, "qm_batch_size": 4, **changes})
+    observables, criteria = observables_from("hr", setting), criteria_from(config.criterion, setting)
+    return TrainingLoop.from_reference(potential or Stepped(), reference, observables, criteria, config)
+
+
+def until_updated(training):
+    while not (record := training.step()[0]).get("updates"):
+        pass
+    return record
+
+
+def test_it_is_the_rule_where_energies_are_conditional():
+    """Of a liquid of molecules, for stability; not of whole systems, and not where observables are the goal."""
+    training = loop()
+    assert isinstance(training.rule, Regression) and isinstance(loop_of_a_molecule().rule, NaturalGradient)
+    assert isinstance(loop(estimator="molecules").rule, NaturalGradient) and isinstance(loop(goal="observables").rule, NaturalGradient)
+    assert isinstance(loop(update="labels-only").rule, LabelsOnly)
+    assert usual_rule([training.pools[0].condition.grouping, WHOLE], "stability") == "natural"
+    with pytest.raises(BadSpec, match="goal is observables"):
+        loop(update="regression", goal="observables")
+
+
+def conditional(potential, lifted, height):
+    """Energies of held frames beside those with the molecule at rest, at some height of the step."""
+    other = copy.deepcopy(potential)
+    with torch.no_grad():
+        other.step.fill_(height)
+        return torch.cat([energies(part.frames, other) - energies(part.at_rest, other) for part in lifted])
+
+
+def best_height(potential, lifted):
+    """Where least of Σ max(0, U* - U)² is left, by scipy; U is linear in the height, and labels say nothing."""
+    at_zero, asked = conditional(potential, lifted, 0.0), torch.cat([part.energies for part in lifted])
+    slope = conditional(potential, lifted, 1.0) - at_zero
+    return minimize_scalar(lambda x: float((asked - at_zero - x * slope).clamp(min=0.0).square().sum()), (0.0, 1.0)).x
+
+
+def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
+    """Of independent molecules the step in front of which no label is gets as high as failures are to rise."""
+    training = loop()
+    record = until_updated(training)
+    (first,) = training.rule.lifted
+    torch.testing.assert_close(first.energies, conditional(training.potential, [first], 0.0) + RAISE_KT * KT)
+    height = best_height(training.potential, [first])
+    assert 0.9 * RAISE_KT * KT < height < 2.0 * RAISE_KT * KT
+    # What is above what was asked for is not pulled down: Adam's momentum takes it a little farther.
+    assert 0.94 * height < float(training.potential.step.detach()) < 1.1 * height
+    assert record["updates"] == 1 and 0.7 * RAISE_KT < record["raised_kT"] < 2.0 * RAISE_KT
+    # Those that fail a window later are asked for more, and those before for what they were.
+    while len(training.rule.lifted) < 2:
+        training.step()
+    torch.testing.assert_close(training.rule.lifted[0].energies, first.energies)
+    higher = best_height(training.potential, training.rule.lifted)
+    assert higher > height + 0.5 * RAISE_KT * KT and 0.94 * higher < float(training.potential.step.detach()) < 1.1 * higher
+
+
+def test_more_than_labels_allow_is_taken_back():
+    """Weights and optimizer are those of before, nothing is held, and the next run has a smaller rate."""
+    training = loop()
+    while training.progress.phase == "simulation":
+        training.step()
+    training.work.bounds = training.work.bounds._replace(force=-1.0)
+    before = copy.deepcopy((training.potential.state_dict(), training.rule.steps.optimizer.state_dict()))
+    record, _ = training.step()
+    assert record["updates"] == 1 == training.progress.taken_back and training.rule.lifted == []
+    assert all(torch.equal(x, before[0][name]) for name, x in training.potential.state_dict().items())
+    assert training.rule.steps.optimizer.state_dict()["state"] == before[1]["state"] == {}
+    assert training.rule.steps.rate == pytest.approx(RATE_FACTOR * 0.005) == record["learning_rate"]
+
+
+def test_it_is_resumed_to_the_same_bits():
+    training = loop(qm_steps=5)
+    until_updated(training)
+    other = loop(qm_steps=5)
+    other.restore(copy.deepcopy(training.state()))
+    for one in (training, other):
+        while len(one.rule.lifted) < 3:
+            one.step()
+    assert torch.equal(training.potential.step, other.potential.step)
+    for mine, theirs in zip(training.rule.lifted, other.rule.lifted, strict=True):
+        assert all(torch.equal(x, theirs.tensors()[name]) for name, x in mine.tensors().items())
+
+
+def test_without_failures_nothing_is_changed():
+    training = loop()
+    condition = training.pools[0].condition
+    sound = samples_of(torch.zeros(4, 1).double(), frames=stretched(1.5, 1.5, 1.5, 1.5), severity=torch.zeros(4))
+    sound = replace(sound, values={t.observable.name: torch.zeros(4, t.observable.width).double() for t in condition.targets})
+    info = training.rule.apply_([(condition, sound)])
+    assert info.updates == 0 and float(training.potential.step.detach()) == 0.0
+
+
+def test_its_steps_are_its_own_where_none_are_given():
+    steps = loop(qm_steps=None, learning_rate=None).rule.steps
+    assert (steps.n_steps, steps.learning_rate, steps.holding_weight) == (STEPS, LEARNING_RATE, WEIGHT)
+
+
+def test_a_run_that_time_cuts_short_still_ends_at_a_rate_of_zero(monkeypatch):
+    """A third of the steps fit: the rate rises and falls three times as fast."""
+    training, rates, steps = loop(), [], 60
+    rule, left = training.rule, iter(np.linspace(20.0, 0.0, 21).repeat(2))
+    rule.steps.n_steps = steps
+    monkeypatch.setattr(training.work, "seconds_left", lambda: next(left))
+    monkeypatch.setattr(rule.steps.optimizer, "step", lambda: rates.append(rule.steps.optimizer.param_groups[0]["lr"]))
+    rule.steps.run()
+    assert 30 < len(rates) < 45 and max(rates) > 0.0045
+    assert rates[-1] < 0.1 * max(rates) and int(np.argmax(rates)) < 0.5 * len(rates)
+    assert math.isfinite(sum(rates))
+
+
+def test_of_drawn_samples_each_counts_as_itself():
+    """A sound one stands for a thousand, and would weigh more than what fails."""
+    frames = stretched(2.5, 1.6, 1.9)
+    known = estimate(frames, [-1.0, -3.0, -0.05], [2.0, 2.0, 2.0])
+    known.samples = replace(known.samples, log_weights=torch.tensor([1.0, 1000.0, 1.0]).log().double())
+    assert torch.equal(Lifted.of(TRUTH, known, least=0.01).energies, energies(frames)[[0, 2]])
+    assert torch.equal(Lifted.of(TRUTH, known, least=0.1).energies, energies(frames)[[0]])
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [("regression", ["natural_iterations"]), ("natural", []), ("penalized:sgd", ["natural_iterations", "learning_rate"])],
+)
+def test_options_that_a_rule_has_no_use_for_are_told(rule, names):
+    config = configured(update=rule, natural_iterations=7, learning_rate=1e-4, gradient_clip=0.5)
+    usual = configured(update=rule)
+    assert [name for name in ignored(rule, config) if name not in ignored(rule, usual) or name in names] == names
