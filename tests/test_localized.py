@@ -278,7 +278,7 @@ CHOSEN = {
 def test_what_suits_is_chosen_by_the_system(system):
     found = choose_grouping(None, SETTINGS[system], [], Harmonic())
     assert (found.name, found.reason) == CHOSEN[system] and found.describe() == f"{found.name} ({found.reason})"
-    assert choose_grouping("global", SETTINGS[system], [], Opaque()) is WHOLE
+    assert choose_grouping("global", SETTINGS[system], [], Opaque()).whole
 
 
 def test_energies_of_atoms_are_needed():
@@ -301,7 +301,16 @@ def test_an_observable_that_is_no_mean_over_molecules_keeps_its_system_whole():
     assert found.name == "global" and found.reason == "conditional would suit, but count of the system is not a mean over molecules"
     found = choose_grouping(None, setting, [BondLengths(setting.topology)], Harmonic())
     assert found.name == "global" and "not for bond-length: bond lengths are of a system of 24 atoms" in found.reason
-    assert choose_grouping("molecules", setting, [Count()], Harmonic()).name == "molecules"  # as asked for
+    asked = choose_grouping("molecules", setting, [Count()], Harmonic())
+    assert (asked.name, asked.reason) == ("molecules", "as asked for")
+
+
+def test_what_would_have_been_chosen_is_told_why_if_it_is_asked_for():
+    """As a run asks for it that goes on."""
+    setting = SETTINGS["water"]
+    hr = observables_from("hr", setting)
+    chosen = choose_grouping(None, setting, hr, Harmonic())
+    assert chosen.name == "conditional" and choose_grouping("conditional", setting, hr, Harmonic()).reason == chosen.reason
 
 
 def test_the_means_of_g_of_r_over_molecules_is_that_of_the_system():

@@ -98,8 +98,11 @@ def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
     assert 0.94 * height < float(training.potential.step.detach()) < 1.1 * height
     assert record["updates"] == 1 and 0.7 * RAISE_KT < record["raised_kT"] < 2.0 * RAISE_KT
     # Those that fail a window later are asked for more, and those before for what they were.
+    fitted, steps = [], training.rule.steps
+    steps.run, real = lambda lifted: fitted.append(lifted) or real(lifted), steps.run
     while len(training.rule.lifted) < 2:
         training.step()
+    assert [id(part) for part in fitted[-1]] == [id(part) for part in training.rule.lifted]
     torch.testing.assert_close(training.rule.lifted[0].energies, first.energies)
     higher = best_height(training.potential, training.rule.lifted)
     assert higher > height + 0.5 * RAISE_KT * KT and 0.94 * higher < float(training.potential.step.detach()) < 1.1 * higher

@@ -244,14 +244,17 @@ def choose_grouping(text: str | None, setting: Setting, observables: Sequence[Ob
     BadSpec, ValueError
         What is asked for there is not, or not for this system, these observables or this potential.
     """
+    suggested, reason = suggested_grouping(setting)
     if text is not None:
         grouping = grouping_from(text, setting)
+        if text == suggested:  # as a run that goes on asks for what it once chose
+            grouping = replace(grouping, reason=reason)
         if _needs_atoms(grouping, observables) and not potential.gives_atomic_energies:
             raise ValueError(
                 f"--estimator {text} needs energies of atoms, and the {potential.family} potential gives none; give --estimator global"
             )
         return grouping
-    text, reason = suggested_grouping(setting)
+    text = suggested
     if text == "global":
         return replace(WHOLE, reason=reason)
     if text == "conditional" and not any(observable.internal for observable in observables):
