@@ -149,6 +149,12 @@ def test_its_steps_are_its_own_where_none_are_given():
     assert (steps.n_steps, steps.learning_rate, steps.holding_weight) == (STEPS, LEARNING_RATE, WEIGHT)
 
 
+def test_learning_ends_earlier_than_where_an_update_is_short():
+    """As given, or where few failures are left, of whatever upper fraction."""
+    fractions = [loop(**given).schedule.lower_fraction for given in ({}, {"lower_fraction": 0.02}, {"upper_fraction": 0.2})]
+    assert [*fractions, loop_of_a_molecule().schedule.lower_fraction] == [0.25, 0.02, 0.1, 0.1]
+
+
 def test_a_run_that_time_cuts_short_still_ends_at_a_rate_of_zero(monkeypatch):
     """A third of the steps fit: the rate rises and falls three times as fast."""
     training, rates, steps = loop(), [], 60

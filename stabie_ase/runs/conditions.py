@@ -22,7 +22,7 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.options import ConditionOptions, FinetuneOptions
-from stabie_ase.training.updates import usual_rule
+from stabie_ase.training.updates import rule_class, usual_rule
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def _with_rule(config: FinetuneOptions, plans: Sequence[Plan]) -> FinetuneOption
     if rule in ("natural", "regression"):  # others compare samples as they come
         for grouping in groupings:
             _check_samples(config, grouping)
-    return replace(config, update=replace(config.update, rule=rule))
+    phases = replace(config.phases, lower_fraction=config.phases.lower(rule_class(rule)[0].lower_fraction))
+    return replace(config, update=replace(config.update, rule=rule), phases=phases)
 
 
 def _check_used(config: FinetuneOptions) -> None:

@@ -87,6 +87,7 @@ class TrainingLoop:
             for k, condition in enumerate(conditions)
         ]
         limits = {field.name: getattr(phases, field.name) for field in fields(Schedule)}
+        limits["lower_fraction"] = phases.lower(self.rule.lower_fraction)
         self.schedule = Matching() if config.goal == OBSERVABLES else Schedule(**limits)
         self.progress = Progress(self.schedule.first)
         self.start_weights = self._weights()

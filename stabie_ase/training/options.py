@@ -53,8 +53,12 @@ class PhaseOptions:
 
     window_fs: float = option(250.0, "length of a window of dynamics", 1e-3, 1e7)
     upper_fraction: float = option(0.5, "unstable fraction that ends a simulation phase", 0.0, 1.0)
-    lower_fraction: float = option(
-        0.1, "unstable fraction that ends a learning phase; less in proportion where fewer than upper_fraction had failed", 0.0, 1.0
+    lower_fraction: float | None = option(
+        None,
+        "unstable fraction that ends a learning phase; less in proportion where fewer than upper_fraction had failed; if not given 0.1, or "
+        "0.25 with an update that takes as long as regression",
+        0.0,
+        1.0,
     )
     failure_windows: float = option(
         3.0,
@@ -80,10 +84,26 @@ class PhaseOptions:
 
     def __post_init__(self):
         check_options(self)
-        if self.lower_fraction >= self.upper_fraction:
+        if self.lower_fraction is not None and self.lower_fraction >= self.upper_fraction:
             raise BadOption(
                 f"lower_fraction is {self.lower_fraction:g} and upper_fraction {self.upper_fraction:g}, expected lower < upper"
             )
+
+    def lower(self, usual: float) -> float:
+        """The unstable fraction that ends a learning phase.
+
+        Parameters
+        ----------
+        usual : float
+            Where none is given (`UpdateRule.lower_fraction`); half of the upper one, if that is not above it.
+
+        Returns
+        -------
+        float
+        """
+        if self.lower_fraction is not None:
+            return self.lower_fraction
+        return usual if usual < self.upper_fraction else 0.5 * self.upper_fraction
 
 
 AVERAGE_PART = 0.4

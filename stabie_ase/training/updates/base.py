@@ -131,11 +131,14 @@ class UpdateRule:
     ----------
     needs_dynamics : bool
         Without them it is called with no windows, and the run consists of updates alone.
+    lower_fraction : float
+        Unstable fraction of a window of learning up to which an update is not worth its time.
     unused : frozenset of str
         Names of options of updates and labels that it ignores.
     """
 
     needs_dynamics: ClassVar[bool] = True
+    lower_fraction: ClassVar[float] = 0.1
     unused: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, work: Work):

@@ -46,7 +46,7 @@ class Regression(UpdateRule):
     small steps at a rate that falls to zero. What was raised in windows before is asked for in all later runs.
     """
 
-    unused = OF_GRADIENTS
+    lower_fraction, unused = 0.25, OF_GRADIENTS
 
     def __init__(self, work: Work):
         super().__init__(work)
