@@ -303,7 +303,7 @@ def test_unknown_and_wrong_options():
     with pytest.raises(BadOption, match="expected a whole number"):
         PretrainOptions(epochs=2.5)
     with pytest.raises(BadOption, match="expected text"):
-        from_dict(FinetuneOptions, {"update": None})
+        from_dict(FinetuneOptions, {"thermostat": None})
     assert DynamicsOptions(timestep_fs=1, temperature_K=np.float64(300.0)).steps(10.0) == 10
 
 
