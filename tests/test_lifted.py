@@ -21,8 +21,9 @@ from stabie_ase.training.labels import energy_offset
 from stabie_ase.training.schedule import LEARNING, SIMULATION
 from stabie_ase.training.updates import natural
 from stabie_ase.training.updates.found import find
+from stabie_ase.training.updates.label_steps import LEAST_MENDED
 from stabie_ase.training.updates.lifted import MAX_FRAMES, Lifted
-from stabie_ase.training.updates.natural import LEAST_MENDED, MAX_MENDING_RUNS, MENDED_FRACTION, MENDING_LENGTH
+from stabie_ase.training.updates.natural import MAX_MENDING_RUNS, MENDED_FRACTION, MENDING_LENGTH
 
 TRUTH = tiny.truth()
 

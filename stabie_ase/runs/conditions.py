@@ -22,7 +22,7 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.system.options import BadOption, with_temperature
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.options import ConditionOptions, FinetuneOptions
-from stabie_ase.training.updates import rule_class, usual_rule
+from stabie_ase.training.updates import chosen_rule, rule_class
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def planned(config: FinetuneOptions, reference: Reference, potential: Potential,
 def _with_rule(config: FinetuneOptions, plans: Sequence[Plan]) -> FinetuneOptions:
     """With the update rule that suits where none is given."""
     groupings = [plan.condition.grouping for plan in plans]
-    rule = usual_rule(groupings, config.goal) if config.update.rule is None else config.update.rule
+    rule = chosen_rule(config, groupings)
     if rule in ("natural", "regression"):  # others compare samples as they come
         for grouping in groupings:
             _check_samples(config, grouping)

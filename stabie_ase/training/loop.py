@@ -32,7 +32,7 @@ from stabie_ase.training.labels import LabelledFrames, QMLoss
 from stabie_ase.training.options import FinetuneOptions
 from stabie_ase.training.pool import SEED_STRIDE, ReplicaPool, Window
 from stabie_ase.training.schedule import FINISHED, LEARNING, MATCHING, OBSERVABLES, SIMULATION, Matching, Progress, Schedule
-from stabie_ase.training.updates import Work, rule_class, usual_rule
+from stabie_ase.training.updates import Work, chosen_rule, rule_class
 from stabie_ase.training.updates.base import ENERGY_WEIGHT, OFFSET_WEIGHT
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,7 @@ class TrainingLoop:
         config: FinetuneOptions,
     ):
         self.potential, self.config = potential, config
-        given = config.update.rule
-        rule, spec = rule_class(usual_rule([x.grouping for x in conditions], config.goal) if given is None else given)
+        rule, spec = rule_class(chosen_rule(config, [condition.grouping for condition in conditions]))
         self.accuracy = Accuracy(potential, held_out, config.labels.force_error_confidence)
         bounds = Bounds(config.labels.force_error_bound, config.labels.energy_error_bound)
         loss = QMLoss(ENERGY_WEIGHT, offset_weight=OFFSET_WEIGHT)

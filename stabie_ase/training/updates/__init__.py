@@ -32,6 +32,7 @@ __all__ = [
     "UpdateRule",
     "Windows",
     "Work",
+    "chosen_rule",
     "ignored",
     "rule_class",
     "usual_rule",
@@ -55,6 +56,23 @@ def usual_rule(groupings: Sequence[Grouping], goal: str) -> str:
     """
     conditional = all(grouping.conformers is not None for grouping in groupings)
     return "regression" if conditional and goal == STABILITY else "natural"
+
+
+def chosen_rule(config: FinetuneOptions, groupings: Sequence[Grouping]) -> str:
+    """The update rule that options ask for, or the usual one.
+
+    Parameters
+    ----------
+    config : FinetuneOptions
+    groupings : sequence of Grouping
+        Of all conditions.
+
+    Returns
+    -------
+    str
+        As `rule_class` reads it.
+    """
+    return usual_rule(groupings, config.goal) if config.update.rule is None else config.update.rule
 
 
 def ignored(rule: str, config: FinetuneOptions) -> list[str]:

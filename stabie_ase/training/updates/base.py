@@ -87,6 +87,23 @@ class Work:
         """At most `FRAMES_OF_OFFSET` of them, all over the set."""
         return self.labelled.select(torch.tensor(spread(len(self.labelled), FRAMES_OF_OFFSET), device=self.labelled.energies.device))
 
+    def figures(self, growth: Growth) -> dict[str, float]:
+        """Errors on held-out frames for the log, units in the names: forces, the upper limit of their mean, and energies.
+
+        Parameters
+        ----------
+        growth : Growth
+
+        Returns
+        -------
+        dict of str to float
+        """
+        return {
+            "force_mae_eV_per_A": growth.force_mae,
+            "force_mae_limit_eV_per_A": (1.0 + growth.force_growth) * self.accuracy.start_mae,
+            "energy_mae_eV": growth.energy_mae,
+        }
+
     def accurate(self) -> bool:
         """Whether the potential is within the bounds as it is."""
         return self.accuracy.measure(self.potential).within(self.bounds)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stabie_ase.system import processes
+from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.labels import minibatch
 from stabie_ase.training.updates.base import Work
 from stabie_ase.training.updates.lifted import Lifted
@@ -37,6 +38,9 @@ RISE, MOST_RISING = 0.25, 60
 """Part of a run in which the learning rate rises, and steps at most. Adam's first steps are as long as the rate whatever the gradient
 is, as long as it has seen only a few; 120 steps at 1e-4 left a SchNet of water at 31.14 meV/Å without, 31.04 with it, its energies at
 40.1 and 39.5 meV."""
+
+LEAST_MENDED = 0.02
+"""Part of the bounds on the growth of errors by which a run has to lower them for another to follow."""
 
 RATE_FACTOR, MAX_TRIES = 1.0 / 3.0, 5
 """From one learning rate to the next that is tried, and how many are."""
@@ -111,9 +115,45 @@ class LabelSteps:
         self._steps(lifted, length)
         self.runs += length
 
+    def run_until(self, lifted: Sequence[Lifted], enough: float, most: int, length: int = 1) -> Growth:
+        """A run, and others while errors are beyond a part of their bounds and fall.
+
+        Parameters
+        ----------
+        lifted : sequence of Lifted
+        enough : float
+            Part of the bounds within which no other run follows.
+        most : int
+            Runs after the first.
+        length : int
+            How many times longer these are.
+
+        Returns
+        -------
+        Growth
+            Errors at the end.
+        """
+        work = self.work
+        self.run(lifted)
+        growth = work.accuracy.measure(work.potential)
+        for _ in range(most):
+            if growth.within(work.bounds, enough) or work.out_of_time():
+                break
+            was = growth.part(work.bounds)
+            self.run(lifted, length)
+            growth = work.accuracy.measure(work.potential)
+            if not growth.part(work.bounds) < was - LEAST_MENDED:
+                break
+        return growth
+
+    @property
+    def largest_rate(self) -> float:
+        """Of the next run."""
+        return self.learning_rate if self.rate is None else self.rate
+
     def _steps(self, lifted: Sequence[Lifted] = (), length: int = 1) -> None:
         work, config = self.work, self.work.config
-        rate, n = self.learning_rate if self.rate is None else self.rate, length * self.n_steps
+        rate, n = self.largest_rate, length * self.n_steps
         time_left, rising = work.seconds_left(), min(RISE, MOST_RISING / max(n, 1))
         for k in range(n):
             # Steps that time does not allow are left out as the run goes on, not at its end, where the rate falls.

@@ -46,9 +46,8 @@ of a model that is far from right are deep: the demo's failures fell by 1.6 and 
 seed of each on a busy machine. No other values were tried.
 """
 
-MENDED_FRACTION, LEAST_MENDED = 0.5, 0.02
-"""Part of the bounds beyond which a longer run of steps on energies and forces follows the first, and that by which it has to lower errors
-for another to follow.
+MENDED_FRACTION = 0.5
+"""Part of the bounds beyond which a longer run of steps on energies and forces follows the first.
 
 The more there is to mend the more a run mends, and it takes as long.
 """
@@ -82,8 +81,6 @@ class NaturalGradient(UpdateRule):
         """Updates on one window's samples while they tell something: their effective number holds and failures are not much rarer yet.
 
         None, where stability is the goal, if the gradient is shorter than its standard error: that costs forces for nothing.
-        All frames tell what is off. Only the energies of those not far outside the criteria are changed for it: where
-        replicas get lost is a matter of the way out, and what they find further on takes no learning, but most of a step.
         """
         work, config, info = self.work, self.work.config, UpdateInfo()
         estimates = [found for window in windows for found in find(work, *window)]
@@ -129,10 +126,7 @@ class NaturalGradient(UpdateRule):
             "ess_fraction": ess_fraction(estimates),
             "raised_kT": raised,
             "balance": self.balance,
-            "force_mae_eV_per_A": info.growth.force_mae,
-            "force_mae_limit_eV_per_A": (1.0 + info.growth.force_growth) * work.accuracy.start_mae,
-            "energy_mae_eV": info.growth.energy_mae,
-        }
+        } | work.figures(info.growth)
         return info
 
     def _lifted(self, estimates: list[Found]) -> list[Lifted]:
@@ -154,18 +148,7 @@ class NaturalGradient(UpdateRule):
 
         What a step spoils grows with what has been spoiled before, and most of that can be mended while what was lifted stays where it is.
         """
-        work, held = self.work, [*self.lifted, *lifted]
-        self.steps.run(held)
-        growth = work.accuracy.measure(work.potential)
-        for _ in range(MAX_MENDING_RUNS):
-            if growth.within(work.bounds, MENDED_FRACTION) or work.out_of_time():
-                break
-            was = growth.part(work.bounds)
-            self.steps.run(held, MENDING_LENGTH)
-            growth = work.accuracy.measure(work.potential)
-            if not growth.part(work.bounds) < was - LEAST_MENDED:
-                break
-        return growth
+        return self.steps.run_until([*self.lifted, *lifted], MENDED_FRACTION, MAX_MENDING_RUNS, MENDING_LENGTH)
 
     def _direction(self, estimates: list[Found]) -> tuple[list[Tensor], float]:
         """Where to go by the gradient that the parameters hold, and how far that changes forces."""

@@ -6,7 +6,6 @@ import copy
 from dataclasses import replace
 
 from stabie_ase.system.spec import BadSpec
-from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.labels import energy_offset
 from stabie_ase.training.schedule import STABILITY
 from stabie_ase.training.updates.base import OF_GRADIENTS, UpdateInfo, UpdateRule, Windows, Work
@@ -30,8 +29,8 @@ Failures that are e⁵ times rarer are gone for most users; those that are still
 LEAST_PART = 0.1
 """Of the most negative weight of a window, that what is raised has at least: what fails and not what stands beside it."""
 
-MAX_RUNS, LEAST_GAINED = 3, 0.02
-"""Runs of one update at most, where errors are beyond their bounds, and the part of these by which a run has to lower them for another."""
+MAX_FURTHER_RUNS = 2
+"""Of one update, after the first, where errors are beyond their bounds."""
 
 MAX_LIFTED = 64
 """Windows whose failures are held."""
@@ -53,7 +52,6 @@ class Regression(UpdateRule):
         if work.config.goal != STABILITY:
             raise BadSpec(f"regression raises failures, and the goal is {work.config.goal}; give --update natural or --goal {STABILITY}")
         self.steps = LabelSteps(work, STEPS, LEARNING_RATE, WEIGHT)
-        self.steps.rate = self.steps.learning_rate
         self.lifted: list[Lifted] = []
 
     def apply_(self, windows: Windows) -> UpdateInfo:
@@ -64,7 +62,7 @@ class Regression(UpdateRule):
         if not asked:
             return UpdateInfo(figures=figures)
         before = copy.deepcopy((potential.state_dict(), self.steps.optimizer.state_dict()))
-        growth = self._fit([*self.lifted, *asked])
+        growth = self.steps.run_until([*self.lifted, *asked], 1.0, MAX_FURTHER_RUNS)
         following = [found.reweighted(potential) for found in estimates]
         figures |= {
             "observable_loss": sum(found.estimate.loss for found in estimates),
@@ -77,14 +75,9 @@ class Regression(UpdateRule):
         else:
             potential.load_state_dict(before[0])
             self.steps.optimizer.load_state_dict(before[1])
-            self.steps.rate = RATE_FACTOR * (self.steps.rate or self.steps.learning_rate)
+            self.steps.rate = RATE_FACTOR * self.steps.largest_rate
             growth = work.accuracy.measure(potential)
-        figures |= {
-            "learning_rate": self.steps.rate or 0.0,
-            "force_mae_eV_per_A": growth.force_mae,
-            "force_mae_limit_eV_per_A": (1.0 + growth.force_growth) * work.accuracy.start_mae,
-            "energy_mae_eV": growth.energy_mae,
-        }
+        figures |= {"learning_rate": self.steps.largest_rate} | work.figures(growth)
         return UpdateInfo(1, int(not kept), growth, figures)
 
     def _asked(self, estimates: list[Found]) -> list[Lifted]:
@@ -96,21 +89,6 @@ class Regression(UpdateRule):
                 rise = RAISE_KT / found.condition.point.beta
                 asked.append(replace(failing, energies=failing.energies + rise))
         return asked
-
-    def _fit(self, lifted: list[Lifted]) -> Growth:
-        """A run, and others while errors are beyond their bounds and fall; they at the end."""
-        work = self.work
-        self.steps.run(lifted)
-        growth = work.accuracy.measure(work.potential)
-        for _ in range(MAX_RUNS - 1):
-            if growth.within(work.bounds) or work.out_of_time():
-                break
-            was = growth.part(work.bounds)
-            self.steps.run(lifted)
-            growth = work.accuracy.measure(work.potential)
-            if not growth.part(work.bounds) < was - LEAST_GAINED:
-                break
-        return growth
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
