@@ -250,6 +250,7 @@ def telling(work: Work, estimates: list[Found]) -> tuple[list[Found], dict[str, 
             kept.append((found, known))
     return [found for found, _ in kept] or estimates, kept[0][1] if len(kept) == 1 else {}
 
+
 def is_noise(known: dict[str, float]) -> bool:
     """Whether a gradient is shorter than its standard error.
 
