@@ -20,6 +20,7 @@ from stabie_ase.stability import (
     criteria_from,
     stability_statistics,
 )
+from stabie_ase.stability.frames import blamed
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.setting import Setting
 
@@ -178,6 +179,21 @@ def test_molecules_come_close_through_the_faces_of_a_cell():
         frames[0].get_distance(i, j, mic=True) for i in range(3) for j in range(3, 6)
     )
     assert float(criterion.judge(at_rest(frames)).value[0]) == pytest.approx(expected)
+
+
+def test_atoms_to_blame_in_frames():
+    """Those of the criterion by which a frame is worst; all of one that is stable, or too low in energy. What remembers says nothing."""
+    cell = [12.0, 12.0, 12.0]
+    frames = [two_waters(2.9, cell), two_waters(2.0, cell), two_waters(2.9, cell), two_waters(2.9, cell)]
+    frames[2].positions[4] += 2.0 * (frames[2].positions[4] - frames[2].positions[3])
+    setting = Setting([two_waters(2.9, cell)] * 3, 300.0, timestep_fs=1.0, check_every_fs=5.0)
+    criteria = criteria_from("bonds:0.5,intermolecular:2.4,energy,temperature,rdf:3.0", setting)
+    criteria = [criterion.for_model(Harmonic()) for criterion in criteria]
+    batch = AtomsBatch.from_atoms(frames)
+    sound = float(at_rest(frames[:1]).potential_energy)
+    energies = torch.tensor([sound, sound, sound, sound - 1000.0]).double()
+    found = blamed(batch, criteria, energies, 300.0).view(4, 6).int().tolist()
+    assert found == [[1] * 6, [1, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [1] * 6]
 
 
 def test_refuses_a_batch_of_several_molecules(criterion, aspirin):

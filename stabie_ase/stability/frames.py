@@ -56,17 +56,52 @@ def first_failure(images: Sequence[Atoms], criteria: Sequence[Criterion], temper
     return None
 
 
+def blamed(frames: AtomsBatch, criteria: Sequence[Criterion], energies: Tensor, temperature_K: float) -> Tensor:
+    """Which atoms the criterion blames by which a frame is worst.
+
+    Parameters
+    ----------
+    frames : AtomsBatch
+        Each by itself and at rest: criteria that remember, or look at momenta, blame nobody here.
+    criteria : sequence of Criterion
+    energies : Tensor of float64, shape (n_frames,)
+        Potential energies in eV.
+    temperature_K : float
+        Of the heat bath.
+
+    Returns
+    -------
+    Tensor of bool, shape (n_atoms,)
+        All of a frame that is stable, or in which all are to blame.
+    """
+    alone, found = [c for c in criteria if not c.memory(frames)], torch.ones_like(frames.system, dtype=torch.bool)
+    for part in frames.chunks(FRAMES_AT_ONCE):
+        state = _state(frames.select(part), energies[part], temperature_K)
+        looked = look(state, alone)
+        for k, worst in zip(looked.unstable.nonzero()[:, 0].tolist(), looked.worst[looked.unstable].tolist()):
+            atoms = looked.verdicts[worst].atoms[k]
+            if bool((atoms >= 0).any()):
+                own = frames.atom_index(part[[k]])
+                found[own] = False
+                found[own[atoms[atoms >= 0]]] = True
+    return found
+
+
 def _at(images: Sequence[Atoms], temperature_K: float) -> MDState:
-    """Frames as the states of so many replicas."""
+    """Frames as the states of so many replicas, whose energies are taken for zero."""
     batch, momenta = AtomsBatch.from_atoms(images), momenta_of(images)
-    zero = batch.positions.new_zeros(batch.n_systems)
-    count, rest = torch.zeros(batch.n_systems, dtype=torch.int64), torch.zeros_like(batch.positions)
+    return _state(batch, batch.positions.new_zeros(batch.n_systems), temperature_K, None if momenta is None else momenta.reshape(-1, 3))
+
+
+def _state(batch: AtomsBatch, energies: Tensor, temperature_K: float, momenta: Tensor | None = None) -> MDState:
+    zero, rest = torch.zeros_like(energies), torch.zeros_like(batch.positions)
+    count = torch.zeros_like(energies, dtype=torch.int64)
     return MDState(
         batch=batch,
-        momenta=rest if momenta is None else momenta.reshape(-1, 3),
+        momenta=rest if momenta is None else momenta,
         forces=rest,
-        mobile=torch.ones(batch.n_atoms, dtype=torch.bool),
-        potential_energy=zero,
+        mobile=torch.ones_like(batch.system, dtype=torch.bool),
+        potential_energy=energies,
         temperature=zero + temperature_K,
         pressure=zero,
         key=count,
