@@ -108,6 +108,29 @@ def test_what_all_atoms_are_off_by_has_not_sunk(groups):
         assert float(higher.sunk(potential, offset).detach()) == pytest.approx(0.3**2 / n)
 
 
+def test_what_is_between_molecules_is_told_beside_where_they_were_when_sound():
+    """Soundest of the same trajectory, shortly before; whatever else has moved is as it is now. No force knows how energy is parted."""
+    potential, shifted = (kind(3.0, 1.8, tiny.BOND, 6.0) for kind in (Morse, Shifted))
+    lengths, others = [1.6, 1.5, 1.7, 2.2, 2.4], [1.5, 1.52, 1.54, 1.56, 1.58]
+    frames = AtomsBatch.from_atoms(
+        [Atoms("C4", [[0, 0, 0], [x, 0, 0], [0, 9, 0], [y, 9, 0]], cell=[50] * 3, pbc=True) for x, y in zip(lengths, others)]
+    )
+    groups = Groups(torch.arange(20), torch.arange(20) // 2, torch.arange(5).repeat_interleave(2))
+    known = estimate(frames, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, -1.0, -0.1, -1.0, -0.1], [0.1, 0.2, 0.9, 2.0, 2.0], groups)
+    of = {"replica": torch.tensor([0, 0, 0, 0, 1]), "frame": torch.tensor([0, 1, 2, 3, 0])}
+    known.samples = known.all_samples = replace(known.samples, **of)
+    held = Lifted.beside_before(potential, known, 2)
+    assert torch.equal(held.frames.positions, frames.select([3]).positions) and held.atoms.tolist() == [True, True, False, False]
+    assert held.at_rest.positions[:, 0].tolist() == pytest.approx([0, 1.5, 0, 1.56])
+    alone = energies(stretched(2.2, 1.5), potential)
+    torch.testing.assert_close(held.energies, alone[[0]] - alone[[1]])
+    higher = replace(held, energies=held.energies + 0.3)
+    assert float(higher.sunk(shifted, 0.7).detach()) == pytest.approx(0.3**2 / 2)
+    assert Lifted.beside_before(potential, known, 9).at_rest.positions[1, 0] == 1.6
+    known.samples = known.all_samples = replace(known.samples, severity=torch.tensor([0.1, 1.2, 1.9, 2.0, 2.0]).double())
+    assert Lifted.beside_before(potential, known, 2) is None
+
+
 def test_saved_and_restored_it_is_the_same():
     held = Lifted.of(TRUTH, estimate(stretched(1.8, 2.5), [-1.0, -0.5], [2.0, 2.0]))
     again = Lifted.restored(held.tensors(), torch.device("cpu"))

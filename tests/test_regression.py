@@ -2,28 +2,31 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from ase import units
+from ase import Atoms, units
 from helpers import samples_of
-from scipy.optimize import minimize_scalar
 from test_lifted import TRUTH, energies, estimate, stretched
 from test_localized import CUTOFF, gas
 from test_stabie_loop import loop as loop_of_a_molecule
 from tiny import config as configured
 
-from stabie_ase.boltzmann import WHOLE
+from stabie_ase.boltzmann import WHOLE, StatePoint
 from stabie_ase.observables import observables_from
 from stabie_ase.potentials.analytic import Morse
 from stabie_ase.stability import criteria_from
+from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.setting import Setting
+from stabie_ase.structures.topology import Groups
 from stabie_ase.system.options import from_dict
 from stabie_ase.system.spec import BadSpec
 from stabie_ase.training.loop import TrainingLoop
 from stabie_ase.training.options import FinetuneOptions
 from stabie_ase.training.updates import LabelsOnly, NaturalGradient, Regression, ignored, usual_rule
+from stabie_ase.training.updates.found import Found
 from stabie_ase.training.updates.label_steps import RATE_FACTOR
 from stabie_ase.training.updates.lifted import Lifted
 from stabie_ase.training.updates.regression import LEARNING_RATE, RAISE_KT, STEPS, WEIGHT
@@ -80,11 +83,13 @@ def conditional(potential, lifted, height):
         return torch.cat([energies(part.frames, other) - energies(part.at_rest, other) for part in lifted])
 
 
-def best_height(potential, lifted):
-    """Where least of Σ max(0, U* - U)² is left, by scipy; U is linear in the height, and labels say nothing."""
+def missing(training, height=None):
+    """Σ max(0, U* - U)² of all that is held, at the height that the step has or at some other; U is linear in it."""
+    potential, lifted = training.potential, training.rule.lifted
     at_zero, asked = conditional(potential, lifted, 0.0), torch.cat([part.energies for part in lifted])
     slope = conditional(potential, lifted, 1.0) - at_zero
-    return minimize_scalar(lambda x: float((asked - at_zero - x * slope).clamp(min=0.0).square().sum()), (0.0, 1.0)).x
+    height = float(potential.step.detach()) if height is None else height
+    return float((asked - at_zero - height * slope).clamp(min=0.0).square().sum())
 
 
 def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
@@ -93,11 +98,12 @@ def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
     record = until_updated(training)
     (first,) = training.rule.lifted
     torch.testing.assert_close(first.energies, conditional(training.potential, [first], 0.0) + RAISE_KT * KT)
-    height = best_height(training.potential, [first])
-    assert 0.9 * RAISE_KT * KT < height < 2.0 * RAISE_KT * KT
+    step, enough = training.potential.step, RAISE_KT * KT
+    # Not all molecules that fail are behind the step.
+    assert missing(training) < 1.05 * missing(training, enough) < 0.3 * missing(training, 0.0)
     # What is above what was asked for is not pulled down: Adam's momentum takes it a little farther.
-    assert 0.94 * height < float(training.potential.step.detach()) < 1.1 * height
-    assert record["updates"] == 1 and 0.7 * RAISE_KT < record["raised_kT"] < 2.0 * RAISE_KT
+    assert 0.9 * enough < float(step.detach()) < 1.5 * enough
+    assert record["updates"] == 1 and 0.7 * RAISE_KT < record["raised_kT"] < 1.5 * RAISE_KT
     # Those that fail a window later are asked for more, and those before for what they were.
     fitted, steps = [], training.rule.steps
     steps.run, real = lambda lifted: fitted.append(lifted) or real(lifted), steps.run
@@ -105,8 +111,7 @@ def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
         training.step()
     assert [id(part) for part in fitted[-1]] == [id(part) for part in training.rule.lifted]
     torch.testing.assert_close(training.rule.lifted[0].energies, first.energies)
-    higher = best_height(training.potential, training.rule.lifted)
-    assert higher > height + 0.5 * RAISE_KT * KT and 0.94 * higher < float(training.potential.step.detach()) < 1.1 * higher
+    assert missing(training) < 1.05 * min(missing(training, x) for x in np.linspace(0.0, 4.0 * enough, 41))
 
 
 def test_more_than_labels_allow_is_taken_back():
@@ -168,13 +173,32 @@ def test_a_run_that_time_cuts_short_still_ends_at_a_rate_of_zero(monkeypatch):
     assert rates[-1] < 0.1 * max(rates) and int(np.argmax(rates)) < 0.5 * len(rates)
 
 
+def test_what_is_to_blame_in_one_molecule_and_between_two():
+    """A long bond, two molecules in contact, one frame that is sound."""
+
+    def dimers(length, distance):
+        return Atoms("C4", [[0, 0, 0], [length, 0, 0], [0, distance, 0], [1.5, distance, 0]], cell=[12.0] * 3, pbc=True)
+
+    setting = Setting([dimers(1.5, 4.0)] * 3, 1200.0)
+    frames = AtomsBatch.from_atoms([dimers(2.5, 4.0), dimers(1.5, 1.0), dimers(1.5, 3.9)])
+    groups = Groups(torch.arange(12), torch.arange(12) // 2, torch.arange(3).repeat_interleave(2))
+    criteria = criteria_from("bonds:0.5,intermolecular:2.0", setting)
+    condition = SimpleNamespace(criteria=criteria, point=StatePoint(1200.0))
+    known = estimate(frames, [-1.0] * 6, [2.0, 2.0, 0.5], groups)
+    known.samples = replace(known.samples, energies=torch.zeros(3).double())
+    alone, together = Found(condition, None, [], known, frames, torch.zeros(6), 6.0).to_blame(TRUTH)
+    assert alone.tolist() == [True, False, False, False, False, False]
+    assert together.tolist() == [False, False, True, True, False, False]
+
+
 def test_of_drawn_samples_each_counts_as_itself():
-    """A sound one stands for a thousand, and would weigh more than what fails."""
-    frames = stretched(2.5, 1.6, 1.9)
-    known = estimate(frames, [-1.0, -3.0, -0.05], [2.0, 2.0, 2.0])
-    known.samples = replace(known.samples, log_weights=torch.tensor([1.0, 1000.0, 1.0]).log().double())
-    assert torch.equal(Lifted.of(TRUTH, known, least=0.01).energies, energies(frames)[[0, 2]])
-    assert torch.equal(Lifted.of(TRUTH, known, least=0.1).energies, energies(frames)[[0]])
+    """A sound one stands for a thousand, and would weigh more than what fails in its frame."""
+    frames = AtomsBatch.from_atoms([Atoms("C4", [[0, 0, 0], [2.5, 0, 0], [0, 50, 0], [1.6, 50, 0]])])
+    groups = Groups(torch.arange(4), torch.arange(4) // 2, torch.tensor([0, 0]))
+    known = estimate(frames, [-1.0, -3.0], [2.0], groups)
+    assert Lifted.of(TRUTH, known).atoms.tolist() == [False, False, True, True]
+    known.samples = replace(known.samples, log_weights=torch.tensor([1.0, 1000.0]).log().double())
+    assert Lifted.of(TRUTH, known).atoms.tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from stabie_ase.boltzmann.projection import projection
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
 from stabie_ase.potentials.base import Potential
+from stabie_ase.stability.frames import blamed
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.system.processes import sum_gradients, total
 from stabie_ase.training.condition import Condition
@@ -68,6 +69,33 @@ class Found:
         samples = of_present(potential, samples, [target.observable for target in self.targets])
         estimate = self.estimator.reweighted(replace(self.estimate, samples=samples), self.targets, change)
         return replace(self, estimate=estimate, change=change)
+
+    def to_blame(self, potential: Potential) -> tuple[Tensor, Tensor]:
+        """Samples that hold what criteria blame in unstable frames: weights alone do not tell it from what is off by chance there.
+
+        Parameters
+        ----------
+        potential : Potential
+            That drove the dynamics.
+
+        Returns
+        -------
+        alone : Tensor of bool, shape (n_groups,)
+            Those that hold all the atoms to blame of their frame.
+        together : Tensor of bool, shape (n_groups,)
+            Those that hold some, and others the rest. Both where all atoms of a frame are to blame.
+        """
+        samples, condition = self.estimate.samples, self.condition
+        groups, frames, unstable = samples.groups, samples.frames, (samples.severity > 1.0).nonzero()[:, 0]
+        atoms = samples.severity.new_zeros(frames.n_atoms)
+        if len(unstable):
+            criteria = [criterion.for_model(potential) for criterion in condition.criteria]
+            where, energies, temperature_K = frames.atom_index(unstable), samples.energies[unstable], condition.point.temperature_K
+            atoms[where] = blamed(frames.select(unstable), criteria, energies, temperature_K).to(atoms)
+        own = atoms.new_zeros(groups.n_groups).index_add(0, groups.group, atoms[groups.atoms])
+        of_frame = frames.sum_over_atoms(atoms)[groups.system]
+        everything = of_frame == frames.counts[groups.system]
+        return (own > 0) & (everything | (own == of_frame)), (own > 0) & (everything | (own < of_frame))
 
     def raised(self, change: Tensor) -> float:
         """By how many k_B T what is to become rarer has risen beside what is to become more common, from now to another `change`.

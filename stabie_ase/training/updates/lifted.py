@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimate
+from stabie_ase.boltzmann import Estimate, Samples
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch, rows_of
 from stabie_ase.structures.neighbors import neighbor_list
@@ -36,7 +37,7 @@ class Lifted:
         In eV, of these atoms, on the scale of the labels: less as much for each atom as energies of labelled frames were off. Or of the
         frames beside those at rest.
     at_rest : AtomsBatch or None
-        The same frames with these atoms in a sound conformation, where energies are conditional.
+        The same frames with these atoms in a sound conformation or where they were when sound, where energies are told beside it.
     """
 
     frames: AtomsBatch
@@ -45,7 +46,7 @@ class Lifted:
     at_rest: AtomsBatch | None = None
 
     @classmethod
-    def of(cls, potential: Potential, estimate: Estimate, offset: float = 0.0, least: float = 0.0) -> Lifted | None:
+    def of(cls, potential: Potential, estimate: Estimate, offset: float = 0.0, candidates: Tensor | None = None) -> Lifted | None:
         """Frames of an estimate that are unstable and to become rarer, at the energies that they have now; None where there are none.
 
         Of samples that were drawn each counts as itself, not as those it stands for: a sound one stands for thousands.
@@ -56,35 +57,66 @@ class Lifted:
         estimate : Estimate
         offset : float
             By how much energies of labelled frames are off, in eV for each atom (`energy_offset`).
-        least : float
-            Part of the most negative weight of all that each has at least.
+        candidates : Tensor of bool, shape (n_groups,), optional
+            Samples that may be held; all by default.
 
         Returns
         -------
         Lifted or None
         """
-        samples, weights = estimate.samples, estimate.weights
-        if samples.log_weights is not None:
-            weights = weights / samples.log_weights.exp()
-        system, unstable = samples.groups.system, samples.severity > 1.0
-        lowest = weights.new_zeros(samples.frames.n_systems).scatter_reduce(0, system, weights, "amin")
-        # With equal weights of all their atoms whole frames are groups like any other.
-        held = unstable[system] & (weights < 0.0) & (weights <= LOWEST_PART * lowest[system])
-        held &= weights <= least * lowest.where(unstable, 0.0).min()
+        samples, held = estimate.samples, _failing(estimate, candidates)
         if not bool(held.any()):
             return None
+        nothing = estimate.weights.new_zeros
         if samples.conformers is None:
-            chosen = _spread(system[held].unique())
-            atoms = samples.groups.spread(held.double(), samples.frames)[samples.frames.atom_index(chosen)] > 0
-            some = cls(samples.frames.select(chosen), atoms, weights.new_zeros(len(chosen)))
+            chosen = _spread(samples.groups.system[held].unique())
+            some = cls(samples.frames.select(chosen), _atoms_of(samples, held, chosen), nothing(len(chosen)))
         else:
             groups = samples.groups.select(_spread(held.nonzero()[:, 0]))
             frames, own = groups.apart(samples.frames)
-            atoms = own.spread(weights.new_ones(own.n_groups), frames) > 0
-            some = cls(frames, atoms, weights.new_zeros(own.n_groups), samples.conformers.at_rest(samples.frames, groups))
+            atoms = own.spread(estimate.weights.new_ones(own.n_groups), frames) > 0
+            some = cls(frames, atoms, nothing(own.n_groups), samples.conformers.at_rest(samples.frames, groups))
+        return some._at_present(potential, offset)
+
+    @classmethod
+    def beside_before(cls, potential: Potential, estimate: Estimate, n_frames: int, candidates: Tensor | None = None) -> Lifted | None:
+        """The frames of `of`, whose atoms to blame are at rest where they were when the same trajectory was soundest, shortly before.
+
+        All other atoms are where they are. No force depends on how a potential parts its energy among atoms, and what is raised of some
+        of them may be moved to others.
+
+        Parameters
+        ----------
+        potential : Potential
+        estimate : Estimate
+        n_frames : int
+            How many frames before at most.
+        candidates : Tensor of bool, shape (n_groups,), optional
+            Samples that may be held; all by default.
+
+        Returns
+        -------
+        Lifted or None
+            None where no frame has a sound one so shortly before it.
+        """
+        samples, known, held = estimate.samples, estimate.all_samples, _failing(estimate, candidates)
+        chosen = samples.groups.system[held].unique()
+        age = samples.frame[chosen][:, None] - known.frame
+        before = (known.replica == samples.replica[chosen][:, None]) & (age > 0) & (age <= n_frames)
+        severity, soundest = torch.where(before, known.severity, math.inf).min(dim=1)
+        with_sound = _spread((severity <= 1.0).nonzero()[:, 0])
+        if not len(with_sound):
+            return None
+        chosen, then = chosen[with_sound], known.frames.select(soundest[with_sound])
+        frames, atoms = samples.frames.select(chosen), _atoms_of(samples, held, chosen)
+        at_rest = frames.replace(positions=torch.where(atoms[:, None], then.positions, frames.positions))
+        return cls(frames, atoms, estimate.weights.new_zeros(len(chosen)), at_rest)._at_present(potential, 0.0)
+
+    def _at_present(self, potential: Potential, offset: float) -> Lifted:
+        """At the energies that they have now."""
         with torch.no_grad():
-            energies = [some.select(part)._now(potential, offset) for part in some.frames.chunks()]
-        return replace(some, energies=torch.cat(energies))
+            energies = [self.select(part)._now(potential, offset) for part in self.frames.chunks()]
+        return replace(self, energies=torch.cat(energies))
 
     def __len__(self) -> int:
         return self.frames.n_systems
@@ -122,6 +154,24 @@ class Lifted:
         atoms, energies, positions = known.pop("atoms"), known.pop("energies"), known.pop("at_rest", None)
         frames = AtomsBatch(**known, n_systems=len(energies))
         return cls(frames, atoms, energies, None if positions is None else frames.replace(positions=positions))
+
+
+def _failing(estimate: Estimate, candidates: Tensor | None) -> Tensor:
+    """Which samples are unstable and to become rarer, of one frame those that weigh most, shape (n_groups,), bool."""
+    samples, weights = estimate.samples, estimate.weights
+    if samples.log_weights is not None:
+        weights = weights / samples.log_weights.exp()
+    system = samples.groups.system
+    may = (samples.severity > 1.0)[system] & (weights < 0.0)
+    may = may if candidates is None else may & candidates
+    lowest = weights.new_zeros(samples.frames.n_systems).scatter_reduce(0, system, weights.where(may, 0.0), "amin")
+    # With equal weights of all their atoms whole frames are groups like any other.
+    return may & (weights <= LOWEST_PART * lowest[system])
+
+
+def _atoms_of(samples: Samples, held: Tensor, chosen: Tensor) -> Tensor:
+    """Which atoms of some frames are of groups that are held, shape (n_atoms,), bool."""
+    return samples.groups.spread(held.double(), samples.frames)[samples.frames.atom_index(chosen)] > 0
 
 
 def _spread(chosen: Tensor) -> Tensor:

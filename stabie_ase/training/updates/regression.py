@@ -23,11 +23,12 @@ the largest rate that does not spoil it in a short run, moved little of what is 
 RAISE_KT, WEIGHT = 5.0, 0.3
 """How much energy failures of a window shall gain, in k_B T, and what (eV)² of it that is missing, an atom, counts beside labels, in 1/eV².
 
-Failures that are e⁵ times rarer are gone for most users; those that are still there come again, with another window.
+Failures that are e⁵ times rarer are gone for most users; those that are still there come again, with another window. Up to three times as
+much for those deep below what they were when sound (water) left forces beyond their bound after two runs.
 """
 
-LEAST_PART = 0.1
-"""Of the most negative weight of a window, that what is raised has at least: what fails and not what stands beside it."""
+SOUND_FS = 50.0
+"""How long before a failure molecules are looked for where they were sound: a hydrogen takes some 25 fs from a bond into contact."""
 
 MAX_FURTHER_RUNS = 2
 """Of one update, after the first, where errors are beyond their bounds."""
@@ -40,7 +41,7 @@ class Regression(UpdateRule):
     """One long run of steps on labels and on failures, whose energies are asked to rise by `RAISE_KT`; back if errors have grown too far.
 
     Down the gradient of the estimator in the space of energies, not of parameters: of the samples ∂L/∂U_i = w_i, so that those of w_i < 0
-    are to rise. All that are unstable and off are asked for the same, as an energy that is raised by several k_B T is enough, and no step
+    are to rise. All of these that a criterion blames are asked for it, as an energy that is raised by several k_B T is enough, and no step
     along a gradient gives all kinds of failures that: it raises what is cheapest. A network fits it as it fits labels, in many
     small steps at a rate that falls to zero. What was raised in windows before is asked for in all later runs.
     """
@@ -82,13 +83,23 @@ class Regression(UpdateRule):
 
     def _asked(self, estimates: list[Found]) -> list[Lifted]:
         """Failures of a window, and the energies that they are to have."""
-        potential, offset = self.work.potential, energy_offset(self.work.potential, self.work.some_labelled())
         asked = []
         for found in estimates:
-            if (failing := Lifted.of(potential, found.estimate, offset, LEAST_PART)) is not None:
-                rise = RAISE_KT / found.condition.point.beta
-                asked.append(replace(failing, energies=failing.energies + rise))
+            if (failing := self._failing(found)) is not None:
+                asked.append(replace(failing, energies=failing.energies + RAISE_KT / found.condition.point.beta))
         return asked
+
+    def _failing(self, found: Found) -> Lifted | None:
+        """Failures of a window, at the energies that they have now."""
+        potential, estimate = self.work.potential, found.estimate
+        alone, together = found.to_blame(potential)
+        if found.condition.grouping.conformers is None:
+            offset = energy_offset(potential, self.work.some_labelled())
+            return Lifted.of(potential, estimate, offset, alone | together)
+        if estimate.samples.conformers is None:  # what is between molecules
+            n_frames = max(1, round(SOUND_FS / self.work.config.dynamics.sample_every_fs))
+            return Lifted.beside_before(potential, estimate, n_frames, together)
+        return Lifted.of(potential, estimate, candidates=alone)
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
