@@ -117,7 +117,7 @@ def test_what_is_between_molecules_is_told_beside_where_they_were_when_sound():
     )
     groups = Groups(torch.arange(20), torch.arange(20) // 2, torch.arange(5).repeat_interleave(2))
     known = estimate(frames, [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, -1.0, -0.1, -1.0, -0.1], [0.1, 0.2, 0.9, 2.0, 2.0], groups)
-    of = {"replica": torch.tensor([0, 0, 0, 0, 1]), "frame": torch.tensor([0, 1, 2, 3, 0])}
+    of = {"replica": torch.tensor([0, 0, 0, 0, 1]), "frame": torch.tensor([0, 1, 2, 3, 4])}
     known.samples = known.all_samples = replace(known.samples, **of)
     held = Lifted.beside_before(potential, known, 2)
     assert torch.equal(held.frames.positions, frames.select([3]).positions) and held.atoms.tolist() == [True, True, False, False]
