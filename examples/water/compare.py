@@ -4,11 +4,11 @@ r"""Hold water models against each other: how often they fail, and what their wa
     python examples/data/make_schnet.py --ref F/water_train.xyz --interactions 3 --channels 64 --cutoff 4 --batch-size 2 --patience 8 \
 --offset-weight 0.01 --max-time 28 --output F/start.pt
     stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --replicas 16 --compile on \
---max-time 45 --output F/run
+--max-time 60 --output F/run
     stabie-ase finetune F/start.pt --ref F/water_train.xyz --valid F/water_valid.xyz --timestep 1 --update labels-only --qm-steps 1000 \
 --learning-rate 6e-4 --max-updates 6 --output F/control
     python examples/water/compare.py start=F/start.pt control=F/control/model.pt end=F/run/model.pt --ref F/water_test.xyz --dynamics \
-F/water_dynamics.traj --time 1 --fit 0.2 0.5 --replicas 32 --compile on
+F/water_dynamics.traj --time 2 --fit 0.2 0.5 --replicas 32 --seed 2 --compile on
 
 All three know the same labels: with new ones steps on energies and forces alone make a model more stable as well.
 `finetune` writes the start back where it sees no gain; weights of the last state are in state.pt of the run.
