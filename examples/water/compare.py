@@ -35,6 +35,7 @@ from teacher import Water as TeacherWater
 from teacher import lattice
 
 from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_reference, watched
+from stabie_ase.boltzmann.gradient import potential_energies
 from stabie_ase.dynamics import StochasticVelocityRescaling, integrator_for
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.dynamics.starts import start
@@ -114,6 +115,20 @@ def diffusion(replicas, args):
     return float(found.value), float("nan") if found.error is None else float(found.error)
 
 
+def by_teacher(replicas, reference):
+    """Energy of every tenth frame by what made the labels, less the labels' mean, in eV, and its standard error over replicas.
+
+    No training and no criterion knows it: a molecule that opens where nobody looks costs 1 eV or more.
+    """
+    teacher = TeacherWater()
+    with torch.no_grad():
+        means = [potential_energies(teacher, AtomsBatch.from_atoms(images[::10]), 8).mean() for images in replicas if images]
+    if len(means) < 2:
+        return float("nan"), float("nan")
+    above = torch.stack(means) - float(reference.energies.mean())
+    return float(above.mean()), float(above.std()) / len(means) ** 0.5
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="NAME=MODEL")
@@ -153,6 +168,7 @@ def main() -> None:
         water = run(potential, args, setting, rdf, others)
         row = {"rdf": hazard(*water.by_rdf), "any": hazard(*water.by_any), "ps": (water.by_rdf[1], water.by_any[1])}
         row |= {target.observable.name: distance(target, water) for target in targets}
+        row["U by the teacher (eV)"] = by_teacher(water.images, reference)
         row |= {"D": diffusion(water.images, args), "force MAE (meV/Å)": (1000 * qm_errors(potential, held_out).force_mae_eV_per_A, None)}
         found[name] = row
         tell(name, row)
