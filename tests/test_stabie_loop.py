@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -834,3 +835,16 @@ def test_a_learning_rate_that_spoils_the_model_by_itself_is_made_smaller_once(ra
     error = training.accuracy.start_mae
     steps.run()
     assert not smaller or training.accuracy.measure(training.potential).force_mae <= 1.01 * error
+
+
+def test_samples_that_are_all_alike_tell_nothing():
+    """Weights are then errors of rounding, of no length but with a direction."""
+    training = loop()
+    (condition,) = (pool.condition for pool in training.pools)
+    frames = AtomsBatch.from_atoms(condition.starts[:4])
+    samples = samples_of(torch.zeros(4, 1).double(), frames=frames, severity=torch.tensor([0.5, 0.5, 0.5, 2.0]).double())
+    observables = [target.observable for target in condition.targets]
+    alike = {o.name: torch.linspace(0.1, 0.7, o.width).double().expand(4, -1) for o in observables}
+    assert find(training.work, condition, replace(samples, values=alike)) == []
+    other = {name: x + 0.01 * torch.arange(4).double()[:, None] for name, x in alike.items()}
+    assert len(find(training.work, condition, replace(samples, values=other))) == 1
