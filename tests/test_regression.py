@@ -105,12 +105,14 @@ def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
     assert 0.9 * enough < float(step.detach()) < 1.5 * enough
     assert record["updates"] == 1 and 0.7 * RAISE_KT < record["raised_kT"] < 1.5 * RAISE_KT
     # Those that fail a window later are asked for more, and those before for what they were.
+    height = float(step.detach())
     fitted, steps = [], training.rule.steps
     steps.run, real = lambda lifted: fitted.append(lifted) or real(lifted), steps.run
     while len(training.rule.lifted) < 2:
         training.step()
     assert [id(part) for part in fitted[-1]] == [id(part) for part in training.rule.lifted]
     torch.testing.assert_close(training.rule.lifted[0].energies, first.energies)
+    assert float(step.detach()) > height + 0.5 * enough
     assert missing(training) < 1.05 * min(missing(training, x) for x in np.linspace(0.0, 4.0 * enough, 41))
 
 

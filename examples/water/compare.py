@@ -35,7 +35,6 @@ from teacher import Water as TeacherWater
 from teacher import lattice
 
 from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_reference, watched
-from stabie_ase.boltzmann.gradient import potential_energies
 from stabie_ase.dynamics import StochasticVelocityRescaling, integrator_for
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.dynamics.starts import start
@@ -43,6 +42,7 @@ from stabie_ase.observables.averages import SlicedMeans
 from stabie_ase.observables.diffusion import SelfDiffusion
 from stabie_ase.observables.series import TimeSeries
 from stabie_ase.potentials.checkpoint import save_potential
+from stabie_ase.potentials.energies import potential_energies
 from stabie_ase.potentials.schnet import SchNetPotential
 from stabie_ase.runs.replicas import criteria_of_frames
 from stabie_ase.stability.frames import first_failure

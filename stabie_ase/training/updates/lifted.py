@@ -67,16 +67,13 @@ class Lifted:
         samples, held = estimate.samples, _failing(estimate, candidates)
         if not bool(held.any()):
             return None
-        nothing = estimate.weights.new_zeros
         if samples.conformers is None:
             chosen = _spread(samples.groups.system[held].unique())
-            some = cls(samples.frames.select(chosen), _atoms_of(samples, held, chosen), nothing(len(chosen)))
-        else:
-            groups = samples.groups.select(_spread(held.nonzero()[:, 0]))
-            frames, own = groups.apart(samples.frames)
-            atoms = own.spread(estimate.weights.new_ones(own.n_groups), frames) > 0
-            some = cls(frames, atoms, nothing(own.n_groups), samples.conformers.at_rest(samples.frames, groups))
-        return some._at_present(potential, offset)
+            return cls._at_present(potential, samples.frames.select(chosen), _atoms_of(samples, held, chosen), offset=offset)
+        groups = samples.groups.select(_spread(held.nonzero()[:, 0]))
+        frames, own = groups.apart(samples.frames)
+        atoms = own.spread(estimate.weights.new_ones(own.n_groups), frames) > 0
+        return cls._at_present(potential, frames, atoms, samples.conformers.at_rest(samples.frames, groups))
 
     @classmethod
     def beside_before(cls, potential: Potential, estimate: Estimate, n_frames: int, candidates: Tensor | None = None) -> Lifted | None:
@@ -110,13 +107,17 @@ class Lifted:
         chosen, then = chosen[with_sound], known.frames.select(soundest[with_sound])
         frames, atoms = samples.frames.select(chosen), _atoms_of(samples, held, chosen)
         at_rest = frames.replace(positions=torch.where(atoms[:, None], then.positions, frames.positions))
-        return cls(frames, atoms, estimate.weights.new_zeros(len(chosen)), at_rest)._at_present(potential, 0.0)
+        return cls._at_present(potential, frames, atoms, at_rest)
 
-    def _at_present(self, potential: Potential, offset: float) -> Lifted:
+    @classmethod
+    def _at_present(
+        cls, potential: Potential, frames: AtomsBatch, atoms: Tensor, at_rest: AtomsBatch | None = None, offset: float = 0.0
+    ) -> Lifted:
         """At the energies that they have now."""
+        some = cls(frames, atoms, frames.cells.new_zeros(frames.n_systems, dtype=torch.float64), at_rest)
         with torch.no_grad():
-            energies = [self.select(part)._now(potential, offset) for part in self.frames.chunks()]
-        return replace(self, energies=torch.cat(energies))
+            energies = [some.select(part)._now(potential, offset) for part in frames.chunks()]
+        return replace(some, energies=torch.cat(energies))
 
     def __len__(self) -> int:
         return self.frames.n_systems
