@@ -358,6 +358,36 @@ def loop(estimator, update="natural", observables="bond-length:C-C", **changes):
     )
 
 
+class Parting(Morse):
+    """Soft bonds, and a parameter that moves energy from short dimers to long ones: no total energy and no force depends on it."""
+
+    def __init__(self):
+        super().__init__(1.0, 1.2, 1.5, CUTOFF)
+        self.between = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def atomic_energies(self, batch, neighbors):
+        distances = neighbors.vectors(batch).norm(dim=1)
+        lengths = distances.new_zeros(batch.n_atoms).index_add(0, neighbors.pairs[0], distances)
+        mean = batch.sum_over_atoms(lengths) / batch.counts
+        return super().atomic_energies(batch, neighbors) + self.between * (lengths - mean[batch.system])
+
+
+def test_a_natural_step_changes_energies_and_not_whose_they_are():
+    """Bonds get shorter, and no molecule gets energy from others: a step of 0.14 eV/Å that did nothing else once took all there was."""
+    reference, potential = gas(), Parting()
+    setting, config = Setting(reference.frames, 600.0), tiny.config(
+        force_error_bound=100.0, energy_error_bound=100.0, qm_steps=0, sample_every_fs=10.0, replicas=6, estimator="molecules",
+        goal="observables", updates_per_window=1,
+    )  # fmt: skip
+    training = TrainingLoop.from_reference(
+        potential, reference, observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting), config
+    )
+    while not (record := training.step()[0]).get("updates"):
+        pass
+    assert record["updates"] == 1 and record["ess_fraction"] > 0.9
+    assert float(potential.r0) < 1.499 and abs(float(potential.between)) < 2e-3
+
+
 @pytest.mark.parametrize(
     ("estimator", "update"),
     [

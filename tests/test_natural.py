@@ -31,6 +31,23 @@ class Linear(Potential):
         return torch.zeros(batch.n_systems, dtype=r.dtype).index_add(0, owner, terms @ torch.cat([self.theta, self.phi]))
 
 
+class Parted(Linear):
+    """The same, each pair's energy half to either atom; and two parameters more that move energy between the atoms of a system."""
+
+    def __init__(self):
+        super().__init__()
+        self.between = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+    def atomic_energies(self, batch, neighbors):
+        r = neighbors.vectors(batch).norm(dim=1)
+        terms = torch.stack([torch.exp(-r), torch.exp(-r / 2), 1 / r, 1 / r**2, torch.sin(r), torch.cos(2 * r)], dim=1)
+        i = neighbors.pairs[0]
+        pairs = 0.5 * torch.zeros(batch.n_atoms, dtype=r.dtype).index_add(0, i, terms @ torch.cat([self.theta, self.phi]))
+        near = torch.zeros((batch.n_atoms, 2), dtype=r.dtype).index_add(0, i, terms[:, [0, 3]])
+        mean = batch.sum_over_atoms(near) / batch.counts[:, None]
+        return pairs + (near - mean[batch.system]) @ self.between
+
+
 def systems():
     rng = torch.Generator().manual_seed(3)
     batches = [AtomsBatch.from_atoms([METHANOL, WATER, METHANOL]), AtomsBatch.from_atoms([WATER, WATER])]
@@ -42,11 +59,15 @@ def predicted(potential, batch):
     return LabelledFrames(batch, p.energies, p.forces.double())
 
 
-def dense_metric(potential, frames):
+def dense_metric(potential, frames, atomic_weight=0.0):
     """The Hessian of the loss against the potential's own predictions, by autograd alone."""
     targets = [predicted(potential, part) for part in frames]
     parameters = list(potential.parameters())
     total = sum(LOSS(potential, t) for t in targets) / len(targets)
+    for part in frames if atomic_weight else []:
+        of_atoms = potential(part, neighbor_list(part, potential.cutoff), of_atoms=True)
+        change = of_atoms - of_atoms.detach()
+        total = total + atomic_weight * (change - change.mean()).square().mean() / len(frames)
 
     def flat(grads):
         return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(grads, parameters)])
@@ -73,6 +94,28 @@ def test_enough_iterations_solve_the_linear_system():
     torch.testing.assert_close(torch.cat(direction[:2]), exact, rtol=1e-5, atol=1e-8)
     assert (direction[2] == 0).all()
     assert change == pytest.approx(float((0.5 * exact @ h @ exact).sqrt()), rel=1e-5)
+
+
+def test_energy_that_moves_from_atom_to_atom_costs_by_its_weight():
+    """Where a gradient is made of energies of some atoms, nothing else keeps the solution from moving energy between them alone."""
+    potential, frames, weight = Parted(), systems(), 2.0
+    batch = frames[0]
+    with torch.no_grad():
+        before = potential(batch, neighbor_list(batch, potential.cutoff))
+        potential.between += 1.0
+        torch.testing.assert_close(potential(batch, neighbor_list(batch, potential.cutoff)), before)
+        potential.between.zero_()
+    set_gradient(potential)
+    potential.idle.grad = None
+    g = torch.cat([potential.theta.grad, potential.phi.grad, potential.between.grad])
+    own = [0, 1, 2, 3, 4, 5, 8, 9]
+    h, seen = (dense_metric(potential, frames, w)[own][:, own] for w in (weight, 0.0))
+    shift = 0.1 * float(g @ h @ g / (g @ g))
+    exact = torch.linalg.solve(h + shift * torch.eye(8), g)
+    direction, change = natural_direction(potential, frames, LOSS, iterations=16, damping=0.1, atomic_weight=weight)
+    torch.testing.assert_close(torch.cat([direction[0], direction[1], direction[3]]), exact, rtol=1e-4, atol=1e-7)
+    assert change == pytest.approx(float((0.5 * exact @ seen @ exact).sqrt()), rel=1e-4)  # what forces and energies change by
+    assert float(h[6:, 6:].diagonal().min()) > 1e-3 and float(seen[6:].abs().max()) < 1e-12
 
 
 def test_squares_of_gradients_change_the_way_to_the_solution_and_not_the_solution():

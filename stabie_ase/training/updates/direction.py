@@ -26,6 +26,7 @@ def natural_direction(
     damping: float = 1e-3,
     squares: Sequence[Tensor] | None = None,
     unseen: Sequence[AtomsBatch] | None = None,
+    atomic_weight: float = 0.0,
 ) -> tuple[list[Tensor], float]:
     """The natural gradient d = (H + λ)⁻¹ g of the gradient g that the parameters hold.
 
@@ -54,6 +55,10 @@ def natural_direction(
         preconditioned (Martens, ICML 2010, section 4.7).
     unseen : sequence of AtomsBatch, optional
         Frames that tell the change in place of `frames`, of which a solution knows the noise.
+    atomic_weight : float
+        Of energies of atoms in the metric, w in w Σ_a (Δu_a - mean Δu)²/N, in 1/eV². Where g is made of some of them: no energy or force
+        depends on how a potential parts its energy among atoms, so that without it the solution moves energy from one to another and
+        nothing else.
 
     Returns
     -------
@@ -67,11 +72,11 @@ def natural_direction(
     gradient = _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
     if not float(gradient.norm()) > 0:
         return _unflat(gradient, parameters), 0.0
-    metric = _Metric(potential, frames, loss)
+    metric = _Metric(potential, frames, loss, atomic_weight)
     x = _solved(gradient, metric, iterations, damping, _scale(squares))
     if not float(x.norm()) > 0:
         x = gradient
-    product = (metric if unseen is None else _Metric(potential, unseen, loss))(x)
+    product = _Metric(potential, frames if unseen is None else unseen, loss)(x)
     return _unflat(x, parameters), math.sqrt(max(0.5 * float(x @ product), 0.0))
 
 
@@ -105,10 +110,11 @@ def _solved(gradient: Tensor, metric: _Metric, iterations: int, damping: float, 
 class _Metric:
     """H v by finite differences of the gradient."""
 
-    def __init__(self, potential: Potential, frames: Sequence[AtomsBatch], loss: QMLoss):
-        self.potential, self.loss = potential, loss
+    def __init__(self, potential: Potential, frames: Sequence[AtomsBatch], loss: QMLoss, atomic_weight: float = 0.0):
+        self.potential, self.loss, self.atomic_weight = potential, loss, atomic_weight
         self.parameters = list(potential.parameters())
         self.now = [_predicted(potential, part) for part in frames]
+        self.of_atoms = [self._of_atoms(x.batch).detach() if atomic_weight else None for x in self.now]
         self.probe = PROBE_FRACTION * (float(_flat(self.parameters).norm()) or 1.0)
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -117,12 +123,19 @@ class _Metric:
             with displaced(self.parameters, _unflat(v, self.parameters), epsilon):
                 for p in self.parameters:
                     p.grad = None
-                for frames in self.now:
-                    (self.loss(self.potential, frames) / len(self.now)).backward()
+                for frames, of_atoms in zip(self.now, self.of_atoms):
+                    loss = self.loss(self.potential, frames)
+                    if of_atoms is not None:
+                        change = self._of_atoms(frames.batch) - of_atoms
+                        loss = loss + self.atomic_weight * change.var(correction=0)
+                    (loss / len(self.now)).backward()
                 return _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]) / epsilon
         finally:
             for p in self.parameters:
                 p.grad = None
+
+    def _of_atoms(self, batch: AtomsBatch) -> Tensor:
+        return self.potential(batch, neighbor_list(batch, self.potential.cutoff), of_atoms=True)
 
 
 def _predicted(potential: Potential, batch: AtomsBatch) -> LabelledFrames:

@@ -61,6 +61,12 @@ class Found:
     change: Tensor
     effective: float
 
+    @property
+    def of_atoms(self) -> bool:
+        """Whether energies of its samples are sums over their atoms."""
+        samples = self.estimate.samples
+        return samples.parts is not None and samples.conformers is None
+
     def reweighted(self, potential: Potential) -> Found:
         """The same samples by the potential as it is now, whose energies and with them weights are others.
 
