@@ -14,6 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from stabie_ase.boltzmann import WHOLE, Estimator, Samples, StatePoint, accumulate_gradient, choose_grouping, grouping, grouping_from
 from stabie_ase.boltzmann.gradient import energy_change, group_energies, with_group_energies
+from stabie_ase.boltzmann.weights import weighted_mean
 from stabie_ase.dynamics import Langevin, PotentialForces, initial_state, simulate
 from stabie_ase.observables import BondLengths, Observable, RadialDistribution, Target, observables_from
 from stabie_ase.observables.base import Axis
@@ -26,7 +27,8 @@ from stabie_ase.structures.reference import reference_of
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups, Topology
 from stabie_ase.training.loop import TrainingLoop
-from stabie_ase.training.updates.found import Found, find, telling
+from stabie_ase.training.updates.found import Found, find
+from stabie_ase.training.updates.gradients import telling
 
 T = 300.0
 KT = units.kB * T
@@ -372,20 +374,37 @@ class Parting(Morse):
         return super().atomic_energies(batch, neighbors) + self.between * (lengths - mean[batch.system])
 
 
+def matching(**changes):
+    """The lengths of bonds are the goal, and samples the molecules."""
+    reference, potential = gas(), Parting()
+    given = {"qm_steps": 0, "sample_every_fs": 10.0, "replicas": 6, "estimator": "molecules", "updates_per_window": 1}
+    setting = Setting(reference.frames, 600.0)
+    config = tiny.config(goal="observables", force_error_bound=100.0, energy_error_bound=100.0, **given, **changes)
+    observables, criteria = observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting)
+    return TrainingLoop.from_reference(potential, reference, observables, criteria, config)
+
+
 def test_a_natural_step_changes_energies_and_not_whose_they_are():
     """Bonds get shorter, and no molecule gets energy from others: a step of 0.14 eV/Å that did nothing else once took all there was."""
-    reference, potential = gas(), Parting()
-    setting, config = Setting(reference.frames, 600.0), tiny.config(
-        force_error_bound=100.0, energy_error_bound=100.0, qm_steps=0, sample_every_fs=10.0, replicas=6, estimator="molecules",
-        goal="observables", updates_per_window=1,
-    )  # fmt: skip
-    training = TrainingLoop.from_reference(
-        potential, reference, observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting), config
-    )
-    while not (record := training.step()[0]).get("updates"):
-        pass
+    training = matching()
+    record, potential = training.step()[0], training.potential
     assert record["updates"] == 1 and record["ess_fraction"] > 0.9
-    assert float(potential.r0) < 1.499 and abs(float(potential.between)) < 2e-3
+    assert float(potential.r0.detach()) < 1.499 and abs(float(potential.between.detach())) < 2e-3
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0])
+def test_a_step_for_observables_goes_no_farther_than_to_them(factor):
+    """By reweighted samples: a short one some of the way, one of three times what it takes to the target, but for what is not linear."""
+    training = matching(observable_weight=factor)
+    pool = training.pools[0]
+    samples = training._samples(pool.condition, pool.learn(everyone=True)[1])
+    target, name = pool.condition.targets[0], "bond-length:C-C"
+    found = with_group_energies(training.potential, samples)
+    training.rule.apply_([(pool.condition, samples)])
+    change = energy_change(training.potential, found)
+    before, after = (weighted_mean(samples.values[name], pool.condition.point, x)[0] - target.value for x in (None, change))
+    part = float((before - after) / before)
+    assert 0.1 < part < 0.6 if factor == 0.1 else 0.9 < part < 1.1
 
 
 @pytest.mark.parametrize(
@@ -456,7 +475,7 @@ def test_a_gradient_that_is_noise_is_left_out(noisy, kept, monkeypatch):
     def known_gradient(potential, at):
         return {"gradient_norm": 1.0, "gradient_norm_error": errors[at[0].targets[0].observable.name]}
 
-    monkeypatch.setattr("stabie_ase.training.updates.found.known_gradient", known_gradient)
+    monkeypatch.setattr("stabie_ase.training.updates.gradients.known_gradient", known_gradient)
     told, figures = telling(rule.work, known)
     assert bool(figures) is (len(kept) == 1) and len(told) == len(kept) and all(told[n] is known[k] for n, k in enumerate(kept))
 

@@ -147,12 +147,12 @@ class EstimatorOptions:
     within_trajectories: bool | None = option(
         None,
         "samples are compared with others of their own trajectory, which is too short to forget its start, not with all; if not given of "
-        "groups of atoms that are not winsorized, not of whole systems",
+        "groups of atoms that are not winsorized, where stability is the goal, not of whole systems",
     )
     winsorized: bool | None = option(
         None,
         "each replica's failure counts alike, and no sample is farther off than the median unstable frame, so that what explodes does not "
-        "hide what breaks; if not given unless --cross-fit is",
+        "hide what breaks; if not given for stability, unless --cross-fit is",
     )
     min_ess_fraction: float = option(0.5, "effective fraction of the samples below which a new window is run", 0.0, 1.0)
 
@@ -282,9 +282,12 @@ class FinetuneOptions:
         return round(0.5 * time / self.dynamics.sample_every_fs)
 
     def within(self, whole: bool) -> bool:
-        """Whether samples are compared within their trajectories, of whole systems or of groups of their atoms."""
+        """Whether samples are compared within their trajectories, of whole systems or of groups of their atoms.
+
+        Not where observables are the goal and replicas go on from window to window: they have long forgotten their starts.
+        """
         given = self.estimator.within_trajectories
-        return not (whole or self.winsorized) if given is None else given
+        return not (whole or self.winsorized or self.goal == OBSERVABLES) if given is None else given
 
     def fluctuation_floor(self, whole: bool) -> float:
         """The least variance of a bin beside the mean one; of a molecule what is rare and what never is are not so far apart.
@@ -303,6 +306,6 @@ class FinetuneOptions:
 
     @property
     def winsorized(self) -> bool:
-        """Whether samples are winsorized."""
+        """Whether samples are winsorized: not where observables are the goal, which sound samples tell by their fluctuations."""
         given = self.estimator.winsorized
-        return not self.estimator.cross_fit if given is None else given
+        return self.goal == STABILITY and not self.estimator.cross_fit if given is None else given

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimate, Estimator, Samples, accumulate, fluctuation_weights, of_present
+from stabie_ase.boltzmann import Estimate, Estimator, Samples, fluctuation_weights, of_present
+from stabie_ase.boltzmann.estimate import residual_of
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
-from stabie_ase.boltzmann.projection import projection
+from stabie_ase.boltzmann.samples import in_a_row
+from stabie_ase.boltzmann.weights import response_weights, weighted_mean
 from stabie_ase.observables import Target
 from stabie_ase.observables.averages import SlicedMeans, jackknife_errors, linearised
 from stabie_ase.potentials.base import Potential
 from stabie_ase.stability.frames import blamed
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.system.processes import sum_gradients, total
+from stabie_ase.system.processes import total
 from stabie_ase.training.condition import Condition
 from stabie_ase.training.options import FinetuneOptions
-from stabie_ase.training.schedule import STABILITY
 from stabie_ase.training.updates.base import Work
 
 logger = logging.getLogger(__name__)
@@ -156,6 +156,29 @@ class Found:
         left, *_ = self._sides(weights, torch.exp(common / n_common - rise))
         return math.log(n_rarer / left) if left > 0.0 else math.inf
 
+    def slopes(self, change: Tensor) -> tuple[float, float]:
+        """Slope of the loss along a step, from now to another `change`, at its beginning and at its end, by linear response.
+
+        Δḡ = -β Cov(g, ΔU), which holds for a part of a step that is as long as one likes.
+
+        Parameters
+        ----------
+        change : Tensor of float64, shape (n_groups,)
+            As the attribute, by the potential at the end, in eV.
+
+        Returns
+        -------
+        (float, float)
+            λ·Δḡ with the residuals λ at ḡ and at ḡ + Δḡ, in units of the loss a step.
+        """
+        samples, point = self.estimate.samples, self.estimator.point
+        values, known = in_a_row(samples, self.targets), (samples.log_weights, self.estimator.strata(samples))
+        mean = weighted_mean(values, point, self.change, None, *known)[0]
+        step = (change - self.change)[:, None]
+        moved = total(response_weights(step, step.new_ones(1), point, self.change, None, *known)[0] @ values)
+        here, there = (residual_of(x, self.targets) @ moved for x in (mean, mean + moved))
+        return float(here), float(there)
+
     def _rise(self, change: Tensor) -> Tensor:
         """Of energies from now to another `change`, in k_B T."""
         return self.condition.point.beta * (change - self.change)
@@ -225,88 +248,6 @@ def _weighted(config: FinetuneOptions, condition: Condition, stable: Samples) ->
         scale = typical[0] / typical[-1] if min(typical[0], typical[-1]) > 0 else 1.0
         weighted.append(replace(target, components=components * scale))
     return weighted
-
-
-def collect(potential: Potential, estimates: Sequence[Found]) -> None:
-    """The gradient for the observables, of all processes, into the parameters.
-
-    Parameters
-    ----------
-    potential : Potential
-    estimates : sequence of Found
-    """
-    for p in potential.parameters():
-        p.grad = None
-    for found in estimates:
-        accumulate(potential, found.estimate)
-    sum_gradients(potential.parameters())
-
-
-def known_gradient(potential: Potential, estimates: Sequence[Found]) -> dict[str, float]:
-    """The length of the gradient that the parameters hold, and its standard error.
-
-    Parameters
-    ----------
-    potential : Potential
-    estimates : sequence of Found
-        That the gradient was collected from.
-
-    Returns
-    -------
-    dict of str to float
-        "gradient_norm" and "gradient_norm_error", in units of the loss per unit of each parameter; empty for one without a length.
-    """
-    own = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in potential.parameters()]
-    length = sum(float(part.double().square().sum()) for part in own) ** 0.5
-    if not (math.isfinite(length) and length > 0):
-        return {}
-    own = [part / length for part in own]
-    squared = 0.0
-    for at in estimates:
-        strata = at.estimator.strata(at.estimate.samples)
-        squared += projection(potential, at.estimate, at.targets, at.estimator.point, own, strata).error ** 2
-    return {"gradient_norm": length, "gradient_norm_error": squared**0.5}
-
-
-def telling(work: Work, estimates: list[Found]) -> tuple[list[Found], dict[str, float]]:
-    """Those whose own gradients are longer than their standard errors: what tells nothing costs forces for nothing.
-
-    Parameters
-    ----------
-    work : Work
-    estimates : list of Found
-        One for each kind of energies.
-
-    Returns
-    -------
-    told : list of Found
-        All if none is, if there is one, or if stability is not the goal.
-    known : dict of str to float
-        `known_gradient` of the one that is left of several; else empty.
-    """
-    if len(estimates) < 2 or work.config.goal != STABILITY:
-        return estimates, {}
-    kept = []
-    for found in estimates:
-        collect(work.potential, [found])
-        if not is_noise(known := known_gradient(work.potential, [found])):
-            kept.append((found, known))
-    return [found for found, _ in kept] or estimates, kept[0][1] if len(kept) == 1 else {}
-
-
-def is_noise(known: dict[str, float]) -> bool:
-    """Whether a gradient is shorter than its standard error.
-
-    Parameters
-    ----------
-    known : dict of str to float
-        "gradient_norm" and "gradient_norm_error" of it; empty where nothing is known.
-
-    Returns
-    -------
-    bool
-    """
-    return known.get("gradient_norm", math.inf) < known.get("gradient_norm_error", 0.0)
 
 
 def squared_errors(here: Tensor, known: Tensor, samples: Samples) -> Tensor:

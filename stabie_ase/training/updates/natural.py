@@ -12,10 +12,11 @@ from stabie_ase.boltzmann.gradient import energy_change
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.training.accuracy import Growth
 from stabie_ase.training.labels import energy_offset, minibatch
-from stabie_ase.training.schedule import STABILITY
+from stabie_ase.training.schedule import OBSERVABLES, STABILITY
 from stabie_ase.training.updates.base import UpdateInfo, UpdateRule, Windows, Work
 from stabie_ase.training.updates.direction import natural_direction
-from stabie_ase.training.updates.found import Found, collect, ess_fraction, find, is_noise, known_gradient, telling
+from stabie_ase.training.updates.found import Found, ess_fraction, find
+from stabie_ase.training.updates.gradients import collect, is_noise, known_gradient, telling
 from stabie_ase.training.updates.label_steps import LabelSteps
 from stabie_ase.training.updates.lifted import Lifted
 
@@ -118,7 +119,8 @@ class NaturalGradient(UpdateRule):
                 raised += max(was.raised(now.change) for was, now in zip(estimates, following))
                 rarer += max(was.rarer(now.change) for was, now in zip(estimates, following))
                 estimates = following
-                told = rarer > TOLD_KT or not ess_fraction(estimates) >= config.estimator.min_ess_fraction
+                met = part < 1.0 and config.goal == OBSERVABLES  # another step by the same residual would go beyond
+                told = met or rarer > TOLD_KT or not ess_fraction(estimates) >= config.estimator.min_ess_fraction
             else:
                 # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
                 # window would be this one again, with the same weights from the same start.
@@ -185,14 +187,20 @@ class NaturalGradient(UpdateRule):
 
     @torch.no_grad()
     def _shorten(self, before: dict[str, Tensor], estimates: list[Found]) -> float:
-        """The step from some parameters to the present ones no longer than it takes to lift failures; the part of it that is left."""
+        """The step from some parameters to the present ones no longer than it takes; the part of it that is left.
+
+        That is to lift failures or, where observables are the goal, to the least loss along it: the zero of a slope that is linear.
+        """
         potential = self.work.potential
-        raised = max(found.raised(energy_change(potential, found.estimate.samples)) for found in estimates)
-        if not raised > MAX_RAISE_KT:
-            return 1.0
-        part = MAX_RAISE_KT / raised
-        for name, p in potential.named_parameters():
-            p.copy_(torch.lerp(before[name], p, part))
+        changes = [energy_change(potential, found.estimate.samples) for found in estimates]
+        raised = max(found.raised(change) for found, change in zip(estimates, changes))
+        part = MAX_RAISE_KT / raised if raised > MAX_RAISE_KT else 1.0
+        if self.work.config.goal == OBSERVABLES:
+            here, there = map(sum, zip(*(found.slopes(change) for found, change in zip(estimates, changes))))
+            part = min(part, here / (here - there)) if here < 0.0 < there else part
+        if part < 1.0:
+            for name, p in potential.named_parameters():
+                p.copy_(torch.lerp(before[name], p, part))
         return part
 
     def state(self) -> dict:

@@ -9,7 +9,8 @@ from stabie_ase.system.spec import BadSpec
 from stabie_ase.training.labels import energy_offset
 from stabie_ase.training.schedule import STABILITY
 from stabie_ase.training.updates.base import OF_GRADIENTS, UpdateInfo, UpdateRule, Windows, Work
-from stabie_ase.training.updates.found import Found, ess_fraction, find, telling
+from stabie_ase.training.updates.found import Found, ess_fraction, find
+from stabie_ase.training.updates.gradients import telling
 from stabie_ase.training.updates.label_steps import RATE_FACTOR, LabelSteps
 from stabie_ase.training.updates.lifted import Lifted
 
