@@ -379,7 +379,7 @@ def matching(**changes):
     reference, potential = gas(), Parting()
     given = {"qm_steps": 0, "sample_every_fs": 10.0, "replicas": 6, "estimator": "molecules", "updates_per_window": 1}
     setting = Setting(reference.frames, 600.0)
-    config = tiny.config(goal="observables", force_error_bound=100.0, energy_error_bound=100.0, **given, **changes)
+    config = tiny.config(goal="observables", **{"force_error_bound": 100.0, "energy_error_bound": 100.0, **given, **changes})
     observables, criteria = observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting)
     return TrainingLoop.from_reference(potential, reference, observables, criteria, config)
 
@@ -390,6 +390,14 @@ def test_a_natural_step_changes_energies_and_not_whose_they_are():
     record, potential = training.step()[0], training.potential
     assert record["updates"] == 1 and record["ess_fraction"] > 0.9
     assert float(potential.r0.detach()) < 1.499 and abs(float(potential.between.detach())) < 2e-3
+
+
+@pytest.mark.parametrize("bound", [100.0, 1e-6])
+def test_steps_on_labels_follow_a_step_for_observables_where_errors_are_near_their_bounds(bound):
+    """Labels know of the same frames, and would take back what experiment has asked for."""
+    training = matching(qm_steps=5, force_error_bound=bound, energy_error_bound=bound)
+    assert training.step()[0]["updates"] == 1
+    assert (training.rule.steps.runs > 0) is (bound < 1.0)
 
 
 @pytest.mark.parametrize("factor", [0.1, 1.0])
