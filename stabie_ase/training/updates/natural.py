@@ -156,12 +156,16 @@ class NaturalGradient(UpdateRule):
         """A run of steps on energies and forces, and longer ones while errors are beyond half of their bounds and fall; they at the end.
 
         What a step spoils grows with what has been spoiled before, and most of that can be mended while what was lifted stays where it is.
-        What a step has done to sound frames does not: where observables are the goal there is no run while errors are within their bounds.
+        What a step has done to sound frames does not: where observables are the goal there is none, or no other, once errors are within
+        `GROWTH_BOUND_FRACTION` of their bounds.
         """
-        growth = self.work.accuracy.measure(self.work.potential) if self.work.config.goal == OBSERVABLES else None
-        if growth is not None and growth.within(self.work.bounds, GROWTH_BOUND_FRACTION):
+        work, lifted = self.work, [*self.lifted, *lifted]
+        if work.config.goal == STABILITY:
+            return self.steps.run_until(lifted, MENDED_FRACTION, MAX_MENDING_RUNS, MENDING_LENGTH)
+        growth = work.accuracy.measure(work.potential)
+        if growth.within(work.bounds, GROWTH_BOUND_FRACTION):
             return growth
-        return self.steps.run_until([*self.lifted, *lifted], MENDED_FRACTION, MAX_MENDING_RUNS, MENDING_LENGTH)
+        return self.steps.run_until(lifted, GROWTH_BOUND_FRACTION, MAX_MENDING_RUNS)
 
     def _direction(self, estimates: list[Found]) -> tuple[list[Tensor], float]:
         """Where to go by the gradient that the parameters hold, and how far that changes forces."""
