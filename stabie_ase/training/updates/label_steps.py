@@ -195,12 +195,12 @@ class LabelSteps:
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
-        return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "runs": self.runs, "rate": self.rate}
+        return {"optimizer": copy.deepcopy(self.optimizer.state_dict()), "runs": self.runs, "rate": self.rate, "tried": self._tried}
 
     def restore(self, state: dict) -> None:
         """Go on from what `state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.runs, self.rate = state["runs"], state["rate"]
+        self.runs, self.rate, self._tried = state["runs"], state["rate"], state.get("tried")  # runs of before had none
 
 
 def _rise_and_fall(part: float, rising: float) -> float:
