@@ -348,13 +348,13 @@ def gas(n_frames=24):
     return reference_of(frames)
 
 
-def loop(estimator, update="natural", observables="bond-length:C-C", **changes):
+def loop(estimator, update="natural", observables="bond-length:C-C", potential=None, **changes):
     """On a potential whose bonds are far too soft."""
-    reference, potential = gas(), Morse(1.0, 1.2, 1.5, CUTOFF)
+    reference, potential = gas(), potential or Morse(1.0, 1.2, 1.5, CUTOFF)
     setting = Setting(reference.frames, 600.0)
     options = changes if estimator is None else {"estimator": estimator, **changes}
-    options = {"sample_every_fs": 10.0, "replicas": 6, **options}
-    config = tiny.config(force_error_bound=100.0, energy_error_bound=100.0, update=update, **options)
+    usual = {"sample_every_fs": 10.0, "replicas": 6, "force_error_bound": 100.0, "energy_error_bound": 100.0, "update": update}
+    config = tiny.config(**{**usual, **options})
     return TrainingLoop.from_reference(
         potential, reference, observables_from(observables, setting), criteria_from("bonds:0.3", setting), config
     )
@@ -376,12 +376,7 @@ class Parting(Morse):
 
 def matching(**changes):
     """The lengths of bonds are the goal, and samples the molecules."""
-    reference, potential = gas(), Parting()
-    given = {"qm_steps": 0, "sample_every_fs": 10.0, "replicas": 6, "estimator": "molecules", "updates_per_window": 1}
-    setting = Setting(reference.frames, 600.0)
-    config = tiny.config(goal="observables", **{"force_error_bound": 100.0, "energy_error_bound": 100.0, **given, **changes})
-    observables, criteria = observables_from("bond-length:C-C", setting), criteria_from("bonds:0.3", setting)
-    return TrainingLoop.from_reference(potential, reference, observables, criteria, config)
+    return loop("molecules", potential=Parting(), **{"goal": "observables", "qm_steps": 0, "updates_per_window": 1, **changes})
 
 
 def test_a_natural_step_changes_energies_and_not_whose_they_are():

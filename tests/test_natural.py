@@ -13,6 +13,11 @@ from stabie_ase.training.updates.direction import SQUARES_FLOOR, natural_directi
 LOSS = QMLoss()
 
 
+def terms_of(r):
+    """Six functions of the distances of pairs."""
+    return torch.stack([torch.exp(-r), torch.exp(-r / 2), 1 / r, 1 / r**2, torch.sin(r), torch.cos(2 * r)], dim=1)
+
+
 class Linear(Potential):
     """Energies linear in six parameters, so that the metric does not depend on them."""
 
@@ -26,7 +31,7 @@ class Linear(Potential):
 
     def energies(self, batch, neighbors):
         r = neighbors.half.vectors(batch).norm(dim=1)
-        terms = torch.stack([torch.exp(-r), torch.exp(-r / 2), 1 / r, 1 / r**2, torch.sin(r), torch.cos(2 * r)], dim=1)
+        terms = terms_of(r)
         owner = batch.system[neighbors.half.pairs[0]]
         return torch.zeros(batch.n_systems, dtype=r.dtype).index_add(0, owner, terms @ torch.cat([self.theta, self.phi]))
 
@@ -40,7 +45,7 @@ class Parted(Linear):
 
     def atomic_energies(self, batch, neighbors):
         r = neighbors.vectors(batch).norm(dim=1)
-        terms = torch.stack([torch.exp(-r), torch.exp(-r / 2), 1 / r, 1 / r**2, torch.sin(r), torch.cos(2 * r)], dim=1)
+        terms = terms_of(r)
         i = neighbors.pairs[0]
         pairs = 0.5 * torch.zeros(batch.n_atoms, dtype=r.dtype).index_add(0, i, terms @ torch.cat([self.theta, self.phi]))
         near = torch.zeros((batch.n_atoms, 2), dtype=r.dtype).index_add(0, i, terms[:, [0, 3]])

@@ -114,7 +114,8 @@ class _Metric:
         self.potential, self.loss, self.atomic_weight = potential, loss, atomic_weight
         self.parameters = list(potential.parameters())
         self.now = [_predicted(potential, part) for part in frames]
-        self.of_atoms = [self._of_atoms(x.batch).detach() if atomic_weight else None for x in self.now]
+        self.near = [neighbor_list(x.batch, potential.cutoff) for x in self.now] if atomic_weight else []
+        self.of_atoms = [potential(x.batch, near, of_atoms=True).detach() for x, near in zip(self.now, self.near)]
         self.probe = PROBE_FRACTION * (float(_flat(self.parameters).norm()) or 1.0)
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -123,19 +124,15 @@ class _Metric:
             with displaced(self.parameters, _unflat(v, self.parameters), epsilon):
                 for p in self.parameters:
                     p.grad = None
-                for frames, of_atoms in zip(self.now, self.of_atoms):
-                    loss = self.loss(self.potential, frames)
-                    if of_atoms is not None:
-                        change = self._of_atoms(frames.batch) - of_atoms
-                        loss = loss + self.atomic_weight * change.var(correction=0)
-                    (loss / len(self.now)).backward()
+                for frames in self.now:
+                    (self.loss(self.potential, frames) / len(self.now)).backward()
+                for frames, near, of_atoms in zip(self.now, self.near, self.of_atoms):
+                    change = self.potential(frames.batch, near, of_atoms=True) - of_atoms
+                    (self.atomic_weight * change.var(correction=0) / len(self.now)).backward()
                 return _flat([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]) / epsilon
         finally:
             for p in self.parameters:
                 p.grad = None
-
-    def _of_atoms(self, batch: AtomsBatch) -> Tensor:
-        return self.potential(batch, neighbor_list(batch, self.potential.cutoff), of_atoms=True)
 
 
 def _predicted(potential: Potential, batch: AtomsBatch) -> LabelledFrames:
