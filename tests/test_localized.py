@@ -410,6 +410,21 @@ def test_a_step_for_observables_goes_no_farther_than_to_them(factor):
     assert 0.1 < part < 0.6 if factor == 0.1 else 0.9 < part < 1.1
 
 
+def test_further_steps_for_observables_are_for_what_the_first_have_left():
+    """A window's second direction is by the residual of the changed mean, which reweighting tells."""
+    training = matching(observable_weight=0.3)
+    pool = training.pools[0]
+    found = find(training.rule.work, pool.condition, training._samples(pool.condition, pool.learn(everyone=True)[1]))[0]
+    training.potential.r0.data -= 0.01
+    residuals = {afresh: found.reweighted(training.potential, afresh).estimate for afresh in (False, True)}
+    values = found.estimate.samples.values["bond-length:C-C"]
+    mean = weighted_mean(values, pool.condition.point, energy_change(training.potential, found.estimate.samples))[0]
+    assert torch.equal(residuals[False].residuals[0][1], found.estimate.residuals[0][1])
+    expected = found.estimate.residuals[0][1] * (mean - found.targets[0].value) / (values.mean(dim=0) - found.targets[0].value)
+    torch.testing.assert_close(residuals[True].residuals[0][1], expected, rtol=0.1, atol=0.0)
+    assert float(expected / found.estimate.residuals[0][1]) < 0.9
+
+
 @pytest.mark.parametrize(
     ("estimator", "update"),
     [

@@ -35,4 +35,4 @@ def evaluate(context, model, reference, compare, output, **given):
         summaries = stabie_ase.evaluate(model, reference, compare=compare, output=output or None, monitor=terminal, **options)
     click.echo(format_table(summaries, config.time_ps))
     for name in compare:
-        click.echo(f"{name} fails less often than {model}: p = {summaries[name]['p_value']:.2g}")
+        click.echo(f"Does {name} fail less often than {model}? One-sided test: p = {summaries[name]['p_value']:.2g}")

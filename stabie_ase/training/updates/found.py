@@ -67,21 +67,27 @@ class Found:
         samples = self.estimate.samples
         return samples.parts is not None and samples.conformers is None
 
-    def reweighted(self, potential: Potential) -> Found:
+    def reweighted(self, potential: Potential, afresh: bool = False) -> Found:
         """The same samples by the potential as it is now, whose energies and with them weights are others.
 
         Parameters
         ----------
         potential : Potential
+        afresh : bool
+            Whether residuals are those that linear response leaves, not those of the window.
 
         Returns
         -------
         Found
         """
         change, samples = energy_change(potential, self.estimate.samples), self.estimate.samples
+        residuals = self.estimate.residuals
+        if afresh:
+            here, there, _ = self._response(change)
+            residuals = [(half, residual + there - here) for half, residual in residuals]
         samples = of_present(potential, samples, [target.observable for target in self.targets])
-        estimate = self.estimator.reweighted(replace(self.estimate, samples=samples), self.targets, change)
-        return replace(self, estimate=estimate, change=change)
+        estimate = replace(self.estimate, samples=samples, residuals=residuals)
+        return replace(self, estimate=self.estimator.reweighted(estimate, self.targets, change), change=change)
 
     def to_blame(self, potential: Potential) -> tuple[Tensor, Tensor]:
         """Samples that hold what criteria blame in unstable frames: weights alone do not tell it from what is off by chance there.
@@ -171,13 +177,17 @@ class Found:
         (float, float)
             λ·Δḡ with the residuals λ at ḡ and at ḡ + Δḡ, in units of the loss a step.
         """
+        here, there, moved = self._response(change)
+        return float(here @ moved), float(there @ moved)
+
+    def _response(self, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """λ at ḡ and at ḡ + Δḡ, and Δḡ, of a step from now to another `change`, each of shape (Σ d,)."""
         samples, point = self.estimate.samples, self.estimator.point
         values, known = in_a_row(samples, self.targets), (samples.log_weights, self.estimator.strata(samples))
         mean = weighted_mean(values, point, self.change, None, *known)[0]
         step = (change - self.change)[:, None]
         moved = total(response_weights(step, step.new_ones(1), point, self.change, None, *known)[0] @ values)
-        here, there = (residual_of(x, self.targets) @ moved for x in (mean, mean + moved))
-        return float(here), float(there)
+        return residual_of(mean, self.targets), residual_of(mean + moved, self.targets), moved
 
     def _rise(self, change: Tensor) -> Tensor:
         """Of energies from now to another `change`, in k_B T."""

@@ -82,7 +82,7 @@ class NaturalGradient(UpdateRule):
 
     def __init__(self, work: Work):
         super().__init__(work)
-        self.steps, self.balance = LabelSteps(work), 1.0
+        self.steps, self.balance, self.directions = LabelSteps(work), 1.0, 0
         self.lifted: list[Lifted] = []
 
     def apply_(self, windows: Windows) -> UpdateInfo:
@@ -115,11 +115,12 @@ class NaturalGradient(UpdateRule):
             self._rebalance(info.growth, part)
             told = False
             if info.growth.within(work.bounds):
-                following, direction, lifted = [found.reweighted(work.potential) for found in estimates], None, stepped
+                afresh = config.goal == OBSERVABLES
+                following, direction, lifted = [found.reweighted(work.potential, afresh) for found in estimates], None, stepped
                 raised += max(was.raised(now.change) for was, now in zip(estimates, following))
                 rarer += max(was.rarer(now.change) for was, now in zip(estimates, following))
                 estimates = following
-                met = part < 1.0 and config.goal == OBSERVABLES  # another step by the same residual would go beyond
+                met = part < 1.0 and config.goal == OBSERVABLES
                 told = met or rarer > TOLD_KT or not ess_fraction(estimates) >= config.estimator.min_ess_fraction
             else:
                 # More than energies and forces can make good: take the step back, and try a shorter one in the same direction. Another
@@ -169,9 +170,10 @@ class NaturalGradient(UpdateRule):
 
     def _direction(self, estimates: list[Found]) -> tuple[list[Tensor], float]:
         """Where to go by the gradient that the parameters hold, and how far that changes forces."""
-        work, config = self.work, self.work.config
+        work, config, draw = self.work, self.work.config, 2 * self.directions
+        self.directions += 1
         sound = [work.labelled.batch, *{id(found.sound): found.sound for found in estimates}.values()]
-        frames, others = self._some(sound, 2 * self.steps.runs), self._some(sound, 2 * self.steps.runs + 1)
+        frames, others = self._some(sound, draw), self._some(sound, draw + 1)
         squares, iterations = self.steps.squares(), config.update.natural_iterations
         atomic = ATOMIC_WEIGHT if any(found.of_atoms for found in estimates) else 0.0
         return natural_direction(
@@ -213,10 +215,11 @@ class NaturalGradient(UpdateRule):
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
-        return self.steps.state() | {"balance": self.balance, "lifted": [x.tensors() for x in self.lifted]}
+        return self.steps.state() | {"balance": self.balance, "directions": self.directions, "lifted": [x.tensors() for x in self.lifted]}
 
     def restore(self, state: dict) -> None:
         """Go on from what `state` returned."""
         self.steps.restore(state)
         self.balance = state["balance"]
+        self.directions = state.get("directions", self.steps.runs)  # of a state that has none, one for each run on labels
         self.lifted = [Lifted.restored(x, self.work.potential.device) for x in state["lifted"]]
