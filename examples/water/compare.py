@@ -17,7 +17,8 @@ Fresh replicas of each model start from the same frames with the same momenta. T
 over a window of 1 ps, are off by the published tolerance (Fu et al., arXiv 2210.07237); whatever other criterion finds fault with a
 frame before that is what "any criterion" counts. A velocity rescaling of 1 ps hardly disturbs diffusion. Radial distribution
 functions and the diffusion coefficient of oxygen, from displacements between --fit, are those of the frames before any failure: a
-window that failed, unless another criterion has told when, is left out whole. "floor" is the error that a perfect model would show.
+window that failed, unless another criterion has told when, is left out whole. "floor" is the error that a perfect model would show;
+"farther by" compares with the first model, replica by replica.
 Errors in the table are standard errors over replicas, intervals hold 95 %.
 """
 
@@ -34,7 +35,7 @@ from scipy.stats import chi2
 from teacher import Water as TeacherWater
 from teacher import lattice
 
-from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_reference, watched
+from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_curve, read_reference, watched
 from stabie_ase.dynamics import StochasticVelocityRescaling, integrator_for
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.dynamics.starts import start
@@ -95,15 +96,26 @@ def hazard(failures, ps):
     return failures / ps, [float(low), float(high)]
 
 
-def distance(target, water):
-    """Of an observable over all replicas from its target, and its standard error."""
+def by_replica(target, water):
+    """Means of an observable over the frames of each replica."""
     n, means = len(water.images), SlicedMeans.none(len(water.images), 1, target.observable.width)
     for k, images in enumerate(water.images):
         if images:
             values = target.observable.sample(AtomsBatch.from_atoms(images))
             slices = torch.zeros(len(values), dtype=torch.int64)
             means += SlicedMeans.collect(values, slices + k, slices, n, 1)
-    return target.distance(means)
+    return means
+
+
+def farther(target, means, first):
+    """By how much than the first model, and its standard error: a replica of both, which began alike, is left out at a time."""
+
+    def change(kept):
+        return target.distance(means.keep(kept))[0] - target.distance(first.keep(kept))[0]
+
+    n, everyone = len(means.counts), torch.ones_like(means.counts, dtype=torch.bool)
+    left_out = torch.tensor([change(everyone.index_fill(0, torch.tensor([k]), False)) for k in range(n)])
+    return change(everyone), float(((n - 1) * left_out.var(correction=0)).sqrt())
 
 
 def diffusion(replicas, args):
@@ -133,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="NAME=MODEL")
     parser.add_argument("--ref", help="frames with energies and forces, of which none was trained on")
+    parser.add_argument("--experiment", metavar="FILE", help="a curve of g_OO, its column OO (Soper's)")
     parser.add_argument("--dynamics", help="dense frames of the reference, for its diffusion coefficient")
     parser.add_argument("--replicas", type=int, default=16, help="(default: %(default)s)")
     parser.add_argument("--time", type=float, default=5.0, help="ps of each (default: %(default)s)")
@@ -155,36 +168,45 @@ def main() -> None:
     setting = Setting(reference.frames, args.temperature, args.temperature, args.timestep, CHECK_FS)
     (rdf,) = criteria_from(f"rdf:3.0,window_fs={WINDOW_FS:g}", setting)
     others = criteria_of_frames(None, setting, by_reference=True)
-    targets = [Target.from_frames(o, reference.frames) for o in observables_from(PAIRS, setting)]
+    observables = observables_from(PAIRS, setting)
+    targets = {o.name: Target.from_frames(o, reference.frames) for o in observables}
+    if args.experiment:
+        targets["experiment's g_OO"] = Target.from_curve(observables[0], read_curve(args.experiment, "OO"))
     dense = read(args.dynamics, ":") if args.dynamics else []
-    found = {"floor": {target.observable.name: (target.floor, None) for target in targets}}
+    found: dict = {"floor": {name: (target.floor, None) for name, target in targets.items()}}
     if dense:
         of_reference = SelfDiffusion(8, t_max=args.fit[1], fit_from=args.fit[0])([TimeSeries.from_atoms(dense)])
         found["floor"]["D"] = (float(of_reference.value), float("nan") if of_reference.error is None else float(of_reference.error))
     held_out = LabelledFrames.from_reference(reference.subset(spread(len(reference), 100)), args.device)
     tell("reference", found["floor"])
-    for name, path in (model.split("=", 1) for model in args.models):
+    first = None
+    for called, path in (model.split("=", 1) for model in args.models):
         potential = load_potential(path, args.device)
         water = run(potential, args, setting, rdf, others)
         row = {"rdf": hazard(*water.by_rdf), "any": hazard(*water.by_any), "ps": (water.by_rdf[1], water.by_any[1])}
-        row |= {target.observable.name: distance(target, water) for target in targets}
+        means = {name: by_replica(target, water) for name, target in targets.items()}
+        row |= {name: target.distance(means[name]) for name, target in targets.items()}
         row["U by the teacher (eV)"] = by_teacher(water.images, reference)
         row |= {"D": diffusion(water.images, args), "force MAE (meV/Å)": (1000 * qm_errors(potential, held_out).force_mae_eV_per_A, None)}
-        found[name] = row
-        tell(name, row)
+        if first is None:
+            first = means
+        elif all(float(min(x.counts.sum(), y.counts.sum())) for x, y in zip(means.values(), first.values())):
+            row |= {f"{name} farther by": farther(target, means[name], first[name]) for name, target in targets.items()}
+        found[called] = row
+        tell(called, row)
         if args.output:
             args.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def trial():
-    """A model of no use, and ten lattices of 8 molecules, shaken and labelled."""
+    """A model of no use, twice, and ten lattices of 8 molecules, shaken and labelled."""
     images = [lattice(8, seed) for seed in range(10)]
     for seed, atoms in enumerate(images):
         atoms.rattle(0.05, seed=seed)
     write("water_trial.xyz", labelled(AtomsBatch.from_atoms(images), TeacherWater(), 300.0, "a trial"))
     torch.manual_seed(0)
     save_potential(SchNetPotential.build(reference_energies(read_reference("water_trial.xyz")), 8, 8), "water_trial.pt")
-    return ["trial=water_trial.pt"], "water_trial.xyz"
+    return ["trial=water_trial.pt", "again=water_trial.pt"], "water_trial.xyz"
 
 
 def tell(name, row) -> None:
