@@ -35,7 +35,17 @@ from scipy.stats import chi2
 from teacher import Water as TeacherWater
 from teacher import lattice
 
-from stabie_ase import PotentialForces, Setting, Target, criteria_from, load_potential, observables_from, read_curve, read_reference, watched
+from stabie_ase import (
+    PotentialForces,
+    Setting,
+    Target,
+    criteria_from,
+    load_potential,
+    observables_from,
+    read_curve,
+    read_reference,
+    watched,
+)
 from stabie_ase.dynamics import StochasticVelocityRescaling, integrator_for
 from stabie_ase.dynamics.compilation import compile_where_wanted
 from stabie_ase.dynamics.starts import start
