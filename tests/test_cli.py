@@ -213,6 +213,7 @@ BAD_FINETUNE_OPTIONS = [
     (("--replicas", "2.5"), ("'2.5' is not a valid integer",)),
     (("--window", "-1"), ("window_fs is -1",)),
     (("--window", "1e300"), ("window_fs",)),
+    (("--relaxation-time", "9"), ("relaxation_time_fs is 9", "langevin thermostat", "leave it out")),
     (("--window", "500", "--sample-every", "1000"), ("sample_every_fs is 1000", "one window (500 fs)")),
     (("--timestep", "0.5", "--check-every", "0.1"), ("check_every_fs is 0.1", "one step (0.5 fs)")),
     (("--observable-weight", "-1"), ("observable_weight is -1",)),
@@ -342,7 +343,7 @@ def test_config_file_that_cannot_be_read(here):
 
 SECTIONS = """
 check: {replicas: 3, check-rounds: 2, time_ps: 0.5, max-time: 1}
-dynamics: {timestep: 0.25, relaxation_time_fs: 9}
+dynamics: {timestep: 0.25, friction_per_fs: 0.02}
 labels:
   qm-steps: 7
 update: {update: labels-only, gradient-clip: 2}
@@ -360,7 +361,7 @@ def test_options_of_a_section_stand_together(here, monkeypatch):
     tiny.run(*FINETUNE, "--config", "options.yaml", "--check-rounds", "4")
     (config,) = got
     assert (config.check.replicas, config.check.rounds, config.check.time_ps, config.check.max_time_min) == (3, 4, 0.5, 1)
-    assert (config.dynamics.timestep_fs, config.dynamics.relaxation_time_fs, config.labels.qm_steps) == (0.25, 9, 7)
+    assert (config.dynamics.timestep_fs, config.dynamics.friction_per_fs, config.labels.qm_steps) == (0.25, 0.02, 7)
     assert (config.update.rule, config.update.gradient_clip, config.estimator.cross_fit) == ("labels-only", 2, True)
 
 

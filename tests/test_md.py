@@ -255,6 +255,21 @@ def test_the_centre_of_mass_moves_where_it_may(here):
         assert f"{ensemble} dynamics do not move the centre of mass" in refused(*RUN, "--ensemble", ensemble, "--no-fix-com")
 
 
+@pytest.mark.parametrize("ensemble, given", [
+    ("nve", ("--friction", "0.1")),
+    ("nvt", ("--pressure", "1")),
+    ("nvt", ("--relaxation-time", "20")),
+    ("nvt-nose-hoover", ("--friction", "0.1")),
+    ("nvt-rescaling", ("--compressibility", "1")),
+    ("npt", ("--relaxation-time", "20")),
+    ("nve", ("--pressure-relaxation-time", "500")),
+])  # fmt: skip
+def test_what_an_ensemble_does_not_use_is_refused(here, ensemble, given):
+    """It would be ignored; at its default it may be named, as a run's own config.json does."""
+    assert f"which {ensemble} dynamics would ignore; leave it out" in refused(*RUN, "--ensemble", ensemble, *given)
+
+
+
 def test_a_ramp_ends_where_it_should(here):
     run(*RUN, "--temperature", "10", "--end-temperature", "900", "--friction", "0.2")
     state = torch.load(here / "model-md" / "state.pt", weights_only=True)["state"]["replicas"]

@@ -172,6 +172,18 @@ def test_cutoff_that_no_list_can_hold():
         neighbor_list(batch, 5000.0)
 
 
+def test_cutoff_whose_list_has_no_room(monkeypatch):
+    """A machine without memory kills the process: it is seen beforehand."""
+    asked = []
+    monkeypatch.setattr("stabie_ase.structures.neighbors.list.free_bytes", lambda device: asked.append(device) or 2e9)
+    batch = AtomsBatch.from_atoms([crystal(6)] * 4)
+    per_atom = 4.0 / 3.0 * np.pi * 200.0**3 * batch.n_atoms / float(torch.linalg.det(batch.cells).sum())
+    with pytest.raises(MemoryError, match=f"200 Å means about {per_atom:.0f} neighbours of each of {batch.n_atoms} atoms.*; 2 GB are free"):
+        neighbor_list(batch, 200.0)
+    assert asked == [batch.device]
+    assert neighbor_list(batch, 5.0).n_pairs and len(asked) == 1  # memory is not looked at where there is no need
+
+
 @pytest.mark.parametrize("nowhere", [1e9, 1e30, np.inf, np.nan])
 def test_atom_that_flew_away_costs_no_time_and_leaves_the_others_alone(nowhere):
     atoms = Atoms("H3", positions=[[0, 0, 0], [1, 0, 0], [nowhere, 0, 0]], cell=[5, 5, 5], pbc=True)

@@ -218,9 +218,17 @@ def test_refuses_a_batch_of_several_molecules():
         DistanceDistribution(r_max=9.0)(batch)
 
 
-@pytest.mark.parametrize("settings", [{"r_max": 0.01}, {"r_max": 5.0, "bin_width": 0.0}, {"r_max": 5.0, "smearing": -0.1}])
-def test_refuses_a_grid_without_meaning(settings):
-    with pytest.raises(ValueError, match="positive bin width and smearing"):
+@pytest.mark.parametrize("settings, told", [
+    ({"r_max": 0.01}, "r_max > bin_width > 0"),
+    ({"r_max": 5.0, "bin_width": 0.0}, "r_max > bin_width > 0"),
+    ({"r_max": float("inf")}, "at most 100000 bins, got r_max=inf"),
+    ({"r_max": float("nan")}, "got r_max=nan"),
+    ({"r_max": 5.0, "bin_width": 1e-9}, "at most 100000 bins"),
+    ({"r_max": 5.0, "smearing": -0.1}, "a smearing above 0"),
+    ({"r_max": 5.0, "smearing": 1e9}, "a smearing above 0 and below its range of 5 Å"),
+])  # fmt: skip
+def test_refuses_a_grid_without_meaning(settings, told):
+    with pytest.raises(ValueError, match=told):
         DistanceDistribution(**settings)
 
 

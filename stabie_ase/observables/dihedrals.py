@@ -17,6 +17,7 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.chains import bonded_chains
 from stabie_ase.structures.elements import element_chain
 from stabie_ase.structures.geometry import pair_vectors
+from stabie_ase.structures.radial import MAX_BINS
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Topology
 from stabie_ase.system.spec import Spec
@@ -104,6 +105,7 @@ def torsion(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def bins_of(whole: float, bin_width: float, name: str) -> int:
     """How many bins, in degrees, make up a range of angles; ValueError if no whole number of them does."""
     n = round(whole / bin_width) if 0.0 < bin_width <= whole else 0
-    if not n or abs(n * bin_width - whole) > 1e-9 * whole:
-        raise ValueError(f"{name} needs bins that divide {whole:g} degrees, got bin_width={bin_width:g}; try {whole / max(n, 36):g}")
+    if not 0 < n <= MAX_BINS or abs(n * bin_width - whole) > 1e-9 * whole:
+        works = whole / min(max(n, 36), MAX_BINS)
+        raise ValueError(f"{name} needs bins that divide {whole:g} degrees, got bin_width={bin_width:g}; try {works:g}")
     return n

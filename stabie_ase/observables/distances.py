@@ -17,6 +17,7 @@ from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.elements import check_known, element_pair
 from stabie_ase.structures.geometry import in_parts, pair_distances
 from stabie_ase.structures.kind import MOLECULAR_LIQUID
+from stabie_ase.structures.radial import count_bins
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
@@ -54,11 +55,9 @@ class DistanceDistribution(Observable):
     elements: tuple[int, int] | None = None
 
     def __post_init__(self):
-        if not (self.bin_width > 0 and self.smearing > 0 and self.r_max > self.bin_width):
-            raise ValueError(
-                f"h(r) needs positive bin width and smearing and a longer range, got r_max={self.r_max}, "
-                f"bin_width={self.bin_width}, smearing={self.smearing} Å"
-            )
+        count_bins(self.r_max, self.bin_width, self.name)
+        if not 0 < self.smearing < self.r_max:
+            raise ValueError(f"{self.name} needs a smearing above 0 and below its range of {self.r_max:g} Å, got {self.smearing:g} Å")
 
     @classmethod
     def from_reference(
@@ -125,7 +124,7 @@ class DistanceDistribution(Observable):
     @property
     def n_bins(self) -> int:
         """Bins up to `r_max`."""
-        return round(self.r_max / self.bin_width)
+        return count_bins(self.r_max, self.bin_width, self.name)
 
     @cached_property
     def axis(self) -> Axis:

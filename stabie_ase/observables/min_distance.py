@@ -14,6 +14,7 @@ from stabie_ase.observables.local import pairs_expected
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.geometry import in_parts
 from stabie_ase.structures.neighbors import neighbor_list
+from stabie_ase.structures.radial import count_bins
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
@@ -52,11 +53,9 @@ class MinimumDistance(Observable):
     name, label = "min-distance", "p(smallest intermolecular distance) (1/Å)"
 
     def __post_init__(self):
-        if not (self.bin_width > 0 and self.smearing > 0 and self.bin_width < self.r_max < math.inf):
-            raise ValueError(
-                f"{self.name} needs positive bin width and smearing and a longer range, got r_max={self.r_max:g}, "
-                f"bin_width={self.bin_width:g}, smearing={self.smearing:g} Å"
-            )
+        count_bins(self.r_max, self.bin_width, self.name)
+        if not 0 < self.smearing < self.r_max:
+            raise ValueError(f"{self.name} needs a smearing above 0 and below its range of {self.r_max:g} Å, got {self.smearing:g} Å")
         if int(self.molecule.max()) == 0:
             raise ValueError("the reference is one molecule: there is no distance to others; hr is for the atoms within one")
 
@@ -77,7 +76,7 @@ class MinimumDistance(Observable):
     @property
     def n_bins(self) -> int:
         """Bins up to `r_max`."""
-        return math.ceil(self.r_max / self.bin_width - 1e-9)
+        return count_bins(self.r_max, self.bin_width, self.name)
 
     @cached_property
     def axis(self) -> Axis:

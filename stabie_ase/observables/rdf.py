@@ -12,7 +12,7 @@ from torch import Tensor
 from stabie_ase.observables.base import Axis, Observable
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.elements import check_known, element_pair, pair_name
-from stabie_ase.structures.radial import Shells, partner_density
+from stabie_ase.structures.radial import Shells, count_bins, partner_density
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups
 from stabie_ase.system.spec import Spec
@@ -44,8 +44,7 @@ class RadialDistribution(Observable):
     bin_width: float = 0.05
 
     def __post_init__(self):
-        if not (self.bin_width > 0 and self.r_max > self.bin_width):
-            raise ValueError(f"{self.name} needs r_max > bin_width > 0, got r_max={self.r_max}, bin_width={self.bin_width} Å")
+        count_bins(self.r_max, self.bin_width, self.name)
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> RadialDistribution:
@@ -81,7 +80,7 @@ class RadialDistribution(Observable):
     @property
     def n_bins(self) -> int:
         """Bins up to `r_max`."""
-        return Shells.up_to(self.r_max, self.bin_width).n
+        return count_bins(self.r_max, self.bin_width, self.name)
 
     @cached_property
     def axis(self) -> Axis:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stabie_ase.system.options import BadOption, HasTimestep, check_options, option
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, check_unused, option
 
 if TYPE_CHECKING:
     from stabie_ase.dynamics import Integrator
@@ -80,6 +80,16 @@ ENSEMBLES = ("nve", "nvt", "nvt-nose-hoover", "nvt-rescaling", "npt", "npt-flexi
 MOVING_COM = ("nvt", "npt", "npt-flexible")
 """Those whose heat bath pushes the centre of mass, unless told not to."""
 
+AT_PRESSURE = ("npt", "npt-flexible")
+USERS = {
+    "friction_per_fs": MOVING_COM,
+    "relaxation_time_fs": ("nvt-nose-hoover", "nvt-rescaling"),
+    "pressure_GPa": AT_PRESSURE,
+    "pressure_relaxation_time_fs": AT_PRESSURE,
+    "compressibility_per_GPa": AT_PRESSURE,
+}
+"""The ensembles that use an option; elsewhere it would be ignored."""
+
 
 @dataclass(frozen=True)
 class MDOptions(HasTimestep):
@@ -123,6 +133,7 @@ class MDOptions(HasTimestep):
             raise BadOption(
                 f"sample_every_fs is {self.sample_every_fs:g}, expected a time of at least one step ({self.timestep_fs:g} fs)"
             )
+        check_unused(self, [name for name, users in USERS.items() if self.ensemble not in users], f"{self.ensemble} dynamics")
         if self.end_temperature_K is not None and self.ensemble == "nve":
             raise BadOption("end_temperature_K is given, but nve dynamics have no thermostat to follow it")
         if not self.fix_com and self.ensemble not in MOVING_COM:

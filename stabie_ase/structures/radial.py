@@ -12,6 +12,33 @@ from torch import Tensor
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import NeighborList, neighbor_list
 
+MAX_BINS = 100_000
+"""On a grid of distances or angles; more is a width that nobody means."""
+
+
+def count_bins(reach: float, width: float, name: str) -> int:
+    """As many bins of a width as reach a distance, both in Å.
+
+    Parameters
+    ----------
+    reach : float
+    width : float
+    name : str
+        What the grid is of, for messages.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        More than `MAX_BINS`, or a range or width that is not positive.
+    """
+    if not (0.0 < width < reach <= width * MAX_BINS):
+        raise ValueError(f"{name} needs r_max > bin_width > 0 and at most {MAX_BINS} bins, got r_max={reach:g}, bin_width={width:g} Å")
+    return math.ceil(reach / width - 1e-9)
+
 
 @dataclass(frozen=True)
 class Shells:
@@ -29,8 +56,8 @@ class Shells:
 
     @classmethod
     def up_to(cls, r_max: float, width: float) -> Shells:
-        """As many of a width as reach a distance, both in Å."""
-        return cls(math.ceil(r_max / width - 1e-9), width)
+        """As many of a width as reach a distance, both in Å; ValueError as by `count_bins`."""
+        return cls(count_bins(r_max, width, "a radial distribution function"), width)
 
     @property
     def reach(self) -> float:

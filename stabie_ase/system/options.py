@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -106,6 +106,14 @@ def check_options(config: Any, prefix: str = "") -> None:
     for leaf in leaves(type(config)):
         if len(leaf.path) == 1:  # a section has checked its own
             _check(prefix + leaf.name, leaf, getattr(config, leaf.option.name))
+
+
+def check_unused(config: Any, names: Sequence[str], user: str) -> None:
+    """BadOption where one of some options is not at its default, though what was chosen (`user`, in words) does not use it."""
+    for leaf in (leaf for leaf in leaves(type(config)) if leaf.name in names):
+        value = getattr(config, leaf.name)
+        if value != leaf.option.default:
+            raise BadOption(f"{leaf.name} is {value:g}, which {user} would ignore; leave it out")
 
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

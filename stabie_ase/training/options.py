@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stabie_ase.system.options import BadOption, HasTimestep, check_options, in_a_row, option, rows, section
+from stabie_ase.system.options import BadOption, HasTimestep, check_options, check_unused, in_a_row, option, rows, section
 from stabie_ase.training.recipes import RECIPES
 from stabie_ase.training.schedule import OBSERVABLES, STABILITY
 from stabie_ase.training.update_options import LabelOptions, UpdateOptions
@@ -36,6 +36,8 @@ class DynamicsOptions(HasTimestep):
         check_options(self)
         if self.pressure_GPa is not None and self.thermostat != "langevin":
             raise BadOption(f"a pressure is for the langevin thermostat, and thermostat is {self.thermostat!r}; leave one of the two out")
+        if self.thermostat == "langevin":  # a friction is of use with both: models are compared in Langevin dynamics
+            check_unused(self, ["relaxation_time_fs"], "the langevin thermostat")
 
     @property
     def integrator(self) -> Integrator:

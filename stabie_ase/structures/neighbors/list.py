@@ -15,12 +15,19 @@ from torch import Tensor, nn
 
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.neighbors import alchemi, cell_list, kd_tree
+from stabie_ase.system.memory import free_bytes
 
 ALL_PAIRS_MAX_ATOMS = 64
 """Up to this size a molecule's list holds all its pairs and never goes out of date."""
 
 MAX_PAIRS = 2**31 - 1
 """In the list of one system: backends count them by 32-bit integers."""
+
+BYTES_PER_PAIR = 240.0
+"""That a list and the distances in it take while they are made, as measured."""
+
+CHECKED_PAIRS = 1e7
+"""From so many on it is seen beforehand whether there is memory for them: a machine that has none left kills the process."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +149,8 @@ def all_pairs(batch: AtomsBatch) -> NeighborList:
     return NeighborList(pairs, pairs.new_zeros((pairs.shape[1], 3)), float("inf"), periodic=False).full
 
 
-def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: float) -> None:
-    """Refuse cells that span no volume, and a list of more pairs than can be counted.
+def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: float, device: torch.device) -> None:
+    """Refuse cells that span no volume, and a list of more pairs than can be counted or held in memory.
 
     Only a cutoff that nobody means leads there. A cell that is not finite is no error here: its list will be empty, as that of
     a replica that exploded should be.
@@ -166,6 +173,12 @@ def _check_cells(cells: np.ndarray, pbc: np.ndarray, sizes: np.ndarray, cutoff: 
         raise ValueError(
             f"a cutoff of {cutoff:g} Å means about {n_pairs[k]:.1g} pairs in system {k}, with {sizes[k]} atoms in "
             f"{volumes[k]:.4g} Å³; a neighbour list holds {MAX_PAIRS:.1g}. Is the cutoff in Å?"
+        )
+    needed, free = 2.0 * BYTES_PER_PAIR * n_pairs.sum(), free_bytes(device) if n_pairs.sum() > CHECKED_PAIRS else None
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"a cutoff of {cutoff:g} Å means about {2.0 * n_pairs.mean() / sizes.mean():.0f} neighbours of each of {sizes.sum()} atoms, "
+            f"which take {needed / 1e9:.3g} GB; {free / 1e9:.3g} GB are free. Make it smaller"
         )
 
 
@@ -192,7 +205,7 @@ def neighbor_list(batch: AtomsBatch, cutoff: float) -> NeighborList:
     if infinite:
         raise ValueError("an infinite cutoff in a periodic system: give the potential a finite one")
     cells = batch.lattice.detach().cpu().double().numpy()
-    _check_cells(cells, pbc, np.array(batch.sizes), cutoff)
+    _check_cells(cells, pbc, np.array(batch.sizes), cutoff, batch.device)
     return NeighborList(*_backend(batch.device)(batch, cutoff), float(cutoff), bool(pbc.any())).full
 
 
