@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from stabie_ase.observables.base import Axis, Observable
+from stabie_ase.observables.grid import SmearedDensity
 from stabie_ase.observables.kinds import in_one_order, name_of_kind, refuse_none
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.elements import check_known, element_pair
 from stabie_ase.structures.geometry import in_parts, pair_distances
 from stabie_ase.structures.kind import MOLECULAR_LIQUID
-from stabie_ase.structures.radial import count_bins
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
 
 @dataclass(frozen=True)
-class DistanceDistribution(Observable):
+class DistanceDistribution(SmearedDensity):
     """Distribution of all interatomic distances of a molecule, h(r), or of those between two elements, normalised to one.
 
     h(r) = 1/(N(N-1)) Σ_{i≠j} δ(r - r_ij) (Raja et al., arXiv 2402.13984), every distance smeared by a normalised
@@ -53,11 +51,6 @@ class DistanceDistribution(Observable):
     smearing: float = 0.02
     molecule: Tensor | None = None
     elements: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        count_bins(self.r_max, self.bin_width, self.name)
-        if not 0 < self.smearing < self.r_max:
-            raise ValueError(f"{self.name} needs a smearing above 0 and below its range of {self.r_max:g} Å, got {self.smearing:g} Å")
 
     @classmethod
     def from_reference(
@@ -120,21 +113,6 @@ class DistanceDistribution(Observable):
     def label(self) -> str:
         """Of the values."""
         return name_of_kind("h(r)", self.elements).replace(":", ", ") + " (1/Å)"
-
-    @property
-    def n_bins(self) -> int:
-        """Bins up to `r_max`."""
-        return count_bins(self.r_max, self.bin_width, self.name)
-
-    @cached_property
-    def axis(self) -> Axis:
-        """Centres of the bins, in Å."""
-        return Axis.of_distances(self.n_bins, self.bin_width)
-
-    @property
-    def measure(self) -> Tensor:
-        """The bin width each, in Å, shape (n_bins,): the loss does not depend on the number of bins."""
-        return torch.full((self.n_bins,), self.bin_width, dtype=torch.float64)
 
     def values(self, batch: AtomsBatch) -> Tensor:
         """h(r) of every molecule, or of all those of each frame of a liquid together, float64, shape (n_systems, n_bins), in 1/Å."""

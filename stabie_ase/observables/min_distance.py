@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from stabie_ase.observables.base import Axis, Observable
+from stabie_ase.observables.grid import SmearedDensity
 from stabie_ase.observables.local import pairs_expected
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.geometry import in_parts
 from stabie_ase.structures.neighbors import neighbor_list
-from stabie_ase.structures.radial import count_bins
 from stabie_ase.structures.setting import Setting
 from stabie_ase.system.spec import Spec
 
@@ -26,7 +24,7 @@ MAX_RANGE = 64.0
 
 
 @dataclass(frozen=True)
-class MinimumDistance(Observable):
+class MinimumDistance(SmearedDensity):
     """Distribution over frames of the smallest distance of two atoms of different molecules, d = min r_ij.
 
     p(r) = δ(r - d), smeared by a normalised Gaussian, in 1/Å: the mean over frames is the density of d, with integral one. A bin
@@ -53,9 +51,7 @@ class MinimumDistance(Observable):
     name, label = "min-distance", "p(smallest intermolecular distance) (1/Å)"
 
     def __post_init__(self):
-        count_bins(self.r_max, self.bin_width, self.name)
-        if not 0 < self.smearing < self.r_max:
-            raise ValueError(f"{self.name} needs a smearing above 0 and below its range of {self.r_max:g} Å, got {self.smearing:g} Å")
+        super().__post_init__()
         if int(self.molecule.max()) == 0:
             raise ValueError("the reference is one molecule: there is no distance to others; hr is for the atoms within one")
 
@@ -72,21 +68,6 @@ class MinimumDistance(Observable):
                 return cls(wide.molecule, math.ceil(2.0 * (largest + MARGIN)) / 2.0, **given)
             wide = replace(wide, r_max=2.0 * wide.r_max)
         raise ValueError(f"the molecules of some reference frame are further apart than {MAX_RANGE:g} Å; give min-distance,r_max=, in Å")
-
-    @property
-    def n_bins(self) -> int:
-        """Bins up to `r_max`."""
-        return count_bins(self.r_max, self.bin_width, self.name)
-
-    @cached_property
-    def axis(self) -> Axis:
-        """Centres of the bins, in Å."""
-        return Axis.of_distances(self.n_bins, self.bin_width)
-
-    @property
-    def measure(self) -> Tensor:
-        """The bin width each, in Å, shape (n_bins,)."""
-        return torch.full((self.n_bins,), self.bin_width, dtype=torch.float64)
 
     def distances(self, batch: AtomsBatch) -> Tensor:
         """The smallest distance in every system, float64, shape (n_systems,), in Å; infinite beyond the grid."""
