@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.geometry import find_mic
 from matscipy.neighbours import neighbour_list
 from scipy.stats import norm
@@ -16,7 +16,7 @@ from scipy.stats import norm
 from stabie_ase.observables import BondLengths, DistanceDistribution, RadialDistribution, Target, default_observable, observables_from
 from stabie_ase.observables.averages import noise_floor
 from stabie_ase.structures.batch import AtomsBatch
-from stabie_ase.structures.geometry import in_parts, nearest_images
+from stabie_ase.structures.geometry import in_parts, nearest_images, pair_distances
 from stabie_ase.structures.neighbourhoods import nearest
 from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups, Topology
@@ -239,22 +239,42 @@ SHAPES = {
     "cubic": np.diag([9.0, 9.0, 9.0]),
     "skewed": np.array([[9.0, 0, 0], [4.0, 8.0, 0], [-3.0, 2.5, 8.5]]),
     "slab": np.array([[9.0, 0, 0], [3.0, 8.0, 0], [0, 0, 0]]),
+    "hexagonal, 60 degrees": np.array([[5.1, 0, 0], [2.55, 4.417, 0], [0, 0, 0]]),
+    "rhombohedral": 4.0 * np.array([[0, 1.0, 1.0], [1.0, 0, 1.0], [1.0, 1.0, 0]]),
+    "far from reduced": np.array([[6.0, 0, 0], [31.0, 7.0, 0], [-22.0, 40.0, 8.0]]),
+    "chain": np.array([[5.0, 0, 0], [0, 0, 0], [0, 0, 0]]),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_nearest_images_are_those_of_ase(shape):
-    """Vectors shorter than half the distance of opposite faces, brought anywhere by lattice vectors."""
+    """Whatever their length, one batch of a cell and of the same a little deformed."""
     rng, cell = np.random.default_rng(0), SHAPES[shape]
     pbc = cell.any(axis=1)
-    heights = 1.0 / np.linalg.norm(np.linalg.pinv(cell), axis=0)[pbc]
-    directions = rng.normal(size=(200, 3))
-    short = directions / np.linalg.norm(directions, axis=1)[:, None] * rng.uniform(0.0, 0.499 * heights.min(), (200, 1))
-    moved = short + (rng.integers(-3, 4, (200, 3)) * pbc) @ cell
-    batch = AtomsBatch.from_atoms(Atoms("He", cell=cell, pbc=pbc))
-    found = nearest_images(torch.as_tensor(moved)[None], batch)[0].numpy()
-    np.testing.assert_allclose(found, short, atol=1e-12)
-    np.testing.assert_allclose(found, find_mic(moved, cell, pbc)[0], atol=1e-12)
+    cells = [cell, cell @ (np.eye(3) + 0.03 * rng.normal(size=(3, 3)))]
+    vectors = rng.normal(size=(2, 300, 3)) * rng.uniform(0.0, 30.0, (2, 300, 1))
+    batch = AtomsBatch.from_atoms([Atoms("He", cell=cell, pbc=pbc) for cell in cells])
+    found = nearest_images(torch.as_tensor(vectors), batch).numpy()
+    for k, cell in enumerate(cells):
+        expected, lengths = find_mic(vectors[k], cell, pbc)
+        np.testing.assert_allclose(np.linalg.norm(found[k], axis=1), lengths, atol=1e-10)
+        whole = np.linalg.lstsq(cell[pbc].T, (vectors[k] - found[k]).T, rcond=None)[0]
+        np.testing.assert_allclose(whole, whole.round(), atol=1e-9)
+        np.testing.assert_allclose(whole.T.round() @ cell[pbc], vectors[k] - found[k], atol=1e-9)
+
+
+def test_nearest_images_of_what_has_exploded_are_no_error():
+    cells = [np.diag([9.0] * 3), np.full((3, 3), np.nan), np.diag([1e300] * 3)]
+    batch = AtomsBatch.from_atoms([Atoms("He", cell=SHAPES["skewed"], pbc=True)] * 3).replace(cells=torch.tensor(np.array(cells)))
+    vectors = torch.tensor([[[8.0, 0.0, 0.0], [np.nan] * 3, [np.inf] * 3, [1e30] * 3]], dtype=torch.float64).repeat(3, 1, 1)
+    np.testing.assert_allclose(nearest_images(vectors, batch)[0, 0], [-1.0, 0.0, 0.0], atol=1e-12)
+
+
+def test_bonds_across_a_small_hexagonal_cell():
+    """Rounding fractions of a cell of 60° takes an image at 4.4 Å for the neighbour at 2.55 Å."""
+    slab = fcc111("Cu", (2, 2, 1), vacuum=5.0)
+    pairs = torch.triu_indices(4, 4, offset=1)
+    np.testing.assert_allclose(pair_distances(AtomsBatch.from_atoms(slab), pairs)[0], 3.61 / np.sqrt(2.0), atol=1e-6)
 
 
 # -- bond lengths
@@ -407,6 +427,17 @@ def test_coordination_numbers_of_a_crystal():
     counts = np.cumsum(values * 4 / 3 * np.pi * np.diff(edges**3)) * (len(crystal) - 1) / crystal.get_volume()
     for r, expected in ((3.9, 12), (5.5, 18), (6.7, 42)):
         assert counts[round(r / 0.05)] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("frame, reach", [
+    (bulk("Ni", "hcp", a=2.49, c=4.07) * (2, 2, 2), 5.0),  # half its width is 2.16 Å, its nearest neighbours are at 2.47
+    (bulk("Ar", a=5.26, cubic=True) * (2, 2, 2), 5.26),
+    (bulk("Ar", a=5.26, cubic=True) * (4, 4, 4), 8.0),
+])  # fmt: skip
+def test_a_range_that_nobody_gave_holds_the_first_neighbours(frame, reach):
+    (rdf,) = observables_from("rdf", Setting([frame], 80.0))
+    assert rdf.r_max == pytest.approx(reach)
+    assert float(rdf(AtomsBatch.from_atoms(frame)).max()) > 5.0
 
 
 def test_each_frame_has_its_own_volume():

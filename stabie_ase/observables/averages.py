@@ -64,7 +64,7 @@ class SlicedMeans:
         cell = replica * n_slices + time_slice
         sums = values.new_zeros((n_replicas * n_slices, values.shape[1]), dtype=torch.float64).index_add(0, cell, values.double())
         counts = torch.bincount(cell, minlength=n_replicas * n_slices)
-        return cls(sums.view(n_replicas, n_slices, -1).cpu(), counts.view(n_replicas, n_slices).cpu())
+        return cls(sums.view(n_replicas, n_slices, values.shape[1]).cpu(), counts.view(n_replicas, n_slices).cpu())
 
     @classmethod
     def none(cls, n_replicas: int, n_slices: int, width: int) -> SlicedMeans:

@@ -17,8 +17,12 @@ from stabie_ase.structures.setting import Setting
 from stabie_ase.structures.topology import Groups
 from stabie_ase.system.spec import Spec
 
-MAX_DEFAULT_RANGE = 8.0
-"""Å; up to here, or half the width of the smallest reference cell, a function reaches that nobody has asked to be longer."""
+MIN_DEFAULT_RANGE, MAX_DEFAULT_RANGE = 5.0, 8.0
+"""Å; between them a function that nobody has asked to be longer reaches half the width of the smallest reference cell.
+
+In a narrower cell some of its neighbours are images, in the model's dynamics as in the reference; half of its width may end before the
+first of them.
+"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class RadialDistribution(Observable):
             raise ValueError(f"{str(spec)!r} names no elements, and the reference has {symbols}; write rdf:A-B")
         check_known(elements, batch.numbers, spec)
         half_width = 0.5 / float(torch.linalg.inv(batch.cells.double()).norm(dim=1).max())
-        return cls(tuple(elements), **({"r_max": min(MAX_DEFAULT_RANGE, half_width)} | given))
+        return cls(tuple(elements), **({"r_max": min(MAX_DEFAULT_RANGE, max(MIN_DEFAULT_RANGE, half_width))} | given))
 
     @property
     def name(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
 import torch
+from ase.geometry import minkowski_reduce
 from torch import Tensor
 
 from stabie_ase.structures.batch import AtomsBatch
@@ -16,9 +18,6 @@ VECTORS_AT_ONCE = 2**17
 
 def pair_vectors(batch: AtomsBatch, pairs: Tensor) -> Tensor:
     """Vectors from the first atom to the second of some pairs in every system, by the nearest image.
-
-    The nearest image is taken in fractions of the cell. That is right for vectors shorter than half the distance of any two
-    opposite faces of the cell, whatever its shape: no fraction of such a vector reaches one half.
 
     Parameters
     ----------
@@ -38,17 +37,56 @@ def pair_vectors(batch: AtomsBatch, pairs: Tensor) -> Tensor:
 
 
 def nearest_images(vectors: Tensor, batch: AtomsBatch) -> Tensor:
-    """Vectors of each system, shape (n_systems, n, 3), less the lattice vectors that they hold in periodic directions."""
+    """The shortest of all images of some vectors of each system, whatever the shape of its cell.
+
+    Fractions of the cell are rounded, which is right for vectors shorter than half the distance of any two opposite faces: no
+    fraction of such a vector reaches one half. Of others the neighbouring images are tried, in a Minkowski-reduced lattice
+    (Nguyen & Stehlé, ACM Trans. Algorithms 5, 46, 2009), that of one of the cells, for cells of one batch differ by little.
+
+    Parameters
+    ----------
+    vectors : Tensor, shape (n_systems, n, 3)
+    batch : AtomsBatch
+        The cells, whose directions that are not periodic play no part.
+
+    Returns
+    -------
+    Tensor of float64, shape (n_systems, n, 3)
+    """
     # A direction that is not periodic may have no lattice vector; any one that is independent does.
     cells = torch.where(batch.pbc[:, :, None], batch.cells.double(), _complement(batch))
-    fractions = torch.linalg.solve(cells.mT, vectors.mT).mT
+    fractions = torch.linalg.solve_ex(cells.mT, vectors.double().mT).result.mT  # of no volume, no error but no meaning
     images = torch.where(batch.pbc[:, None, :], fractions.round(), 0.0)
-    return vectors - images @ cells
+    nearest = vectors - images @ cells
+    heights = torch.where(batch.pbc, 1.0 / torch.linalg.inv_ex(cells).inverse.norm(dim=1), math.inf)
+    far = nearest.norm(dim=2) > 0.5 * heights.amin(dim=1)[:, None]
+    return _nearest_of_neighbors(nearest, far, cells, batch.pbc) if bool(far.any()) else nearest
+
+
+def _nearest_of_neighbors(vectors: Tensor, far: Tensor, cells: Tensor, pbc: Tensor) -> Tensor:
+    """The same vectors, those that are `far` in place of a longer one of their 26 neighbouring images."""
+    system = far.nonzero()[:, 0]
+    first = int(system[0])
+    alike = pbc[system].eq(pbc[first]).all()  # else no combination of lattice vectors is one of all lattices
+    reduction = minkowski_reduce(cells[first].cpu().numpy(), pbc[first].cpu().numpy())[1] if bool(alike) else torch.eye(3)
+    cell = (torch.as_tensor(reduction).to(cells) @ cells)[system]
+    here, periodic = vectors[far], pbc[system].to(cells.dtype)
+    fractions = torch.linalg.solve_ex(cell.mT, here[:, :, None]).result[:, :, 0]
+    start = here - torch.einsum("nk,nkx->nx", fractions.round() * periodic, cell)
+    best = start
+    for steps in itertools.product((-1.0, 0.0, 1.0), repeat=3):
+        other = start + torch.einsum("nk,nkx->nx", periodic * periodic.new_tensor(steps), cell)
+        best = torch.where((other.norm(dim=1) < best.norm(dim=1))[:, None], other, best)
+    found = vectors.clone()
+    found[far] = best
+    return found
 
 
 def _complement(batch: AtomsBatch) -> Tensor:
     """Unit vectors at right angles to all periodic directions, one for each that is not, shape (n_systems, 3, 3)."""
-    periodic = torch.where(batch.pbc[:, :, None], batch.cells.double(), 0.0)
+    known = batch.pbc[:, :, None] & torch.isfinite(batch.cells).all(dim=(1, 2), keepdim=True)  # one that exploded would be an error
+    periodic = torch.where(known, batch.cells.double(), 0.0)
+    periodic = periodic / periodic.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1.0)  # whose square may be too large for a number
     # Of the eigenvectors of AᵀA those with the smallest eigenvalues span what is left.
     _, vectors = torch.linalg.eigh(periodic.mT @ periodic)
     order = (~batch.pbc).long().cumsum(dim=1) - 1
