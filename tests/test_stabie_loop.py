@@ -498,6 +498,19 @@ def test_a_window_without_frames_is_survived(caplog):
     assert training.progress.phase == SIMULATION  # the same window again would tell as little
 
 
+def test_a_window_without_a_sound_frame_is_learned_from():
+    """A model so bad that all it visits is beyond the tolerance; the reference alone then tells what fluctuates."""
+    training = loop()
+    until_learning(training)
+    pool = training.pools[0]
+    samples = training._samples(pool.condition, pool.learn()[1])
+    broken = replace(samples, severity=samples.severity.clamp(min=1.5))
+    (found,) = find(training.rule.work, pool.condition, broken)
+    weights = found.estimate.weights
+    assert bool(torch.isfinite(weights).all()) and float(weights.abs().sum()) > 0.0
+
+
+
 def test_an_observable_without_gradient_changes_nothing():
     """Steps on energies and forces alone would cost their time and tell nothing; the next simulation phase begins."""
     training = loop()
