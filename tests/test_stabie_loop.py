@@ -293,6 +293,20 @@ def test_without_the_observable_no_dynamics_are_run():
     assert training.candidates().keys() <= {"start", "last"}
 
 
+@pytest.mark.parametrize("rate, kept", [(1e-4, True), (0.3, False)])
+def test_a_control_that_time_has_cut_short_is_no_worse_for_it(rate, kept, monkeypatch):
+    """A run of a few steps at the rate of a long one spoils what the runs before have reached."""
+    training = loop(qm_steps=4, update="labels-only")
+    monkeypatch.setattr(training.work, "out_of_time", lambda: True)
+    monkeypatch.setattr(training.rule.steps, "calibrate", lambda: None)
+    training.rule.steps.rate = rate
+    before, was = weights(training), training.accuracy.measure(training.potential).force_mae
+    record, _ = training.step()
+    same = all(torch.equal(x, before[name]) for name, x in weights(training).items())
+    assert same is not kept and training.progress.taken_back == int(not kept)
+    assert record["force_mae_eV_per_A"] == training.accuracy.measure(training.potential).force_mae <= was * (1.0 + 1e-12)
+
+
 @pytest.mark.parametrize("within", [False, True])
 def test_without_energies_and_forces_an_update_is_a_step_down_the_estimator(within, monkeypatch):
     """The change of the weights against -β Cov(g, ∂U/∂θ) contracted with ∂L/∂ḡ, sample by sample, of all or within trajectories."""
