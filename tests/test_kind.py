@@ -84,6 +84,56 @@ def test_kinds(frames, name, bonding, at_sites):
     assert kind.reason and kind.describe().startswith(name)
 
 
+def brine(n=1, moves=False, ion="Na"):
+    """Ions among water, each with the oxygen of a molecule, another one in every frame if it moves, within reach of a bond."""
+    waters, frames = boxed("H2O", 4.0, 3), []
+    for k in range(n):
+        oxygen = waters.positions[3 * (k if moves else 0)]
+        frames.append(waters + Atoms(ion, [oxygen + [0, 0, 2.3]]))
+    return frames
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_neighbours_of_an_ion_are_not_its_molecule(moves):
+    """Whether or not those of the reference change: in a run of dynamics they will."""
+    setting = Setting(brine(10, moves), 300.0, timestep_fs=1.0)
+    assert setting.kind.name == MOLECULAR_LIQUID and sorted({len(atoms) for atoms in setting.topology.members}) == [1, 3]
+    assert default_criteria(setting, 0.25) == "bonds:0.25,angles:20,contacts:0.25,intermolecular,energy,temperature"
+
+
+def test_what_binds_an_ion_without_a_cell_is_a_bond_if_it_lasts():
+    bound = Setting([molecule("LiF")] * 3, 300.0)
+    assert bound.topology.bonded.tolist() == [True]
+    cluster = [atoms[:9] + atoms[-1:] for atoms in brine(3, moves=True)]  # its ion goes from one water to the next
+    for atoms in cluster:
+        atoms.pbc = False
+    assert sorted({len(atoms) for atoms in Setting(cluster, 300.0).topology.members}) == [1, 3]
+
+
+def test_a_melt_of_ions_has_no_bonds_and_their_crystal_is_a_network():
+    crystal = bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2)
+    assert kind_of(rattled(crystal, 5, 0.1)).bonding == "network"
+    melted = rattled(crystal, 8, 0.1)
+    for k, atoms in enumerate(melted):  # cations and anions change places among themselves
+        atoms.positions[0::2], atoms.positions[1::2] = (np.roll(atoms.positions[n::2], 5 * k, axis=0) for n in (0, 1))
+    melt = Setting(melted, 1100.0, timestep_fs=1.0)
+    assert (melt.kind.name, melt.kind.bonding) == (ATOMIC_LIQUID, "none")
+    assert default_criteria(melt, 0.25) == "intermolecular,energy,temperature"
+
+
+def test_what_reacts_is_judged_without_bonds_where_others_are_named():
+    """A proton of water goes to the molecule at the other end of the box and back."""
+    frames = [atoms.copy() for atoms in [boxed("H2O", 4.0, 3)] * 6]
+    for atoms in frames[::2]:
+        atoms.positions[[1, 40]] = atoms.positions[[40, 1]]
+    setting = Setting(frames, 300.0, timestep_fs=1.0)
+    assert not setting.bonds_last
+    with pytest.raises(ValueError, match="name criteria and observables that need no bonds: --criterion energy,temperature"):
+        default_criteria(setting, 0.25)
+    assert default_criteria(setting, 0.25, chosen=True) == "energy,temperature"
+    assert default_criteria(Setting(frames[:1], 300.0), 0.25, chosen=True).startswith("bonds")
+
+
 def test_a_melt_whose_bonds_come_and_go_is_a_liquid():
     """Its atoms have no one set of bonds, which nobody asks for."""
     setting = Setting(stirred(bulk("Cu", cubic=True).repeat(3), 8), 1500.0, timestep_fs=1.0)

@@ -132,7 +132,7 @@ def _plan(own: ConditionOptions, config: FinetuneOptions, reference: Reference, 
     _check_times(config, grouping)
     at = partial(targets_at, observables, known, dynamics.temperature_K, config.reweight, config.reweight)
     targets = at()
-    usual = default_criteria(setting, VERDICT, windows=setting.one_temperature)
+    usual = default_criteria(setting, VERDICT, windows=setting.one_temperature, chosen=True)
     judges = criteria_from(config.check.criterion or "", setting, usual)
     # What only the user knows to look for counts in the verdict as it does in training.
     yardstick = Yardstick.of(judges, setting, targets).with_criteria(criteria)

@@ -125,7 +125,7 @@ class Yardstick:
 
         ValueError as of `criteria_from`; a reference that tells another temperature is warned of.
         """
-        usual = default_criteria(setting, VERDICT, windows=setting.one_temperature)
+        usual = default_criteria(setting, VERDICT, windows=setting.one_temperature, chosen=bool(text))
         criteria = criteria_from(text or "", setting, usual)
         known = TargetFrames(setting.frames, temperature_K=setting.reference_temperature_K, source="the reference")
         return cls.of(criteria, setting, targets_at(observables, known, setting.temperature_K))

@@ -197,7 +197,7 @@ def criteria_of_frames(text: str | None, setting: Setting, by_reference: bool) -
     """
     known = bool(np.isfinite(setting.temperature_K))
     unsuited = {"energy"} | (set() if known else {"temperature"}) | (set() if by_reference else {"angles", "contacts", "intermolecular"})
-    usual = [str(spec) for spec in parse(default_criteria(setting, VERDICT)) if spec.name not in unsuited]
+    usual = [str(spec) for spec in parse(default_criteria(setting, VERDICT, chosen=bool(text))) if spec.name not in unsuited]
     found = criteria_from(text or "", setting, ",".join(usual))
     for criterion in found:
         if isinstance(criterion, EnergyRange):

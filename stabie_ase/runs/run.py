@@ -61,7 +61,7 @@ class Live:
         """
         if not (config.observable or self.observables):
             config = replace(config, observable=default_observable(setting))
-        usual = default_criteria(setting, tolerance, windows=verdict and setting.one_temperature)
+        usual = default_criteria(setting, tolerance, windows=verdict and setting.one_temperature, chosen=bool(config.criterion or self.criteria))
         if not (config.criterion or self.criteria):
             config = replace(config, criterion=usual)
         others = parse(usual) if verdict else []

@@ -61,7 +61,8 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
 
     What is not periodic is a molecule, or several. Else it is a surface if it ends in a direction, by `pbc` or by a vacuum; if
     not, a liquid of molecules, crystals of molecules among these, where bonds hold together pieces of it that are no
-    network; else a solid or an atomic liquid, by whether its atoms stay near their mean sites over the frames.
+    network; else a solid or an atomic liquid, by whether its atoms stay near their mean sites over the frames. Ions of alkali and
+    alkaline-earth metals hold a network together where all stays at its sites, and are on their own in an electrolyte or a melt.
 
     Parameters
     ----------
@@ -81,10 +82,10 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
     """
     if not any(atoms.pbc.any() for atoms in frames):
         return SystemKind(ISOLATED, "not periodic")
-    bonding, end = _bonding(frames), _where_it_ends(frames[0])
+    ratio = _lindemann(frames)
+    bonding, end = _bonding(frames, ratio <= MAX_SOLID_LINDEMANN), _where_it_ends(frames[0])
     if bonding == "molecules" and not end:
         return SystemKind(MOLECULAR_LIQUID, "periodic, and bonds make molecules", bonding)
-    ratio = _lindemann(frames)
     at_sites = ratio <= MAX_SOLID_LINDEMANN and bonding != "molecules"
     if end:
         return SystemKind(SURFACE, end, bonding, at_sites)
@@ -94,14 +95,18 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
     return SystemKind(ATOMIC_LIQUID, f"periodic, no molecules, and {wander}", bonding)
 
 
-def _bonding(frames: Sequence[Atoms]) -> str:
-    """Pieces of the first frame that reach their own images are fewer in a larger cell than its volume has it."""
-    atoms = frames[0]
-    topology, times = Topology.from_frames([atoms]), np.where(atoms.pbc, 2, 1)
-    larger = Topology.from_frames([atoms.repeat(times)])
-    if int(larger.molecule.max()) + 1 < times.prod() * (int(topology.molecule.max()) + 1):
+def _bonding(frames: Sequence[Atoms], at_sites: bool) -> str:
+    """A network or molecules, by the bonds of the first frame; those of ions count where all atoms stay at their sites."""
+    if _reaches_its_images(frames[0], at_sites):
         return "network"
-    return "molecules" if _lasting(frames, topology) else "none"
+    return "molecules" if _lasting(frames, Topology.from_frames(frames[:1])) else "none"
+
+
+def _reaches_its_images(atoms: Atoms, ionic: bool) -> bool:
+    """Pieces that do are fewer in a larger cell than its volume has it."""
+    times = np.where(atoms.pbc, 2, 1)
+    once, larger = (int(Topology.from_frames([frame], ionic).molecule.max()) + 1 for frame in (atoms, atoms.repeat(times)))
+    return larger < times.prod() * once
 
 
 def _lasting(frames: Sequence[Atoms], topology: Topology) -> bool:

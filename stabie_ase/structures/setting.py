@@ -54,6 +54,14 @@ class Setting:
         return Topology.from_frames(self.frames)
 
     @cached_property
+    def bonds_last(self) -> bool:
+        """Whether the reference has one set of bonds, as frames in which some form or break have not."""
+        try:
+            return self.topology is not None
+        except ValueError:
+            return False
+
+    @cached_property
     def kind(self) -> SystemKind:
         """What kind of system it is, worked out when first asked for."""
         return kind_of(self.frames)

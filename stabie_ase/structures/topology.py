@@ -28,6 +28,11 @@ MIN_BONDED_FRACTION = 0.1
 """Fraction of the frames in which two atoms are within a bond's length that makes a bond which other frames must keep."""
 
 
+ION_FORMERS = torch.tensor([3, 11, 19, 20, 37, 38, 55, 56, 87, 88])
+"""Alkali and alkaline-earth metals, without Be and Mg: neighbours of their ions come and go, within ps in water (Helm and Merbach,
+Chem. Rev. 105, 1923, 2005), and are no bonds in what is periodic."""
+
+
 @dataclass(frozen=True)
 class Topology:
     """Bonds of a system and distances of pairs of its atoms in the frames it was taken from.
@@ -49,15 +54,18 @@ class Topology:
     bonded: Tensor
 
     @classmethod
-    def from_frames(cls, frames: Sequence[Atoms]) -> Topology:
+    def from_frames(cls, frames: Sequence[Atoms], ionic: bool = False) -> Topology:
         """Bonds from the distances averaged over all frames.
 
-        In a single hot frame a bond can be stretched beyond any sensible threshold.
+        In a single hot frame a bond can be stretched beyond any sensible threshold. What surrounds the ion of an alkali or an
+        alkaline-earth metal is bonded to it in a system that is not periodic alone, and where it stays.
 
         Parameters
         ----------
         frames : sequence of Atoms
             Of one system.
+        ionic : bool
+            Count neighbours of ions as bonds in what is periodic too, as in a crystal.
 
         Returns
         -------
@@ -73,11 +81,12 @@ class Topology:
             raise ValueError("bonds need reference frames of one molecule with its atoms in one order")
         numbers = batch.numbers[: batch.n_atoms // batch.n_systems]
         pairs = _near_pairs(frames) if batch.pbc.any() else torch.triu_indices(len(numbers), len(numbers), offset=1)
-        return cls._of_pairs(batch, numbers, pairs)
+        return cls._of_pairs(batch, numbers, pairs, ionic)
 
     @classmethod
-    def _of_pairs(cls, batch: AtomsBatch, numbers: Tensor, pairs: Tensor) -> Topology:
-        """What frames show of some pairs; ValueError where a bond does not last."""
+    def _of_pairs(cls, batch: AtomsBatch, numbers: Tensor, pairs: Tensor, ionic: bool = False) -> Topology:
+        """What frames show of some pairs; ValueError where a bond does not last that is not to an ion."""
+        to_ion = torch.isin(numbers, ION_FORMERS)[pairs].any(dim=0)
         reach = BOND_FACTOR * covalent_sums(numbers, pairs)
         total, near = torch.zeros_like(reach), torch.zeros_like(reach)
         shortest, longest = torch.full_like(reach, torch.inf), torch.zeros_like(reach)
@@ -87,10 +96,12 @@ class Topology:
             shortest = torch.minimum(shortest, distances.amin(dim=0))
             longest = torch.maximum(longest, distances.amax(dim=0))
         torn = (near > MIN_BONDED_FRACTION * batch.n_systems) & (longest > reach + MAX_BOND_EXCESS)
-        if torn.any():
-            _refuse(batch, pairs[:, torn], reach[torn])
+        broken = torn & ~to_ion
+        if broken.any():
+            _refuse(batch, pairs[:, broken], reach[broken])
         mean = total / batch.n_systems
-        return cls(numbers, pairs, mean, shortest, mean < reach)
+        loose = torn | to_ion if batch.pbc.any() and not ionic else torn
+        return cls(numbers, pairs, mean, shortest, (mean < reach) & ~loose)
 
     def within_molecules(self, frames: Sequence[Atoms]) -> Topology:
         """The same bonds among all pairs of atoms that have a molecule in common, from the same frames."""
@@ -255,5 +266,6 @@ def _refuse(batch: AtomsBatch, pairs: Tensor, reach: Tensor) -> None:
     raise ValueError(
         f"frame {frame}: atoms {i} and {j} are {float(distances[frame, k]):.2f} Å apart, but bonded in "
         f"{int(often[k])} of {batch.n_systems} frames; are its atoms in another order? Bring the "
-        "frames to one order of the atoms, or leave out those in which a bond is broken"
+        "frames to one order of the atoms, or leave out those in which a bond is broken; for what reacts name criteria and "
+        "observables that need no bonds: --criterion energy,temperature --observable rdf:A-B"
     )

@@ -31,7 +31,7 @@ DEGREES_PER_A = 80.0
 """Tolerance of angles for one of lengths: the end of a bond of 0.72 Å, as short as any, moves by the one if it turns by the other."""
 
 
-def default_criteria(setting: Setting, tolerance: float, windows: bool = False) -> str:
+def default_criteria(setting: Setting, tolerance: float, windows: bool = False, chosen: bool = False) -> str:
     """The criteria that suit a kind of system, as `criteria_from` reads them.
 
     The energy and the temperature, always. Bonds and contacts where bonds make molecules. In a periodic system the angles of these,
@@ -47,17 +47,25 @@ def default_criteria(setting: Setting, tolerance: float, windows: bool = False) 
         Those too that judge windows of time, which a final verdict has and training has not: radial distributions in a liquid
         or a solid of which there are several frames, where the time step is known. A surface has none that a bulk system's
         tolerance would suit.
+    chosen : bool
+        Others have been named: where bonds of the reference form or break, only what needs no bonds stands beside them.
 
     Returns
     -------
     str
+
+    Raises
+    ------
+    ValueError
+        Bonds of the reference form or break, and nothing is named for such a system.
     """
     kind, names = setting.kind, []
-    if kind.bonding != "network" and bool(setting.topology.bonded.any()):
+    by_bonds = kind.bonding != "network" and not (chosen and not setting.bonds_last)
+    if by_bonds and bool(setting.topology.bonded.any()):
         names.append(f"bonds:{tolerance:g}")
-    if kind.name == ISOLATED:
+    if by_bonds and kind.name == ISOLATED:
         names.append(f"contacts:{tolerance:g}")
-    elif kind.bonding != "network":
+    elif by_bonds:
         members = setting.topology.members
         if kind.bonding == "molecules" and max(len(atoms) for atoms in members) > 2:
             names += [f"angles:{DEGREES_PER_A * tolerance:g}", f"contacts:{tolerance:g}"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
 import torch
@@ -22,7 +22,8 @@ MOLECULAR_TOLERANCE, ATOMIC_TOLERANCE = 3.0, 1.0
 """In Å, of water and of a solid with a mobile element in the source (see `RDFDeviation`); of all liquids of molecules and of all else."""
 
 MARGIN_FACTOR = 1.25
-"""Times the largest deviation of a single reference frame: no window that visits the like of them deviates as much."""
+"""Times the largest deviation of a single reference frame: no window that visits the like of them deviates as much. Of each pair of
+elements by itself: that of two ions, noisy because they are few, is no measure of the solvent."""
 
 WINDOW_FS, R_MAX, BIN_WIDTH = 1000.0, 6.0, 0.05
 """fs; Å; Å."""
@@ -57,7 +58,7 @@ class RDFDeviation:
     shells : Shells
     target : Tensor of float64, shape (n_kinds, n_shells)
         ⟨g⟩_ref.
-    tolerance : float
+    tolerances : Tensor of float64, shape (n_kinds,)
         In Å.
     block_steps : int
         Length of a block, in steps.
@@ -68,7 +69,7 @@ class RDFDeviation:
     kinds: list[tuple[int, int]]
     shells: Shells
     target: Tensor
-    tolerance: float
+    tolerances: Tensor
     block_steps: int
     n_blocks: int
     timestep_fs: float
@@ -78,8 +79,8 @@ class RDFDeviation:
     def from_spec(cls, spec: Spec, setting: Setting) -> RDFDeviation:
         """`rdf:3.0`, in Å; `window_fs`, `r_max` and `bin_width` (Å), and `pairs`, as in pairs=O-O+O-H, all if not given.
 
-        Without a tolerance it is that of the source, or more where single frames of the reference deviate so much that
-        a window may reach it. ValueError for what is not periodic, and where the time step is not known.
+        Without a tolerance it is that of the source, or more for a pair of elements of which single frames of the reference
+        deviate so much that a window may reach it. ValueError for what is not periodic, and where the time step is not known.
         """
         given = spec.read({"tolerance": float, "window_fs": float, "r_max": float, "bin_width": float, "pairs": _pairs}, "tolerance")
         batch = AtomsBatch.from_atoms(setting.frames)
@@ -93,13 +94,14 @@ class RDFDeviation:
         _check_pairs(kinds, batch, spec)
         parts = [batch.select(part) for part in batch.chunks(FRAMES_AT_ONCE)]
         samples = torch.cat([radial_distributions(part, kinds, shells) for part in parts])
-        bare = cls(kinds, shells, samples.mean(dim=0), math.inf, block_steps, n_blocks, timestep_fs)
-        tolerance = given.get("tolerance")
-        if tolerance is None:
-            usual = MOLECULAR_TOLERANCE if setting.kind.bonding == "molecules" else ATOMIC_TOLERANCE
-            tolerance = max(usual, MARGIN_FACTOR * float(bare.deviation(samples).max()))
+        usual = MOLECULAR_TOLERANCE if setting.kind.bonding == "molecules" else ATOMIC_TOLERANCE
+        tolerance = given.get("tolerance", usual)
         check_tolerance(tolerance, "the tolerance of rdf")
-        return cls(kinds, shells, bare.target, tolerance, block_steps, n_blocks, timestep_fs)
+        same = torch.full((len(kinds),), tolerance, dtype=torch.float64)
+        made = cls(kinds, shells, samples.mean(dim=0), same, block_steps, n_blocks, timestep_fs)
+        if "tolerance" in given:
+            return made
+        return replace(made, tolerances=torch.maximum(same, MARGIN_FACTOR * made.deviation(samples).amax(dim=0)))
 
     @property
     def span_ps(self) -> float:
@@ -119,7 +121,7 @@ class RDFDeviation:
         return {"rdf sums": sums, "rdf counts": counts, "rdf steps": steps}
 
     def judge(self, state: MDState) -> Verdict:
-        """The pair of elements that is farthest off in the last whole window; 0 before there is one."""
+        """The pair of elements that is farthest off in the last whole window, by its tolerance; 0 before there is one."""
         sums, counts, steps = (state.extra[name].clone() for name in ("rdf sums", "rdf counts", "rdf steps"))
         steps = torch.where(steps < 0, state.step[:, None], steps)
         fresh = (counts <= 0).all(dim=1)
@@ -130,9 +132,11 @@ class RDFDeviation:
         full = state.step - steps[:, 0] >= self.block_steps
         steps[:, 0] = torch.where(full, state.step, steps[:, 0])
         sums, counts = (torch.where(full.view(-1, *[1] * (x.dim() - 1)), _next_block(x), x) for x in (sums, counts))
-        value = self._of_windows(sums[:, 1:], counts[:, 1:])
+        values = self._of_windows(sums[:, 1:], counts[:, 1:])
+        severity, worst = (values / self.tolerances.to(values.device)).max(dim=1)
         nobody = state.step.new_zeros((state.n_systems, 0))
-        return Verdict(value / self.tolerance, value, nobody, {"rdf sums": sums, "rdf counts": counts, "rdf steps": steps})
+        memory = {"rdf sums": sums, "rdf counts": counts, "rdf steps": steps}
+        return Verdict(severity, values.gather(1, worst[:, None])[:, 0], nobody, memory)
 
     def _count(self, batch: AtomsBatch, due: Tensor, sums: Tensor, counts: Tensor) -> None:
         """Add g of some replicas to the block that is being filled."""
@@ -143,23 +147,23 @@ class RDFDeviation:
         counts[chosen[finite], 0] += 1
 
     def _of_windows(self, sums: Tensor, counts: Tensor) -> Tensor:
-        """Deviations over all blocks of each replica, shape (n_systems,), in Å."""
+        """Deviations over all blocks of each replica, shape (n_systems, n_kinds), in Å."""
         n_frames = counts.sum(dim=1)
         there = (counts >= 0).all(dim=1) & (n_frames > 0)
         means = sums.sum(dim=1) / n_frames.clamp(min=1)[:, None, None]
-        return torch.where(there, self.deviation(means).amax(dim=1), 0.0)
+        return torch.where(there[:, None], self.deviation(means), 0.0)
 
     def for_model(self, potential: Potential) -> RDFDeviation:
         """Itself."""
         return self
 
     def describe(self) -> str:
-        names = ", ".join(pair_name(kind) for kind in self.kinds)
+        alike: dict[str, list[str]] = {}
+        for kind, tolerance in zip(self.kinds, self.tolerances.tolist()):
+            alike.setdefault(f"{tolerance:.3g}", []).append(pair_name(kind))
+        most = ", ".join(f"{', '.join(names)} by more than {tolerance} Å" for tolerance, names in alike.items())
         window = self.block_steps * self.n_blocks * self.timestep_fs
-        return (
-            f"g(r) of {names} off the reference's by more than {self.tolerance:.3g} Å (∫|Δg|dr to {self.shells.reach:g} Å) over a "
-            f"window of {window:g} fs"
-        )
+        return f"g(r) off the reference's over a window of {window:g} fs: {most} (∫|Δg|dr to {self.shells.reach:g} Å)"
 
 
 def _pairs(text: str) -> list[tuple[int, int]]:
