@@ -1,10 +1,13 @@
 """Sites that atoms stay at, the kind of system, and the criteria that suit it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, graphene, molecule
 
+from stabie_ase.boltzmann import choose_grouping
 from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.runs.evaluation import Yardstick
 from stabie_ase.stability import default_criteria
@@ -99,6 +102,17 @@ def test_neighbours_of_an_ion_are_not_its_molecule(moves):
     setting = Setting(brine(10, moves), 300.0, timestep_fs=1.0)
     assert setting.kind.name == MOLECULAR_LIQUID and sorted({len(atoms) for atoms in setting.topology.members}) == [1, 3]
     assert default_criteria(setting, 0.25) == "bonds:0.25,angles:20,contacts:0.25,intermolecular,energy,temperature"
+
+
+def test_of_a_mixture_each_frame_is_a_sample_and_molecules_of_any_kind_are_to_blame():
+    setting = Setting(brine(10), 300.0)
+    grouping = choose_grouping(None, setting, observables_from("hr", setting), SimpleNamespace(gives_atomic_energies=True))
+    assert grouping.whole and "differ (H2O, Na)" in grouping.reason
+    frames = AtomsBatch.from_atoms(brine(2))
+    assert grouping.blamed(frames).group.bincount().tolist() == ([3] * 27 + [1]) * 2
+    assert choose_grouping("global", setting, [], None).describe() == grouping.describe()
+    alone = Setting([boxed("CH3CH2OH", 12.0)], 300.0)
+    assert choose_grouping("global", alone, [], None).blamed is None
 
 
 def test_what_binds_an_ion_without_a_cell_is_a_bond_if_it_lasts():

@@ -242,7 +242,7 @@ def test_what_is_asked_for():
     batch = AtomsBatch.from_atoms(SYSTEMS["water"])
     sizes = {text: grouping_from(text, SETTINGS["water"])(batch).group.bincount() for text in ("molecules", "nearest:3", "radius:3.05")}
     assert set(sizes["molecules"].tolist()) == {3} and set(sizes["nearest:3"].tolist()) == {12} and len(sizes["radius:3.05"].unique()) > 1
-    assert grouping_from("global", SETTINGS["mixed"]) is WHOLE
+    assert grouping_from("global", SETTINGS["mixed"]).whole
     assert [grouping_from(text, SETTINGS["water"]).lasting for text in ("molecules", "nearest:3", "radius:3.05")] == [True, False, False]
 
 

@@ -64,9 +64,10 @@ def until_updated(training):
     return record
 
 
-def test_it_is_the_rule_where_energies_are_conditional():
-    """Of a liquid of molecules, for stability; not of whole systems, and not where observables are the goal."""
+def test_it_is_the_rule_of_liquids_of_molecules():
+    """For stability; whatever the samples are, but not of other systems, and not where observables are the goal."""
     training = loop()
+    assert isinstance(loop(estimator="global").rule, Regression)
     assert isinstance(training.rule, Regression) and isinstance(loop_of_a_molecule().rule, NaturalGradient)
     assert isinstance(loop(estimator="molecules").rule, NaturalGradient) and isinstance(loop(goal="observables").rule, NaturalGradient)
     assert isinstance(loop(update="labels-only").rule, LabelsOnly)
@@ -114,6 +115,17 @@ def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
     torch.testing.assert_close(training.rule.lifted[0].energies, first.energies)
     assert float(step.detach()) > height + 0.5 * enough
     assert missing(training) < 1.05 * min(missing(training, x) for x in np.linspace(0.0, 4.0 * enough, 41))
+
+
+def test_of_whole_frames_the_molecules_that_fail_rise():
+    """Samples are frames; what is held is molecules beside one at rest, by conditional energies as of molecules that are samples."""
+    training = loop(estimator="global")
+    record = until_updated(training)
+    (first,) = training.rule.lifted
+    assert training.pools[0].condition.grouping.whole and record["updates"] == 1
+    assert (first.frames.sum_over_atoms(first.atoms.double()) == 2).all() and first.frames.n_atoms > 2 * len(first)
+    torch.testing.assert_close(first.energies, conditional(training.potential, [first], 0.0) + RAISE_KT * KT)
+    assert 0.9 * RAISE_KT * KT < float(training.potential.step.detach()) < 1.5 * RAISE_KT * KT
 
 
 def test_more_than_labels_allow_is_taken_back():

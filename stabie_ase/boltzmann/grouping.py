@@ -14,6 +14,7 @@ from stabie_ase.observables import Observable, Target
 from stabie_ase.potentials.base import Potential
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.conformers import Conformers
+from stabie_ase.structures.kind import MOLECULAR_LIQUID
 from stabie_ase.structures.neighbourhoods import centre_distances, formulas, nearest, units, within
 from stabie_ase.structures.reference import spread
 from stabie_ase.structures.setting import Setting
@@ -49,6 +50,8 @@ class Grouping:
         Why this one, in words.
     conformers : Conformers or None
         Where energies of groups are conditional, see `group_energies`.
+    blamed : Grouping or None
+        Where each frame of a liquid is one sample, its molecules, of any kind: some of them fail, not all of the frame.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Grouping:
     lasting: bool = True
     reason: str = "as asked for"
     conformers: Conformers | None = None
+    blamed: Grouping | None = None
 
     @property
     def whole(self) -> bool:
@@ -112,7 +116,7 @@ def grouping_from(text: str, setting: Setting) -> Grouping:
     """
     name, given = _read(text)
     if name == "global":
-        return WHOLE
+        return _whole(setting)
     topology = setting.topology
     makers: dict[str, Callable[..., Groups]] = {
         "molecules": Groups.molecules, "conditional": Groups.molecules, "nearest": nearest, "radius": within
@@ -256,14 +260,23 @@ def choose_grouping(text: str | None, setting: Setting, observables: Sequence[Ob
         return grouping
     text = suggested
     if text == "global":
-        return replace(WHOLE, reason=reason)
+        return _whole(setting, reason)
     if text == "conditional" and not any(observable.internal for observable in observables):
         text, reason = "molecules", f"{reason}, and nothing that is matched is of their conformations"
     grouping = replace(grouping_from(text, setting), reason=reason)
     if _needs_atoms(grouping, observables) and not potential.gives_atomic_energies:
-        return replace(WHOLE, reason=f"{text} would suit, but the {potential.family} potential gives no energies of atoms")
+        return _whole(setting, f"{text} would suit, but the {potential.family} potential gives no energies of atoms")
     unfit = next((name for name in (_unfit(observable, grouping, setting) for observable in observables) if name), None)
-    return grouping if unfit is None else replace(WHOLE, reason=f"{text} would suit, but {unfit}")
+    return grouping if unfit is None else _whole(setting, f"{text} would suit, but {unfit}")
+
+
+def _whole(setting: Setting, reason: str = WHOLE.reason) -> Grouping:
+    """Each frame is one sample; see `Grouping.blamed`."""
+    if setting.kind.name != MOLECULAR_LIQUID or not setting.bonds_last or len(setting.topology.members) < 2:
+        return replace(WHOLE, reason=reason)
+    topology = setting.topology
+    molecules = Grouping("molecules", partial(Groups.molecules, topology=topology), conformers=Conformers.of(setting.frames, topology))
+    return replace(WHOLE, reason=reason, blamed=molecules)
 
 
 def _needs_atoms(grouping: Grouping, observables: Sequence[Observable]) -> bool:

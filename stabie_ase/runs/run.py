@@ -61,8 +61,9 @@ class Live:
         """
         if not (config.observable or self.observables):
             config = replace(config, observable=default_observable(setting))
-        usual = default_criteria(setting, tolerance, windows=verdict and setting.one_temperature, chosen=bool(config.criterion or self.criteria))
-        if not (config.criterion or self.criteria):
+        chosen = bool(config.criterion or self.criteria)
+        usual = default_criteria(setting, tolerance, windows=verdict and setting.one_temperature, chosen=chosen)
+        if not chosen:
             config = replace(config, criterion=usual)
         others = parse(usual) if verdict else []
         made = [criterion.name for criterion in self.criteria]

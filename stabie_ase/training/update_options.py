@@ -15,8 +15,8 @@ class UpdateOptions:
         None,
         "how samples change the model: natural (the natural gradient of the estimator), regression (failures are raised by a given energy "
         "and fitted together with the labels), labels-only (energies and forces alone, as a control), penalized (the published recipe, as "
-        "in penalized:sgd,learning_rate=1e-4,penalty=1), or FILE.py:CLASS; if not given regression with the estimator conditional and "
-        "for stability, else natural",
+        "in penalized:sgd,learning_rate=1e-4,penalty=1), or FILE.py:CLASS; if not given regression for the stability of a liquid of "
+        "molecules, else natural",
         name="update",
     )
     observable_weight: float = option(1.0, "factor on the length of the natural gradient's steps for the observables", 1e-9, 1e9)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stabie_ase.boltzmann import Estimate, Estimator, Samples, fluctuation_weights, of_present
+from stabie_ase.boltzmann import Estimate, Estimator, Grouping, Samples, fluctuation_weights, of_present
 from stabie_ase.boltzmann.estimate import residual_of
 from stabie_ase.boltzmann.gradient import energy_change, with_group_energies
 from stabie_ase.boltzmann.samples import in_a_row
@@ -88,6 +88,13 @@ class Found:
         samples = of_present(potential, samples, [target.observable for target in self.targets])
         estimate = replace(self.estimate, samples=samples, residuals=residuals)
         return replace(self, estimate=self.estimator.reweighted(estimate, self.targets, change), change=change)
+
+    def of_groups(self, grouping: Grouping) -> Found:
+        """The same samples, whole frames, in groups of their atoms each of which weighs what its frame does."""
+        samples, estimate = self.estimate.samples, self.estimate
+        groups = grouping(samples.frames)
+        inside = replace(samples, groups=groups, values={}, group_energies=None, log_weights=None, conformers=grouping.conformers)
+        return replace(self, estimate=replace(estimate, samples=inside, weights=estimate.weights[groups.system]))
 
     def to_blame(self, potential: Potential) -> tuple[Tensor, Tensor]:
         """Samples that hold what criteria blame in unstable frames: weights alone do not tell it from what is off by chance there.

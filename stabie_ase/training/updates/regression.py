@@ -86,21 +86,26 @@ class Regression(UpdateRule):
         """Failures of a window, and the energies that they are to have."""
         asked = []
         for found in estimates:
-            if (failing := self._failing(found)) is not None:
-                asked.append(replace(failing, energies=failing.energies + RAISE_KT / found.condition.point.beta))
+            rise = RAISE_KT / found.condition.point.beta
+            asked += [replace(failing, energies=failing.energies + rise) for failing in self._failing(found) if failing is not None]
         return asked
 
-    def _failing(self, found: Found) -> Lifted | None:
-        """Failures of a window, at the energies that they have now."""
-        potential, estimate = self.work.potential, found.estimate
+    def _failing(self, found: Found) -> list[Lifted | None]:
+        """Failures of a window, at the energies that they have now: of molecules, of what is between them, or of whole frames."""
+        potential, grouping = self.work.potential, found.condition.grouping
+        if grouping.blamed is not None:
+            found = found.of_groups(grouping.blamed)
         alone, together = found.to_blame(potential)
-        if found.condition.grouping.conformers is None:
+        if grouping.conformers is None and grouping.blamed is None:
             offset = energy_offset(potential, self.work.some_labelled())
-            return Lifted.of(potential, estimate, offset, alone | together)
-        if estimate.samples.conformers is None:  # what is between molecules
+            return [Lifted.of(potential, found.estimate, offset, alone | together)]
+        failing = []
+        if found.estimate.samples.conformers is not None:
+            failing.append(Lifted.of(potential, found.estimate, candidates=alone))
+        if found.estimate.samples.conformers is None or grouping.blamed is not None:
             n_frames = max(1, round(SOUND_FS / self.work.config.dynamics.sample_every_fs))
-            return Lifted.beside_before(potential, estimate, n_frames, together)
-        return Lifted.of(potential, estimate, candidates=alone)
+            failing.append(Lifted.beside_before(potential, found.estimate, n_frames, together))
+        return failing
 
     def state(self) -> dict:
         """Everything an exact continuation needs."""
