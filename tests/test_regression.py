@@ -67,9 +67,9 @@ def until_updated(training):
 def test_it_is_the_rule_of_liquids_of_molecules():
     """For stability; whatever the samples are, but not of other systems, and not where observables are the goal."""
     training = loop()
-    assert isinstance(loop(estimator="global").rule, Regression)
+    assert all(isinstance(loop(estimator=name).rule, Regression) for name in ("global", "molecules", "nearest:2"))
     assert isinstance(training.rule, Regression) and isinstance(loop_of_a_molecule().rule, NaturalGradient)
-    assert isinstance(loop(estimator="molecules").rule, NaturalGradient) and isinstance(loop(goal="observables").rule, NaturalGradient)
+    assert isinstance(loop(goal="observables").rule, NaturalGradient)
     assert isinstance(loop(update="labels-only").rule, LabelsOnly)
     assert usual_rule([training.pools[0].condition.grouping, WHOLE], "stability") == "natural"
     with pytest.raises(BadSpec, match="goal is observables"):
@@ -117,12 +117,13 @@ def test_failures_rise_by_what_is_asked_and_what_rose_is_held():
     assert missing(training) < 1.05 * min(missing(training, x) for x in np.linspace(0.0, 4.0 * enough, 41))
 
 
-def test_of_whole_frames_the_molecules_that_fail_rise():
-    """Samples are frames; what is held is molecules beside one at rest, by conditional energies as of molecules that are samples."""
-    training = loop(estimator="global")
+@pytest.mark.parametrize("estimator", ["global", "molecules", "nearest:2"])
+def test_whatever_the_samples_molecules_that_fail_rise(estimator):
+    """By conditional energies: what is held is molecules beside one at rest, each in its frame."""
+    training = loop(estimator=estimator)
     record = until_updated(training)
     (first,) = training.rule.lifted
-    assert training.pools[0].condition.grouping.whole and record["updates"] == 1
+    assert record["updates"] == 1
     assert (first.frames.sum_over_atoms(first.atoms.double()) == 2).all() and first.frames.n_atoms > 2 * len(first)
     torch.testing.assert_close(first.energies, conditional(training.potential, [first], 0.0) + RAISE_KT * KT)
     assert 0.9 * RAISE_KT * KT < float(training.potential.step.detach()) < 1.5 * RAISE_KT * KT

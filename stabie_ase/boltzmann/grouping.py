@@ -51,7 +51,7 @@ class Grouping:
     conformers : Conformers or None
         Where energies of groups are conditional, see `group_energies`.
     blamed : Grouping or None
-        Where each frame of a liquid is one sample, its molecules, of any kind: some of them fail, not all of the frame.
+        Molecules of a liquid, of any kind, where energies of the samples are not conditional: some of them fail, not all of a frame.
     """
 
     name: str
@@ -116,7 +116,7 @@ def grouping_from(text: str, setting: Setting) -> Grouping:
     """
     name, given = _read(text)
     if name == "global":
-        return _whole(setting)
+        return replace(WHOLE, blamed=_molecules(setting))
     topology = setting.topology
     makers: dict[str, Callable[..., Groups]] = {
         "molecules": Groups.molecules, "conditional": Groups.molecules, "nearest": nearest, "radius": within
@@ -130,7 +130,7 @@ def grouping_from(text: str, setting: Setting) -> Grouping:
             "one distribution; give --estimator global"
         )
     if name != "conditional":
-        return Grouping(text, of, name == "molecules")
+        return Grouping(text, of, name == "molecules", blamed=_molecules(setting))
     if int(topology.molecule.max()) + 1 == len(topology.molecule):
         raise ValueError("--estimator conditional is for conformations of molecules, and these are atoms; give --estimator nearest:K")
     return Grouping(text, of, conformers=Conformers.of(setting.frames, topology))
@@ -260,23 +260,23 @@ def choose_grouping(text: str | None, setting: Setting, observables: Sequence[Ob
         return grouping
     text = suggested
     if text == "global":
-        return _whole(setting, reason)
+        return replace(grouping_from(text, setting), reason=reason)
     if text == "conditional" and not any(observable.internal for observable in observables):
         text, reason = "molecules", f"{reason}, and nothing that is matched is of their conformations"
     grouping = replace(grouping_from(text, setting), reason=reason)
     if _needs_atoms(grouping, observables) and not potential.gives_atomic_energies:
-        return _whole(setting, f"{text} would suit, but the {potential.family} potential gives no energies of atoms")
+        reason = f"{text} would suit, but the {potential.family} potential gives no energies of atoms"
+        return replace(grouping_from("global", setting), reason=reason)
     unfit = next((name for name in (_unfit(observable, grouping, setting) for observable in observables) if name), None)
-    return grouping if unfit is None else _whole(setting, f"{text} would suit, but {unfit}")
+    return grouping if unfit is None else replace(grouping_from("global", setting), reason=f"{text} would suit, but {unfit}")
 
 
-def _whole(setting: Setting, reason: str = WHOLE.reason) -> Grouping:
-    """Each frame is one sample; see `Grouping.blamed`."""
+def _molecules(setting: Setting) -> Grouping | None:
+    """Those of a liquid, alike or not, by their conditional energies; None of other systems, and of a single molecule."""
     if setting.kind.name != MOLECULAR_LIQUID or not setting.bonds_last or len(setting.topology.members) < 2:
-        return replace(WHOLE, reason=reason)
-    topology = setting.topology
-    molecules = Grouping("molecules", partial(Groups.molecules, topology=topology), conformers=Conformers.of(setting.frames, topology))
-    return replace(WHOLE, reason=reason, blamed=molecules)
+        return None
+    of = partial(Groups.molecules, topology=setting.topology)
+    return Grouping("molecules", of, conformers=Conformers.of(setting.frames, setting.topology))
 
 
 def _needs_atoms(grouping: Grouping, observables: Sequence[Observable]) -> bool:

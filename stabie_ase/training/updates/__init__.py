@@ -51,8 +51,8 @@ def usual_rule(groupings: Sequence[Grouping], goal: str) -> str:
     Returns
     -------
     str
-        "regression" for liquids of molecules, whose energies are conditional or whose molecules are to blame: the natural gradient of a
-        liquid raises what is cheapest and leaves other failures where they are. Else, and for observables that are matched, "natural".
+        "regression" for liquids of molecules: the natural gradient of a liquid raises what is cheapest and leaves other failures
+        where they are. Else, and for observables that are matched, "natural".
     """
     of_molecules = all(grouping.conformers is not None or grouping.blamed is not None for grouping in groupings)
     return "regression" if of_molecules and goal == STABILITY else "natural"

@@ -90,11 +90,12 @@ class Found:
         return replace(self, estimate=self.estimator.reweighted(estimate, self.targets, change), change=change)
 
     def of_groups(self, grouping: Grouping) -> Found:
-        """The same samples, whole frames, in groups of their atoms each of which weighs what its frame does."""
+        """The same frames in groups of their atoms, each of which weighs what its frame does, or the sample that is around it."""
         samples, estimate = self.estimate.samples, self.estimate
         groups = grouping(samples.frames)
+        weights = estimate.weights[groups.system] if samples.parts is None else estimate.weights
         inside = replace(samples, groups=groups, values={}, group_energies=None, log_weights=None, conformers=grouping.conformers)
-        return replace(self, estimate=replace(estimate, samples=inside, weights=estimate.weights[groups.system]))
+        return replace(self, estimate=replace(estimate, samples=inside, weights=weights))
 
     def to_blame(self, potential: Potential) -> tuple[Tensor, Tensor]:
         """Samples that hold what criteria blame in unstable frames: weights alone do not tell it from what is off by chance there.
