@@ -10,7 +10,7 @@ from ase.build import bulk, fcc111, graphene, molecule
 from stabie_ase.boltzmann import choose_grouping
 from stabie_ase.observables import default_observable, observables_from
 from stabie_ase.runs.evaluation import Yardstick
-from stabie_ase.stability import default_criteria
+from stabie_ase.stability import criteria_from, default_criteria
 from stabie_ase.structures.batch import AtomsBatch
 from stabie_ase.structures.kind import ATOMIC_LIQUID, ISOLATED, MOLECULAR_LIQUID, SOLID, SURFACE, kind_of
 from stabie_ase.structures.setting import Setting
@@ -49,6 +49,26 @@ def slab(periodic):
     return atoms
 
 
+def wet(periodic=True, touching=False):
+    """Two molecules of water on a slab; one may be near enough for a bond to it."""
+    atoms = slab(periodic)
+    top = atoms.positions[:, 2].max()
+    for place in ([2.0, 2.0, top + (2.0 if touching else 3.2)], [6.0, 3.0, top + 3.4]):
+        water = molecule("H2O")
+        water.rotate(180, "x")
+        water.translate(place - water.positions[0])
+        atoms += water
+    return atoms
+
+
+def confined():
+    """The same between two slabs, with no vacuum left."""
+    atoms = wet()
+    low, high = atoms.positions[:, 2].min(), atoms.positions[:, 2].max()
+    atoms.cell[2, 2] = high - low + 3.0
+    return atoms
+
+
 def stirred(atoms, n, width=0.1, seed=0):
     """Frames in each of which the atoms are at other places."""
     rng, frames = np.random.default_rng(seed), rattled(atoms, n, width, seed)
@@ -79,6 +99,9 @@ def with_a_close_pair():
         ([slab(True)], SURFACE, "network", True),
         ([monolayer()], SURFACE, "network", True),
         ([boxed("H2O", 4.0, 2, pbc=[True, True, False])], SURFACE, "molecules", False),
+        (rattled(wet(False), 3, 0.05), SURFACE, "both", True),
+        (rattled(wet(True), 3, 0.05), SURFACE, "both", True),
+        (rattled(confined(), 3, 0.05), SOLID, "both", True),
     ],
 )  # fmt: skip
 def test_kinds(frames, name, bonding, at_sites):
@@ -146,6 +169,31 @@ def test_what_reacts_is_judged_without_bonds_where_others_are_named():
         default_criteria(setting, 0.25)
     assert default_criteria(setting, 0.25, chosen=True) == "energy,temperature"
     assert default_criteria(Setting(frames[:1], 300.0), 0.25, chosen=True).startswith("bonds")
+
+
+@pytest.mark.parametrize("periodic", [False, True])
+def test_molecules_beside_a_network_are_judged_and_matched(periodic):
+    """Those that the network binds are part of it."""
+    setting = Setting(rattled(wet(periodic), 5, 0.05), 300.0, timestep_fs=1.0)
+    assert setting.kind.beside == tuple(range(36, 42)) and setting.molecules.bonds.T.tolist() == [[36, 37], [36, 38], [39, 40], [39, 41]]
+    assert default_criteria(setting, 0.25) == "bonds:0.25,angles:20,contacts:0.25,lindemann,energy,temperature"
+    bonds, angles, contacts = criteria_from("bonds:0.25,angles:20,contacts:0.25", setting)
+    assert (bonds.bonds >= 36).all() and angles.angles.shape[1] == 2 and contacts.pairs.T.tolist() == [[37, 38], [40, 41]]
+    names = default_observable(setting).split(",")
+    assert names[:3] == ["hr", "hr:H-H", "hr:H-O"] and ("rdf:Al-O" in names) == periodic
+    assert len(observables_from(default_observable(setting), setting)) == len(names)
+    bound = Setting(rattled(wet(periodic, touching=True), 5, 0.05), 300.0, timestep_fs=1.0)
+    assert bound.kind.beside == tuple(range(39, 42))
+
+
+def test_molecules_that_a_network_breaks_are_not_asked_for():
+    """A hydrogen goes from one molecule on a surface to the other: judged as the network alone would be."""
+    frames = rattled(wet(), 6, 0.05)
+    for atoms in frames[::2]:
+        atoms.positions[[37, 40]] = atoms.positions[[40, 37]]
+    setting = Setting(frames, 300.0, timestep_fs=1.0)
+    assert setting.kind.beside and not setting.bonds_last
+    assert default_criteria(setting, 0.25) == "energy,temperature" and default_observable(setting).startswith("rdf:")
 
 
 def test_a_melt_whose_bonds_come_and_go_is_a_liquid():

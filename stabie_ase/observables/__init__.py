@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
 
@@ -79,20 +79,19 @@ __all__ = [
 def default_observable(setting: Setting) -> str:
     """The observables that suit a system, as `observables_from` reads them.
 
-    Of molecules, alone or in a liquid, h(r) and the h(r) of each two elements; of a liquid or solid the radial distribution of each two
-    elements, up to `MAX_DEFAULT_ELEMENTS` of them; of what is periodic in one or two directions bond lengths alone.
+    Of molecules, alone, in a liquid or beside a network, h(r) and the h(r) of each two elements; of a liquid or solid the radial
+    distribution of each two elements, up to `MAX_DEFAULT_ELEMENTS` of them; of what is periodic in one or two directions and has no
+    molecules beside it bond lengths alone.
     """
     symbols = list(setting.frames[0].symbols)
     if not any(atoms.pbc.any() for atoms in setting.frames):
         return ",".join(_distances_in([Counter(symbols)]))
-    if not all(atoms.pbc.all() for atoms in setting.frames):
-        return "bond-length"
     within: list[str] = []
-    if setting.kind.name == MOLECULAR_LIQUID:
-        of_molecule: dict[int, Counter[str]] = defaultdict(Counter)
-        for molecule, symbol in zip(setting.topology.molecule.tolist(), symbols):
-            of_molecule[molecule][symbol] += 1
-        within = _distances_in(list(of_molecule.values()))
+    if setting.kind.name == MOLECULAR_LIQUID or (setting.kind.beside and setting.bonds_last):
+        members = [[symbols[k] for k in atoms] for atoms in setting.molecules.members]
+        within = _distances_in([Counter(molecule) for molecule in members if len(molecule) > 1])
+    if not all(atoms.pbc.all() for atoms in setting.frames):
+        return ",".join(within) or "bond-length"
     return ",".join([*within, *(f"rdf:{pair}" for pair in _element_pairs([Counter(symbols)]))])
 
 

@@ -92,7 +92,7 @@ class DistanceDistribution(SmearedDensity):
     def from_spec(cls, spec: Spec, setting: Setting) -> DistanceDistribution:
         """`hr`, or `hr:C-O` for two elements, with `r_max`, `bin_width` and `smearing` in Å."""
         given = spec.read({"elements": element_pair, "r_max": float, "bin_width": float, "smearing": float}, "elements")
-        molecule = setting.topology.molecule if setting.kind.name == MOLECULAR_LIQUID else None
+        molecule = setting.molecules.molecule if setting.kind.name == MOLECULAR_LIQUID or setting.kind.beside else None
         elements = given.get("elements")
         if elements:
             check_known(elements, torch.as_tensor(setting.frames[0].numbers), spec)

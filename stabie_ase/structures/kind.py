@@ -41,7 +41,9 @@ class SystemKind:
         `ISOLATED`, `MOLECULAR_LIQUID`, `ATOMIC_LIQUID`, `SOLID` or `SURFACE`.
     reason : str
     bonding : str
-        "molecules" that bonds hold together, a "network" that reaches its own images, or "none".
+        "molecules" that bonds hold together, a "network" that reaches its own images, "both", or "none".
+    beside : tuple of int
+        Atoms of molecules that are beside a network: on a surface, in a pore.
     at_sites : bool
         Whether it is periodic and its atoms stay where they are; molecules may, as a crystal's do, but nobody asks.
     """
@@ -50,6 +52,7 @@ class SystemKind:
     reason: str
     bonding: str = "none"
     at_sites: bool = False
+    beside: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """Name and reason."""
@@ -62,7 +65,8 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
     What is not periodic is a molecule, or several. Else it is a surface if it ends in a direction, by `pbc` or by a vacuum; if
     not, a liquid of molecules, crystals of molecules among these, where bonds hold together pieces of it that are no
     network; else a solid or an atomic liquid, by whether its atoms stay near their mean sites over the frames. Ions of alkali and
-    alkaline-earth metals hold a network together where all stays at its sites, and are on their own in an electrolyte or a melt.
+    alkaline-earth metals hold a network together where all stays at its sites, and are on their own in an electrolyte or a melt. A solid
+    whose atoms do not stay has molecules that move in a network.
 
     Parameters
     ----------
@@ -83,35 +87,40 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
     if not any(atoms.pbc.any() for atoms in frames):
         return SystemKind(ISOLATED, "not periodic")
     ratio = _lindemann(frames)
-    bonding, end = _bonding(frames, ratio <= MAX_SOLID_LINDEMANN), _where_it_ends(frames[0])
+    (bonding, beside), end = _bonding(frames, ratio <= MAX_SOLID_LINDEMANN), _where_it_ends(frames[0])
     if bonding == "molecules" and not end:
         return SystemKind(MOLECULAR_LIQUID, "periodic, and bonds make molecules", bonding)
     at_sites = ratio <= MAX_SOLID_LINDEMANN and bonding != "molecules"
     if end:
-        return SystemKind(SURFACE, end, bonding, at_sites)
+        return SystemKind(SURFACE, f"{end}, and molecules beside it" if beside else end, bonding, at_sites, beside)
     wander = f"its atoms are {ratio:.2g} of the distance of neighbours from their mean sites"
+    if beside:
+        return SystemKind(SOLID, "periodic, a network of bonds with molecules in it", bonding, at_sites, beside)
     if at_sites:
         return SystemKind(SOLID, f"periodic, and {wander if len(frames) > 1 else 'one frame shows no motion'}", bonding, at_sites)
     return SystemKind(ATOMIC_LIQUID, f"periodic, no molecules, and {wander}", bonding)
 
 
-def _bonding(frames: Sequence[Atoms], at_sites: bool) -> str:
-    """A network or molecules, by the bonds of the first frame; those of ions count where all atoms stay at their sites."""
-    if _reaches_its_images(frames[0], at_sites):
-        return "network"
-    return "molecules" if _lasting(frames, Topology.from_frames(frames[:1])) else "none"
+def _bonding(frames: Sequence[Atoms], at_sites: bool) -> tuple[str, tuple[int, ...]]:
+    """Bonding, and the atoms beside a network, by the bonds of the first frame; those of ions count where all atoms stay at their sites."""
+    apart = _apart_from_images(frames[0], at_sites)
+    some = [frames[k] for k in spread(len(frames), MAX_COMPARED_FRAMES)]
+    lasting = _lasting([atoms[apart] for atoms in some]) if apart.any() and len({len(atoms) for atoms in some}) == 1 else False
+    if apart.all():
+        return "molecules" if lasting else "none", ()
+    return ("both", tuple(np.flatnonzero(apart).tolist())) if lasting else ("network", ())
 
 
-def _reaches_its_images(atoms: Atoms, ionic: bool) -> bool:
-    """Pieces that do are fewer in a larger cell than its volume has it."""
+def _apart_from_images(atoms: Atoms, ionic: bool) -> np.ndarray:
+    """Which atoms are of pieces that no bonds hold together with images of themselves, shape (n_atoms,)."""
     times = np.where(atoms.pbc, 2, 1)
-    once, larger = (int(Topology.from_frames([frame], ionic).molecule.max()) + 1 for frame in (atoms, atoms.repeat(times)))
-    return larger < times.prod() * once
+    piece = Topology.from_frames([atoms.repeat(times)], ionic).molecule.view(-1, len(atoms)).sort(dim=0).values
+    return (piece.diff(dim=0) > 0).all(dim=0).numpy()
 
 
-def _lasting(frames: Sequence[Atoms], topology: Topology) -> bool:
+def _lasting(frames: Sequence[Atoms]) -> bool:
     """Whether a bond of the first frame is one in the mean of several: two atoms may come close for a moment."""
-    batch = AtomsBatch.from_atoms([frames[k] for k in spread(len(frames), MAX_COMPARED_FRAMES)])
+    batch, topology = AtomsBatch.from_atoms(frames), Topology.from_frames(frames[:1])
     if not batch.same_composition or not bool(topology.bonded.any()):
         return False
     reach = BOND_FACTOR * covalent_sums(topology.numbers, topology.bonds)

@@ -54,10 +54,15 @@ class Setting:
         return Topology.from_frames(self.frames)
 
     @cached_property
+    def molecules(self) -> Topology:
+        """Bonds of the molecules beside a network, where there are such (`SystemKind.beside`); else all bonds, as `topology`."""
+        return Topology.of_atoms(self.frames, self.kind.beside) if self.kind.beside else self.topology
+
+    @cached_property
     def bonds_last(self) -> bool:
-        """Whether the reference has one set of bonds, as frames in which some form or break have not."""
+        """Whether the reference has one set of these bonds, as frames in which some form or break have not."""
         try:
-            return self.topology is not None
+            return self.molecules is not None
         except ValueError:
             return False
 

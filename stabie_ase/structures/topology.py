@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -82,6 +82,13 @@ class Topology:
         numbers = batch.numbers[: batch.n_atoms // batch.n_systems]
         pairs = _near_pairs(frames) if batch.pbc.any() else torch.triu_indices(len(numbers), len(numbers), offset=1)
         return cls._of_pairs(batch, numbers, pairs, ionic)
+
+    @classmethod
+    def of_atoms(cls, frames: Sequence[Atoms], atoms: Sequence[int]) -> Topology:
+        """The bonds of some atoms, by index, among themselves; others have none. See `from_frames`."""
+        index = torch.tensor(atoms)
+        own = cls.from_frames([frame[index.numpy()] for frame in frames])
+        return replace(own, numbers=torch.as_tensor(frames[0].numbers, dtype=torch.int64), pairs=index[own.pairs])
 
     @classmethod
     def _of_pairs(cls, batch: AtomsBatch, numbers: Tensor, pairs: Tensor, ionic: bool = False) -> Topology:

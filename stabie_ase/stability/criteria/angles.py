@@ -41,7 +41,7 @@ class AngleDeviation(OneFrame):
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> AngleDeviation:
         """`angles:TOLERANCE`, in degrees; ValueError where that is no angle, or no atom has two bonds."""
-        tolerance, topology = tolerance_of(spec, 20.0), setting.topology
+        tolerance, topology = tolerance_of(spec, 20.0), setting.molecules
         if not 0 < tolerance < 180:
             raise ValueError(f"the tolerance of angles must be between 0 and 180 degrees, got {tolerance:g}")
         angles = bonded_chains(topology, 3)

@@ -41,8 +41,8 @@ class BondLengthDeviation(OneFrame):
 
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> BondLengthDeviation:
-        """`bonds:TOLERANCE`, in Å."""
-        return cls.from_topology(setting.topology, tolerance_of(spec))
+        """`bonds:TOLERANCE`, in Å; of molecules beside a network, not of that."""
+        return cls.from_topology(setting.molecules, tolerance_of(spec))
 
     @classmethod
     def from_topology(cls, topology: Topology, tolerance: float) -> BondLengthDeviation:

@@ -61,9 +61,9 @@ class Contacts(OneFrame):
     @classmethod
     def from_spec(cls, spec: Spec, setting: Setting) -> Contacts:
         """`contacts:TOLERANCE`, in Å; ValueError where the reference is periodic and has no molecules."""
-        kind, topology = setting.kind, setting.topology
+        kind, topology = setting.kind, setting.molecules
         if kind.name != ISOLATED:
-            if kind.bonding != "molecules":
+            if kind.bonding not in ("molecules", "both"):
                 raise ValueError(
                     f"contacts are for the atoms within molecules, but the reference is periodic and has none ({kind.describe()}); "
                     "see intermolecular, coordination and lindemann"

@@ -34,9 +34,9 @@ DEGREES_PER_A = 80.0
 def default_criteria(setting: Setting, tolerance: float, windows: bool = False, chosen: bool = False) -> str:
     """The criteria that suit a kind of system, as `criteria_from` reads them.
 
-    The energy and the temperature, always. Bonds and contacts where bonds make molecules. In a periodic system the angles of these,
-    which averages over many molecules hide, and the smallest distance between them, or between atoms where there are no bonds, and
-    how far atoms are from their sites where they stay there.
+    The energy and the temperature, always. Bonds and contacts where bonds make molecules, beside a network too. In a periodic system
+    the angles of these, which averages over many molecules hide, and the smallest distance between them, or between atoms where there
+    are no bonds, and how far atoms are from their sites where they stay there.
 
     Parameters
     ----------
@@ -60,16 +60,16 @@ def default_criteria(setting: Setting, tolerance: float, windows: bool = False, 
         Bonds of the reference form or break, and nothing is named for such a system.
     """
     kind, names = setting.kind, []
-    by_bonds = kind.bonding != "network" and not (chosen and not setting.bonds_last)
-    if by_bonds and bool(setting.topology.bonded.any()):
+    by_bonds = kind.bonding != "network" and not ((chosen or kind.beside) and not setting.bonds_last)
+    if by_bonds and bool(setting.molecules.bonded.any()):
         names.append(f"bonds:{tolerance:g}")
     if by_bonds and kind.name == ISOLATED:
         names.append(f"contacts:{tolerance:g}")
     elif by_bonds:
-        members = setting.topology.members
-        if kind.bonding == "molecules" and max(len(atoms) for atoms in members) > 2:
+        members = setting.molecules.members
+        if kind.bonding != "none" and max(len(atoms) for atoms in members) > 2:
             names += [f"angles:{DEGREES_PER_A * tolerance:g}", f"contacts:{tolerance:g}"]
-        if len(members) > 1:
+        if len(members) > 1 and not kind.beside:
             names.append("intermolecular")
     if kind.at_sites:
         names.append("lindemann")

@@ -101,7 +101,8 @@ class Regression(UpdateRule):
             return [Lifted.of(potential, found.estimate, offset, alone | together)]
         failing = []
         if found.estimate.samples.conformers is not None:
-            failing.append(Lifted.of(potential, found.estimate, candidates=alone))
+            of_several = found.estimate.samples.groups.group.bincount() > 1  # an atom has no conformations
+            failing.append(Lifted.of(potential, found.estimate, candidates=alone & of_several))
         if found.estimate.samples.conformers is None or grouping.blamed is not None:
             n_frames = max(1, round(SOUND_FS / self.work.config.dynamics.sample_every_fs))
             failing.append(Lifted.beside_before(potential, found.estimate, n_frames, together))
