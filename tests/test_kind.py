@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, graphene, molecule
 
@@ -186,6 +187,23 @@ def test_molecules_beside_a_network_are_judged_and_matched(periodic):
     assert bound.kind.beside == tuple(range(39, 42))
 
 
+def test_of_a_network_with_molecules_beside_it_its_own_atoms_have_sites():
+    """Whose molecules go anywhere, and judged by the network alone: its atom that is farthest off is to blame."""
+    frames = rattled(wet(), 5, 0.05)
+    for k, atoms in enumerate(frames):
+        atoms.positions[36:] += [0.8 * k, 0.5 * k, 0.0]
+    setting = Setting(frames, 300.0)
+    assert setting.kind.at_sites and "lindemann" in default_criteria(setting, 0.25)
+    (criterion,) = criteria_from("lindemann", setting)
+    (bare,) = criteria_from("lindemann", Setting([atoms[:36] for atoms in frames], 300.0))
+    hot = rattled(wet(), 1, 0.4)[0]
+    hot.positions[38] += 3.0
+    found = criterion.judge(SimpleNamespace(batch=AtomsBatch.from_atoms([hot, hot])))
+    expected = bare.judge(SimpleNamespace(batch=AtomsBatch.from_atoms([hot[:36]] * 2)))
+    torch.testing.assert_close(found.value, expected.value)
+    assert found.atoms.tolist() == expected.atoms.tolist() and float(found.severity[0]) > 0.5
+
+
 def test_molecules_that_a_network_breaks_are_not_asked_for():
     """A hydrogen goes from one molecule on a surface to the other: judged as the network alone would be."""
     frames = rattled(wet(), 6, 0.05)
@@ -193,7 +211,7 @@ def test_molecules_that_a_network_breaks_are_not_asked_for():
         atoms.positions[[37, 40]] = atoms.positions[[40, 37]]
     setting = Setting(frames, 300.0, timestep_fs=1.0)
     assert setting.kind.beside and not setting.bonds_last
-    assert default_criteria(setting, 0.25) == "energy,temperature" and default_observable(setting).startswith("rdf:")
+    assert default_criteria(setting, 0.25) == "lindemann,energy,temperature" and default_observable(setting).startswith("rdf:")
 
 
 def test_a_melt_whose_bonds_come_and_go_is_a_liquid():

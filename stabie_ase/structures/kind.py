@@ -45,7 +45,8 @@ class SystemKind:
     beside : tuple of int
         Atoms of molecules that are beside a network: on a surface, in a pore.
     at_sites : bool
-        Whether it is periodic and its atoms stay where they are; molecules may, as a crystal's do, but nobody asks.
+        Whether it is periodic and its atoms stay where they are, those of the network if molecules are beside it; molecules alone may, as
+        a crystal's do, but nobody asks.
     """
 
     name: str
@@ -65,8 +66,7 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
     What is not periodic is a molecule, or several. Else it is a surface if it ends in a direction, by `pbc` or by a vacuum; if
     not, a liquid of molecules, crystals of molecules among these, where bonds hold together pieces of it that are no
     network; else a solid or an atomic liquid, by whether its atoms stay near their mean sites over the frames. Ions of alkali and
-    alkaline-earth metals hold a network together where all stays at its sites, and are on their own in an electrolyte or a melt. A solid
-    whose atoms do not stay has molecules that move in a network.
+    alkaline-earth metals hold a network together where all stays at its sites, and are on their own in an electrolyte or a melt.
 
     Parameters
     ----------
@@ -88,6 +88,9 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
         return SystemKind(ISOLATED, "not periodic")
     ratio = _lindemann(frames)
     (bonding, beside), end = _bonding(frames, ratio <= MAX_SOLID_LINDEMANN), _where_it_ends(frames[0])
+    if beside:
+        inside = np.setdiff1d(np.arange(len(frames[0])), beside)
+        ratio = _lindemann([atoms[inside] for atoms in frames])
     if bonding == "molecules" and not end:
         return SystemKind(MOLECULAR_LIQUID, "periodic, and bonds make molecules", bonding)
     at_sites = ratio <= MAX_SOLID_LINDEMANN and bonding != "molecules"

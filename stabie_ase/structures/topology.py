@@ -219,6 +219,13 @@ class Groups:
         return cls(torch.arange(batch.n_atoms, device=batch.device), batch.system, torch.arange(batch.n_systems, device=batch.device))
 
     @classmethod
+    def of_each(cls, atoms: Tensor, batch: AtomsBatch) -> Groups:
+        """Some atoms of every system, by index, shape (n,), as one group of each; systems are of one size."""
+        starts = torch.cumsum(batch.counts, 0) - batch.counts
+        system = torch.arange(batch.n_systems, device=batch.device)
+        return cls((atoms.to(batch.device) + starts[:, None]).flatten(), system.repeat_interleave(len(atoms)), system)
+
+    @classmethod
     def molecules(cls, batch: AtomsBatch, topology: Topology) -> Groups:
         """The molecules of systems that all have this topology; those of the first system come first."""
         molecule = topology.molecule.to(batch.device)
