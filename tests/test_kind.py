@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, graphene, molecule
+from ase.spacegroup import crystal
 
 from stabie_ase.boltzmann import choose_grouping
 from stabie_ase.observables import default_observable, observables_from
@@ -70,6 +71,10 @@ def confined():
     return atoms
 
 
+def pyrite():
+    return crystal(["Fe", "S"], [(0, 0, 0), (0.385, 0.385, 0.385)], spacegroup=205, cellpar=[5.42] * 3 + [90] * 3)
+
+
 def stirred(atoms, n, width=0.1, seed=0):
     """Frames in each of which the atoms are at other places."""
     rng, frames = np.random.default_rng(seed), rattled(atoms, n, width, seed)
@@ -103,6 +108,7 @@ def with_a_close_pair():
         (rattled(wet(False), 3, 0.05), SURFACE, "both", True),
         (rattled(wet(True), 3, 0.05), SURFACE, "both", True),
         (rattled(confined(), 3, 0.05), SOLID, "both", True),
+        (rattled(pyrite(), 3, 0.05), SOLID, "both", True),  # its sulfur is in pairs
     ],
 )  # fmt: skip
 def test_kinds(frames, name, bonding, at_sites):
@@ -174,7 +180,7 @@ def test_what_reacts_is_judged_without_bonds_where_others_are_named():
 
 @pytest.mark.parametrize("periodic", [False, True])
 def test_molecules_beside_a_network_are_judged_and_matched(periodic):
-    """Those that the network binds are part of it."""
+    """Those too that metals of the network bind."""
     setting = Setting(rattled(wet(periodic), 5, 0.05), 300.0, timestep_fs=1.0)
     assert setting.kind.beside == tuple(range(36, 42)) and setting.molecules.bonds.T.tolist() == [[36, 37], [36, 38], [39, 40], [39, 41]]
     assert default_criteria(setting, 0.25) == "bonds:0.25,angles:20,contacts:0.25,lindemann,energy,temperature"
@@ -184,7 +190,7 @@ def test_molecules_beside_a_network_are_judged_and_matched(periodic):
     assert names[:3] == ["hr", "hr:H-H", "hr:H-O"] and ("rdf:Al-O" in names) == periodic
     assert len(observables_from(default_observable(setting), setting)) == len(names)
     bound = Setting(rattled(wet(periodic, touching=True), 5, 0.05), 300.0, timestep_fs=1.0)
-    assert bound.kind.beside == tuple(range(39, 42))
+    assert bound.kind.beside == tuple(range(36, 42)) and bound.molecules.bonds.tolist() == setting.molecules.bonds.tolist()
 
 
 def test_of_a_network_with_molecules_beside_it_its_own_atoms_have_sites():

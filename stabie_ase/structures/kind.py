@@ -24,6 +24,9 @@ MIN_VACUUM = 6.0
 MAX_COMPARED_FRAMES = 10
 """Over which the bonds of the first frame must last."""
 
+NONMETALS = (1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86)
+"""And semimetals: bonds between these are covalent; a molecule that a metal binds is one still."""
+
 MAX_SOLID_LINDEMANN = 0.15
 """Root-mean-square displacement from the mean sites over the distance of nearest neighbours up to which frames are of a solid.
 
@@ -43,7 +46,7 @@ class SystemKind:
     bonding : str
         "molecules" that bonds hold together, a "network" that reaches its own images, "both", or "none".
     beside : tuple of int
-        Atoms of molecules that are beside a network: on a surface, in a pore.
+        Atoms of molecules that are beside a network, or bound to its metals: on a surface, in a pore, linkers, ions of several atoms.
     at_sites : bool
         Whether it is periodic and its atoms stay where they are, those of the network if molecules are beside it; molecules alone may, as
         a crystal's do, but nobody asks.
@@ -106,12 +109,21 @@ def kind_of(frames: Sequence[Atoms]) -> SystemKind:
 
 def _bonding(frames: Sequence[Atoms], at_sites: bool) -> tuple[str, tuple[int, ...]]:
     """Bonding, and the atoms beside a network, by the bonds of the first frame; those of ions count where all atoms stay at their sites."""
-    apart = _apart_from_images(frames[0], at_sites)
     some = [frames[k] for k in spread(len(frames), MAX_COMPARED_FRAMES)]
-    lasting = _lasting([atoms[apart] for atoms in some]) if apart.any() and len({len(atoms) for atoms in some}) == 1 else False
-    if apart.all():
-        return "molecules" if lasting else "none", ()
-    return ("both", tuple(np.flatnonzero(apart).tolist())) if lasting else ("network", ())
+    if _apart_from_images(frames[0], at_sites).all():
+        return "molecules" if _lasting(some) else "none", ()
+    beside = _molecules_in_network(frames[0])
+    same = len({len(atoms) for atoms in some}) == 1
+    return ("both", tuple(beside.tolist())) if same and _lasting([atoms[beside] for atoms in some]) else ("network", ())
+
+
+def _molecules_in_network(atoms: Atoms) -> np.ndarray:
+    """Atoms that bonds between nonmetals hold together to pieces of several, what binds these to metals cut, by index."""
+    index = np.flatnonzero(np.isin(atoms.numbers, NONMETALS))
+    if not len(index):
+        return index
+    piece = Topology.from_frames([atoms[index]]).molecule.numpy()
+    return index[_apart_from_images(atoms[index], False) & (np.bincount(piece)[piece] > 1)]
 
 
 def _apart_from_images(atoms: Atoms, ionic: bool) -> np.ndarray:
@@ -123,6 +135,8 @@ def _apart_from_images(atoms: Atoms, ionic: bool) -> np.ndarray:
 
 def _lasting(frames: Sequence[Atoms]) -> bool:
     """Whether a bond of the first frame is one in the mean of several: two atoms may come close for a moment."""
+    if not len(frames[0]):
+        return False
     batch, topology = AtomsBatch.from_atoms(frames), Topology.from_frames(frames[:1])
     if not batch.same_composition or not bool(topology.bonded.any()):
         return False
