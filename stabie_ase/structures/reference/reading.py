@@ -173,7 +173,8 @@ def _checked(
     lone, named = list(compress(named, is_lone)), list(compress(named, map(not_, is_lone)))
     if len(named) < min_frames:
         beside = f" beside {len(lone)} of isolated atoms" if lone else ""
-        raise UnusableReference(f"{source}: {len(named)} frames{beside}, at least {min_frames} are needed")
+        found = f"{len(named)} frame{'' if len(named) == 1 else 's'}{beside}"
+        raise UnusableReference(f"{source}: {found}, at least {min_frames} are needed")
     where, frames = map(list, zip(*named))
     energy_key, forces_key = choose_keys(source, frames, energy_key, forces_key)
     energies, forces = zip(*(_labels(at, atoms, energy_key, forces_key) for at, atoms in named))
