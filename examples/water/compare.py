@@ -12,6 +12,7 @@ F/water_dynamics.traj --time 2 --fit 0.2 0.5 --replicas 32 --seed 2 --compile on
 
 A model of fewer frames (F/water_train.xyz@::5 in all of these, --time 5 --replicas 16 in the last) fails sooner, by its radial
 distribution functions too. Train it to the end: one that was stopped after 7 minutes became about as stable by labels alone.
+README's models of 10 frames are of @::10: --max-time 18 in the first, 50 in the second or 40 with --estimator global, 24 in the third.
 
 All three know the same labels: with new ones steps on energies and forces alone make a model more stable as well.
 `finetune` writes the start back where it sees no gain; weights of the last state are in state.pt of the run.
