@@ -198,6 +198,15 @@ def test_few_ions_do_not_widen_what_is_asked_of_the_solvent():
     functions[0, own.kinds.index((10, 10))] += 1.0  # 6 Å in all: little of what ions may, too much for the solvent
     severities = own.deviation(functions)[0] / own.tolerances
     assert int(severities.argmax()) == own.kinds.index((10, 10)) and float(severities.max()) > 1.5
+    # As judged, neon that clumps is worst by its own tolerance, though g(r) of the ions is off by more.
+    clumped = frames[0].copy()
+    clumped.positions[2:40] = 6.0 + rng.uniform(-1.5, 1.5, (38, 3))
+    off = own.deviation(radial_distributions(AtomsBatch.from_atoms([clumped]), own.kinds, own.shells))[0]
+    worst = own.kinds.index((10, 10))
+    assert int((off / own.tolerances).argmax()) == worst != int(off.argmax())
+    verdict = shown(replace(own, block_steps=1, n_blocks=1), [clumped] * 2)[0][-1]
+    assert float(verdict.value) == pytest.approx(float(off[worst]))
+    assert float(verdict.severity) == pytest.approx(float(off[worst] / own.tolerances[worst]))
 
 
 ABOUT = {"timestep_fs": 1.0, "check_every_fs": 5.0}
